@@ -21,10 +21,6 @@ from hpo_mab.training._batches import TimedSampler
 
 SHARE = 0.02
 BATCH_SIZE = 128
-#: Required speed-up by `torch.compile` over a study, with its compile time.
-COMPILED_GAIN = 1.2
-COMPILED_TRIALS = 50
-COMPILED_STEPS = 390
 
 
 def draw(place: Place) -> Iterator[Row]:
@@ -114,44 +110,6 @@ def _take_turns(place: Place, data: Any, *, model: str, precision: str) -> dict[
         turns[f"{'graph' if graph else 'loop'}, {kind}"] = turn
     times = _shared.in_turns(turns, rounds=rounds, warm_up=warm_up)
     return {name: [seconds / many for seconds in values] for name, values in times.items()}
-
-
-def compiled(place: Place) -> Iterator[Row]:
-    """A captured step of ResNet-18, with and without `torch.compile` of its forward pass."""
-    data = _shared.made_up("cifar10", train=place.pick(50_000, 400), rest=200).to(place.device)
-    many, rounds = place.pick((100, 4), (2, 2))
-    model = place.pick("resnet18", "small_cnn")
-    # The step alone, and the seconds before it: compilation, warm-up, capture.
-    steps, starts = {}, {}
-    for compile in (False, True):
-        started = time.perf_counter()
-        evaluations = step_cost.run(
-            data,
-            steps=many * (rounds + 1),
-            evaluations=rounds + 1,
-            model=model,
-            batch_size=place.pick(BATCH_SIZE, 8),
-            augment=True,
-            precision="bfloat16",
-            graph=True,
-            compile=compile,
-            clock=time.perf_counter,
-            kind="mab",
-        )
-        turn, _ = step_cost.contestant(evaluations)
-        turn()
-        starts[compile] = time.perf_counter() - started
-        steps[compile] = statistics.median(turn() for _ in range(rounds)) / many
-        name = f"{model}, forward {'compiled' if compile else 'as it is'}"
-        yield Row(f"{name}: until the first evaluation", f"{starts[compile]:.1f} s")
-        yield Row(f"{name}: a captured step", f"{1e3 * steps[compile]:.3f} ms")
-    study = COMPILED_TRIALS * COMPILED_STEPS
-    gain = study * steps[False] / (study * steps[True] + starts[True] - starts[False])
-    yield Row(
-        f"{model}, compiled: a study of {COMPILED_TRIALS} trials of {COMPILED_STEPS} steps",
-        f"{gain:.2f} times faster, compiled once",
-        f"kept from {COMPILED_GAIN} times on",
-    )
 
 
 def against(place: Place) -> Iterator[Row]:

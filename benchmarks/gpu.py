@@ -53,7 +53,6 @@ PARTS = {
     "steps": Part("_gpu_steps", "steps", 45),
     "draw": Part("_gpu_steps", "draw", 15),
     "against": Part("_gpu_steps", "against", 35),
-    "compiled": Part("_gpu_steps", "compiled", 60),
     "floor": Part("_gpu_floor", "floor", 25),
     "tests": Part("_gpu_checks", "tests", 80),
 }

@@ -46,7 +46,6 @@ def run(
     augment: bool = False,
     precision: str = "float32",
     graph: bool = False,
-    compile: bool = False,
     clock: Callable[[], float] = time.process_time,
     **sampler: Any,
 ) -> Iterator[Evaluation]:
@@ -78,7 +77,6 @@ def run(
         precision=precision,
         channels_last=True,
         graph=graph,
-        compile=compile,
         clock=clock,
     )
 

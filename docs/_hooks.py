@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 _PLOTLY = "assets/plotly.min.js"
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the marks in a page, such as ``<!-- cli -->``."""
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Replace the marks in a page, such as ``<!-- cli -->``, and links into the repository."""
+    markdown = _link_site(markdown, up="../" * page.file.src_uri.count("/"))
     markdown = re.sub(
         r"<!-- api ([\w.]+)(?:: ([\w ]+?))? -->",
         lambda found: _public(found[1], (found[2] or "").split()),
@@ -60,6 +61,18 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
         )
         files.append(page)
     return files
+
+
+def _link_site(text: str, *, up: str) -> str:
+    """Links to the files and pictures of studies, as links to the site's pages."""
+    above = r"(?:\.\./)+studies"
+    text = re.sub(rf"\]\({above}/README\.md", f"]({up}reference/definitions.md", text)
+    text = re.sub(
+        rf"\]\({above}/(\w+)/(\w+)\.md",
+        lambda found: f"]({up}evidence/{_page(found[1], found[2])}",
+        text,
+    )
+    return re.sub(rf'src="{above}/\w+/', 'src="../assets/', text)
 
 
 def _link_pages(text: str, folder: str) -> str:
@@ -167,7 +180,6 @@ _ROWS = (
     _Row("cifar10/pairs.json", "mab"),
     _Row("digits/promotion.json", "promotion", "hyperparameters"),
     _Row("fashion_mnist/promotion.json", "promotion", "hyperparameters"),
-    _Row("fashion_mnist/arms.json", "mab", "hyperparameters"),
     _Row("fashion_mnist/pruning.json", "mab_advantage", "hyperparameters"),
     _Row("fashion_mnist/auto.json", "auto", "search"),
     _Row("cifar10/arms.json", "mab_advantage", "hyperparameters"),
@@ -217,7 +229,6 @@ def _others() -> list[_Row]:
 
 def _row(row: _Row) -> str:
     from hpo_mab.compare import read_record
-    from hpo_mab.compare._tables import arm_words
 
     record = read_record(ROOT / "studies" / row.path)
     summary = record.summarise()
@@ -234,7 +245,7 @@ def _row(row: _Row) -> str:
     cells = (
         f"[{_SETS.get(data, data)}](evidence/{topic}.md)",
         f"{epochs:g}",
-        f"{row.words or arm_words(row.arm)} against {arm_words(contrast.reference)}",
+        f"{row.words or row.arm} against {contrast.reference}",
         _MEASURES[row.question],
         f"{_bold(measured)} points",
         f"{measured.n} {'pairs' if row.question == 'model' else 'seeds'}",

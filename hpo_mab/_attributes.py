@@ -36,7 +36,8 @@ EXAMPLES_KEY = "hpo_mab:examples"
 SECONDS_KEY = "hpo_mab:seconds"
 #: Seconds of evaluation of this attempt, without those of an attempt that it continues.
 EVALUATION_KEY = "hpo_mab:evaluation_seconds"
-#: Training examples and seconds after its last evaluation, of a trial that diverged.
+#: Training examples and seconds that its curve lacks: those after the last evaluation of a trial
+#: that diverged, and its part of the seconds of a stack's free slots.
 UNREPORTED_KEY = "hpo_mab:unreported"
 #: How many trials its stack had room for; without it the trial was trained alone.
 STACK_KEY = "hpo_mab:slots"
@@ -55,7 +56,7 @@ LOST_KEY = "hpo_mab:lost"
 # System attributes of a trial.
 #: Number of its learning curve, see `hpo_mab.storage.CurveStore`.
 CURVE_KEY = "hpo_mab:curve"
-#: Name of the process that trains it, see `hpo_mab.storage.this_process`.
+#: Name of the process that trains it, see `hpo_mab.storage._process.this_process`.
 WORKER_KEY = "hpo_mab:worker"
 #: Optuna's own: number of the failed trial that it tries again.
 RETRY_KEY = "failed_trial"
@@ -216,33 +217,34 @@ class StudySettings:
     @property
     def ranges(self) -> dict[str, Any]:
         """Every searched parameter's range, as JSON values, by the parameter's name."""
-        return dict(self._ranges())
-
-    def _ranges(self) -> Iterator[tuple[str, Any]]:
         sections = {
             "optimizer": self.optimizer.options,
             "training": self.training,
             "model": self.model.options,
             "sampler": self.sampler.options,
         }
+        values: dict[str, Any] = {}
         for name, options in sections.items():
             for key, value in options.items():
                 full = key if name in BARE else f"{name}.{key}"
-                if is_range(value):
-                    yield full, value
-                elif isinstance(value, list):
-                    parts = ((parameter_of(full, index), one) for index, one in enumerate(value))
-                    yield from ((part, one) for part, one in parts if is_range(one))
+                if isinstance(value, list):
+                    values |= {parameter_of(full, index): one for index, one in enumerate(value)}
+                else:
+                    values[full] = value
+        return {name: value for name, value in values.items() if is_range(value)}
 
 
 def completed_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored spec with the keys that studies of earlier versions did not have."""
+    """A stored spec with the keys that earlier versions lacked, without the one removed since."""
     if "training" not in spec:
         return dict(spec)
-    # Earlier versions evaluated the trained weights, on all validation examples.
+    # Earlier versions evaluated the trained weights, on all validation examples. Their option
+    # ``compile`` changed no result; the section is closed, so the key would be refused.
+    training = {"average": 0.0, **spec["training"]}
+    training.pop("compile", None)
     return {
         **spec,
-        "training": {"average": 0.0, **spec["training"]},
+        "training": training,
         "budget": {"early_validation": "all", **spec.get("budget", {})},
     }
 

@@ -58,9 +58,14 @@ class UnknownNameError(ArgumentError):
     """
 
     def __init__(
-        self, what: str, name: str, valid: Iterable[str], *, others: Sequence[str] = ()
+        self, what: str, name: str, valid: Iterable[str], others: Sequence[str] = ()
     ) -> None:
-        names = sorted(valid)
+        # `pickle` calls the class with these.
+        super().__init__(what, name, sorted(valid), tuple(others))
+
+    def __str__(self) -> str:
+        """The message."""
+        what, name, names, others = self.args
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         if near:
             hint = f"Did you mean {_quoted_choice(near)}?"
@@ -69,17 +74,7 @@ class UnknownNameError(ArgumentError):
         else:
             more = [f"{len(names) - _SHOWN_NAMES} more"] if len(names) > _SHOWN_NAMES else []
             hint = f"Valid: {', '.join([*names[:_SHOWN_NAMES], *more, *others]) or 'none'}."
-        super().__init__(f"Unknown {what} '{name}'. {hint}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """By its message: `pickle` would call the class with that alone."""
-        return _with_message, (type(self), str(self))
-
-
-def _with_message(kind: type[UnknownNameError], message: str) -> UnknownNameError:
-    made = kind.__new__(kind, message)
-    made.args = (message,)
-    return made
+        return f"Unknown {what} {name!r}. {hint}"
 
 
 def _quoted_choice(names: list[str]) -> str:

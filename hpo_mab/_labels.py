@@ -198,21 +198,19 @@ def _kept_labels(dataset: Any, size: int) -> Any:
 
 def _first_not_whole(array: np.ndarray[Any, Any]) -> int | None:
     """Place of the first value that is no whole number of 64 bits; None if all are."""
-    if array.dtype.kind in "ib":
-        return None
-    if array.dtype.kind == "u":
-        wrong = array > np.iinfo(np.int64).max
-    elif array.dtype.kind == "f":
-        # Negated: NaN is below no bound, so it counts as wrong.
-        wrong = ~(np.abs(array) < 2.0**63) | (np.floor(array) != array)
+    if array.dtype.kind in "iubf":
+        # A value that int64 cannot hold, such as NaN, comes back as another.
+        with np.errstate(invalid="ignore"):
+            wrong = array.astype(np.int64) != array
+        if array.dtype.kind == "f":
+            # Some processors convert it to the largest integer, which as a float equals it.
+            wrong |= array >= 2.0**63
     else:
         wrong = np.array([not _is_whole(value) for value in array.tolist()])
     return int(wrong.argmax()) if wrong.any() else None
 
 
 def _is_whole(value: Any) -> bool:
-    if isinstance(value, float):
-        return value.is_integer() and abs(value) < 2.0**63
     try:
         return not isinstance(value, str | bytes) and int(value) == value and abs(value) < 2**63
     except (TypeError, ValueError, OverflowError):

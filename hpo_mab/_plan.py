@@ -298,8 +298,9 @@ class Plan:
     @property
     def promoted(self) -> set[int]:
         """Numbers of the trials that another trial trains in full, or continues."""
-        taken = (one for one in self._attempts if not one.unbegun)
-        return {one.promotes for one in taken if one.promotes is not None}
+        # The last attempt decides: earlier ones may have been cut off.
+        last = {one.promotes: one for one in self._attempts if one.promotes is not None}
+        return {number for number, one in last.items() if not one.unbegun}
 
     @property
     def once(self) -> set[int]:
@@ -308,14 +309,16 @@ class Plan:
         The study has continued with the highest slot's batch sampler. Twins under it replace their
         originals; all other twins are left out.
         """
-        own = [one for one in self._attempts if not one.twin and one.sampler is not None]
-        last = max(own, key=lambda one: one.slot or 0, default=None)
-        if last is None:
-            return {one.number for one in self._attempts if not one.twin} & self.latest
-        own_kind = (one for one in self._attempts if one.sampler == last.sampler)
-        twins = [one for one in own_kind if one.twin and one.finished]
+        own = [one for one in self._attempts if not one.twin]
+        known = (one for one in own if one.sampler is not None)
+        last = max(known, key=lambda one: one.slot or 0, default=None)
+        twins = [
+            one
+            for one in self._attempts
+            if last is not None and one.twin and one.finished and one.sampler == last.sampler
+        ]
         replaced = {one.slot for one in twins}
-        kept = (o for o in self._attempts if not o.twin and o.slot not in replaced)
+        kept = (one for one in own if one.slot not in replaced)
         return {one.number for one in (*twins, *kept)} & self.latest
 
     @property
@@ -450,5 +453,5 @@ def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
     # A trial may itself end its worker, e.g. by using up memory. So the number of lost attempts is
     # limited; that of interrupted ones is not.
     lost = sum(one.lost for one in attempts)
-    held = any(one.state in (*OPEN, *FINISHED) for one in attempts)
+    held = any(one.state in OPEN or (one.finished and not one.unbegun) for one in attempts)
     return attempts[-1].cut_off and not held and lost <= RETRIES

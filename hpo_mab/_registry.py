@@ -264,7 +264,11 @@ def check_types(
         kind = kinds.get(key, Any)
         for one in each:
             if not _has_type(kind, one):
-                raise ArgumentError(f"{section}.{key} must be {_type_text(kind)}, got {one!r}.")
+                choices = f"; to choose one of several, write {{ choices = {one!r} }}"
+                raise ArgumentError(
+                    f"{section}.{key} must be {_type_text(kind)}, got {one!r}"
+                    f"{choices if isinstance(one, list) else ''}."
+                )
 
 
 def _has_type(kind: Any, value: Any) -> bool:

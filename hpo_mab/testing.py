@@ -227,7 +227,14 @@ class SamplerContract:
         """Targets or indices of a later batch are an error, and the draws still wait."""
         sampler = self._make(model)
         first, second = sampler.draw().clone(), sampler.draw().clone()
-        assert model.labels[first].tolist() != model.labels[second].tolist()
+        # A sampler may draw in the order of classes, and targets alone name no other draw then.
+        for _ in range(2 * len(sampler)):
+            if model.labels[first].tolist() != model.labels[second].tolist():
+                break
+            sampler.discard(indices=first)
+            first, second = second, sampler.draw().clone()
+        else:
+            pytest.skip("All batches of two passes had the same labels.")
         given = {"logits": model.logits[second], "targets": model.labels[second]}
         for proof in ({}, {"indices": second}, {"indices": second.tolist()}):
             with pytest.raises(FeedbackError, match="the draw 1 later: call discard"):
@@ -267,8 +274,8 @@ class SamplerContract:
             model.answer(sampler, second)
         assert torch.equal(model.run(answered, 25), model.run(abandoned, 25))
 
-    def test_finite_losses_of_a_bad_batch_count(self, model: TableModel) -> None:
-        """Only the place of a non-finite loss matters, not which it is, and the rest is used."""
+    def test_all_non_finite_losses_are_alike(self, model: TableModel) -> None:
+        """Only the place of a non-finite loss matters, not which it is."""
         samplers = [self._make(model) for _ in range(3)]
         for sampler, value in zip(samplers, (math.nan, math.inf, -math.inf), strict=True):
             for _ in range(10):

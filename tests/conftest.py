@@ -50,7 +50,6 @@ _LONG = (
     "cli/test_passwords.py",
     "cli/test_full_disk.py",
     "cli/test_options.py",
-    "studies/test_paper.py",
     "workers/test_processes.py",
 )
 

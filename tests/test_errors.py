@@ -33,3 +33,8 @@ def test_the_place_of_an_error_is_in_a_users_own_file(tmp_path: Path) -> None:
     # Of an installed package: the line of the file that called it.
     assert place("lib", "python3", "dist-packages", "torch").startswith(here)
     assert place("site-packages", "torch").startswith(here)
+
+
+def test_an_unknown_name_is_shown_in_one_line() -> None:
+    error = UnknownNameError("model", "a\x1eb\nc", ["mlp"])
+    assert str(error) == r"Unknown model 'a\x1eb\nc'. Valid: mlp."

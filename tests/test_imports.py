@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 _LIGHT = (
     "hpo_mab._plan",
     "hpo_mab.samplers",
@@ -17,30 +19,28 @@ _HEAVY = {
 }  # fmt: skip
 
 
-def test_light_modules_import_no_heavy_library() -> None:
+#: Modules with what they may not import, after those before them.
+_CHAINS = (
+    (
+        ("hpo_mab", _HEAVY | {"numpy", "pydantic"}),
+        *((name, _HEAVY) for name in _LIGHT),
+        ("hpo_mab.pruners", {"sqlalchemy", "torch"}),
+        # A listing or the completion of names does not have the seconds that torch takes.
+        ("hpo_mab.storage._runs", {"torch"}),
+        ("hpo_mab.cli._report", {"torch"}),
+    ),
+    (("hpo_mab.samplers._mab", {"scipy"}),),
+)
+
+
+@pytest.mark.parametrize("chain", _CHAINS, ids=["light", "bandits"])
+def test_a_module_imports_no_library_that_it_does_not_need(
+    chain: tuple[tuple[str, set[str]], ...],
+) -> None:
     # One after the other in one process: the first that is at fault is named.
     code = "import importlib, sys\n"
-    for name in _LIGHT:
+    for name, unwanted in chain:
         code += f"importlib.import_module({name!r})\n"
-        code += f"print({name!r}, sorted({_HEAVY} & sys.modules.keys()))\n"
+        code += f"print({name!r}, sorted({unwanted} & sys.modules.keys()))\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [f"{name} []" for name in _LIGHT]
-
-
-def test_stored_studies_are_read_without_torch() -> None:
-    # Importing it takes seconds, which a listing or the completion of names does not have.
-    code = "import sys, hpo_mab.storage._runs, hpo_mab.cli._report\nprint('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
-def test_a_users_pruner_needs_neither_sqlalchemy_nor_torch() -> None:
-    code = "import sys, hpo_mab.pruners\nprint({'sqlalchemy', 'torch'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
-
-
-def test_bandits_are_imported_without_scipy() -> None:
-    code = "import sys, hpo_mab.samplers._mab\nprint('scipy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert done.stdout.splitlines() == [f"{name} []" for name, _ in chain]

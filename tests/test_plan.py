@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import optuna
@@ -248,3 +249,26 @@ def test_a_place_has_all_attempts_in_order() -> None:
 def test_only_the_first_configurations_cannot_be_stopped() -> None:
     trials = _trials("c0 paired", "c0 paired twin", "r1 paired", "c2")
     assert [Attempt.of(trial).unstoppable for trial in trials] == [True, False, False, False]
+
+
+def test_a_continuation_that_could_not_begin_does_not_end_the_next_one() -> None:
+    def attempt(state: TrialState, **marks: Any) -> FrozenTrial:
+        attrs = {"hpo_mab:slot": 0, "hpo_mab:promotes": 0, "hpo_mab:length": 2, **marks}
+        return optuna.create_trial(state=state, user_attrs=attrs)
+
+    unbegun = attempt(TrialState.PRUNED)
+    interrupted = attempt(TrialState.FAIL, **{"hpo_mab:interrupted": True})
+
+    def plan(*attempts: FrozenTrial) -> Plan:
+        trials = _trials("c0")
+        for number, trial in enumerate(attempts, 1):
+            copied = copy.copy(trial)
+            copied.number = number
+            trials.append(copied)
+        return Plan(trials)
+
+    # Its checkpoint did not fit elsewhere, and fits here.
+    assert plan(unbegun, interrupted).retries() == [((0, ""), [1, 2])]
+    # It fits nowhere any more: the complete trial may continue where it does.
+    last = plan(interrupted, unbegun)
+    assert (last.retries(), last.promoted) == ([], set())

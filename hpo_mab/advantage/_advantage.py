@@ -76,16 +76,13 @@ BOOTSTRAP_FROM = 8
 _ROUNDING = 1e-12
 
 
-def mean_estimate(
-    values: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Estimate:
+def mean_estimate(values: Floats, *, confidence: float = 0.95, resamples: int = 2000) -> Estimate:
     """Mean of independent observations, with the interval of `mean_limits`.
 
     Args:
         values: Observations [n]; NaN entries are left out.
         confidence: Coverage aimed at, in (0, 1).
         resamples: Bootstrap resamples, at least 100.
-        seed: Seed of the resampling.
 
     Returns:
         The mean; its interval is unbounded where ``n < 2`` or where nothing varies.
@@ -95,9 +92,7 @@ def mean_estimate(
     """
     observed = np.asarray(values, dtype=np.float64)
     observed = observed[~np.isnan(observed)]
-    low, high = mean_limits(
-        observed[:, None], confidence=confidence, resamples=resamples, seed=seed
-    )
+    low, high = mean_limits(observed[:, None], confidence=confidence, resamples=resamples)
     mean = float(observed.mean()) if len(observed) else math.nan
     return Estimate(
         value=mean, low=float(low[0]), high=float(high[0]), n=len(observed), confidence=confidence
@@ -105,7 +100,7 @@ def mean_estimate(
 
 
 def mean_limits(
-    values: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: Floats, *, confidence: float = 0.95, resamples: int = 2000
 ) -> tuple[Floats, Floats]:
     """Ends of an interval for the mean of each column.
 
@@ -123,7 +118,6 @@ def mean_limits(
         values: Observations [n, G], without NaN.
         confidence: Coverage aimed at, in (0, 1).
         resamples: Bootstrap resamples, at least 100.
-        seed: Seed of the resampling.
 
     Returns:
         Lower and upper ends, each [G]; ``-inf`` and ``inf`` where ``n < 2`` and in columns
@@ -146,7 +140,7 @@ def mean_limits(
     half = unbounded.copy()
     if varies.any():
         scaled = centred[:, varies] / error[varies]
-        half[varies] = error[varies] * _studentised_quantile(scaled, confidence, resamples, seed)
+        half[varies] = error[varies] * _studentised_quantile(scaled, confidence, resamples)
     return mean - half, mean + half
 
 
@@ -157,15 +151,15 @@ def check_resampling(*, confidence: float, resamples: int) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def resample_counts(n: int, resamples: int, seed: int) -> Floats:
+def resample_counts(n: int, resamples: int) -> Floats:
     """How often each of ``n`` observations occurs in each bootstrap resample, [resamples, n]."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     counts = rng.multinomial(n, np.full(n, 1.0 / n), size=resamples).astype(np.float64)
     counts.setflags(write=False)
     return counts
 
 
-def _studentised_quantile(scaled: Floats, confidence: float, resamples: int, seed: int) -> Floats:
+def _studentised_quantile(scaled: Floats, confidence: float, resamples: int) -> Floats:
     """Quantile of the studentised mean of columns [n, G] with mean 0 and standard error 1."""
     n = len(scaled)
     if n < BOOTSTRAP_FROM:
@@ -174,7 +168,7 @@ def _studentised_quantile(scaled: Floats, confidence: float, resamples: int, see
         return np.full(scaled.shape[1], stats.t.ppf((1.0 + confidence) / 2.0, n - 1))
     # c_i is the share of observation i in a resample. The resample's mean is sum c x. Its squared
     # standard error is (sum c x^2 - mean^2) / (n - 1).
-    counts = resample_counts(n, resamples, seed) / n
+    counts = resample_counts(n, resamples) / n
     mean = counts @ scaled
     variance = (counts @ scaled**2 - mean**2) / (n - 1)
     # A resample of equal values has a standard error of zero. Its ratio is infinite, or 0 where its
@@ -185,9 +179,7 @@ def _studentised_quantile(scaled: Floats, confidence: float, resamples: int, see
     return np.quantile(studentised, confidence, axis=0, method="inverted_cdf")
 
 
-def advantage(
-    pairs: PairedCurves, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> list[Estimate]:
+def advantage(pairs: PairedCurves, *, resamples: int = 2000) -> list[Estimate]:
     """Advantage ``D(t)``: mean over pairs of ``bandit(t) - uniform(t)``.
 
     The interval is that of `mean_limits`: a bootstrap over pairs from 8 pairs on, below that one of
@@ -196,20 +188,15 @@ def advantage(
 
     Args:
         pairs: P pairs at T budgets.
-        confidence: Coverage of the intervals, in (0, 1).
         resamples: Bootstrap resamples, at least 100.
-        seed: Seed of the resampling.
 
     Returns:
         T estimates, differences of accuracies in [-1, 1].
 
     Raises:
-        ArgumentError: ``confidence`` or ``resamples`` outside its bound.
+        ArgumentError: ``resamples`` is below 100.
     """
-    return [
-        mean_estimate(column, confidence=confidence, resamples=resamples, seed=seed)
-        for column in pairs.difference.T
-    ]
+    return [mean_estimate(column, resamples=resamples) for column in pairs.difference.T]
 
 
 #: Budgets tried between two evaluations; crossings between them are interpolated.
@@ -219,9 +206,7 @@ _REFINEMENT = 16
 def acceleration(
     pairs: PairedCurves,
     *,
-    confidence: float = 0.95,
     resamples: int = 2000,
-    seed: int = 0,
 ) -> list[Estimate]:
     """Acceleration ``k(t)``: the budget at which uniform reaches what the bandit has at t, over t.
 
@@ -242,29 +227,25 @@ def acceleration(
 
     Args:
         pairs: P pairs at T budgets.
-        confidence: Coverage of the intervals, in (0, 1).
         resamples: Bootstrap resamples, at least 100.
-        seed: Seed of the resampling.
 
     Returns:
         T estimates, ratios of budgets.
 
     Raises:
-        ArgumentError: ``confidence`` or ``resamples`` outside its bound.
+        ArgumentError: ``resamples`` is below 100.
     """
-    check_resampling(confidence=confidence, resamples=resamples)
+    check_resampling(confidence=0.95, resamples=resamples)
     estimates = []
     for column, budget in enumerate(pairs.budgets):
         rows = pairs.complete & np.isfinite(pairs.bandit[:, column])
         reached, uniform = pairs.bandit[rows, column], pairs.uniform[rows]
         if not rows.any():
-            estimates.append(_unknown_estimate(confidence))
+            estimates.append(Estimate(value=math.nan, low=0.0, high=math.inf, n=0))
             continue
         grid = _fine_grid(pairs.budgets)
         curves = interpolate(pairs.budgets, uniform, grid)
-        low, high = mean_limits(
-            reached[:, None] - curves, confidence=confidence, resamples=resamples, seed=seed
-        )
+        low, high = mean_limits(reached[:, None] - curves, resamples=resamples)
         point, censored = _first_reached(
             pairs.budgets, uniform.mean(axis=0), float(reached.mean()), grid
         )
@@ -278,7 +259,6 @@ def acceleration(
                 low=float(first / budget),
                 high=float(last / budget),
                 n=int(rows.sum()),
-                confidence=confidence,
                 censored=censored,
             )
         )
@@ -307,10 +287,6 @@ def equivalent_budget(budgets: ArrayLike, accelerations: Sequence[Estimate]) -> 
         )
     factors = [k.value if k.above(1.0) else 1.0 for k in accelerations]
     return np.asarray(spent * factors, dtype=np.float64)
-
-
-def _unknown_estimate(confidence: float) -> Estimate:
-    return Estimate(value=math.nan, low=0.0, high=math.inf, n=0, confidence=confidence)
 
 
 def _fine_grid(budgets: Floats) -> Floats:

@@ -236,9 +236,7 @@ def measure_evidence(
     pairs: PairedCurves,
     *,
     margin: float = DEFAULT_MARGIN,
-    confidence: float = 0.95,
     resamples: int = 2000,
-    seed: int = 0,
     source: str = "",
     data: str = "",
     model: str = "",
@@ -254,9 +252,7 @@ def measure_evidence(
     Args:
         pairs: At least 4 pairs at T budgets, the last of which is a trial's full budget.
         margin: Largest accepted loss of tau, in [0, 1].
-        confidence: Coverage of the intervals, in (0, 1).
         resamples: Bootstrap resamples, at least 100.
-        seed: Seed of the resampling.
         source: Where the pairs come from.
         data: Data set, if known.
         model: Network, if known.
@@ -270,8 +266,8 @@ def measure_evidence(
         )
     require(0.0 <= margin <= 1.0, "margin", "in [0, 1]", margin)
     relative = dataclasses.replace(pairs, budgets=pairs.budgets / pairs.budgets[-1])
-    ahead = advantage(relative, confidence=confidence, resamples=resamples, seed=seed)
-    faster = acceleration(relative, confidence=confidence, resamples=resamples, seed=seed)
+    ahead = advantage(relative, resamples=resamples)
+    faster = acceleration(relative, resamples=resamples)
 
     def difference(early: int, rung: int, final: Floats = relative.uniform[:, -1]) -> Estimate:
         return compare_fidelity(
@@ -279,9 +275,7 @@ def measure_evidence(
             relative.uniform[:, rung],
             final,
             other_final=relative.uniform[:, -1],
-            confidence=confidence,
             resamples=resamples,
-            seed=seed,
         ).difference
 
     budgets = [float(share) for share in relative.budgets]

@@ -127,7 +127,6 @@ def fidelity(
     k: int = 3,
     confidence: float = 0.95,
     resamples: int = 2000,
-    seed: int = 0,
 ) -> Estimate:
     """Agreement of accuracy at a short budget with final accuracy, over configurations.
 
@@ -143,7 +142,6 @@ def fidelity(
         k: Size of the top for ``"recall"``, at least 1.
         confidence: Coverage of the interval, in (0, 1).
         resamples: Bootstrap resamples of configurations, at least 100.
-        seed: Seed of the resampling.
 
     Returns:
         The statistic with a percentile bootstrap interval; for fewer than 4 configurations the
@@ -167,7 +165,6 @@ def fidelity(
         k=k,
         confidence=confidence,
         resamples=resamples,
-        seed=seed,
     )[0]
 
 
@@ -179,9 +176,7 @@ def compare_fidelity(
     other_final: ArrayLike | None = None,
     statistic: Statistic = "kendall",
     k: int = 3,
-    confidence: float = 0.95,
     resamples: int = 2000,
-    seed: int = 0,
 ) -> FidelityComparison:
     """Fidelity of ``early``, of ``other``, and the difference, over the same configurations.
 
@@ -195,9 +190,7 @@ def compare_fidelity(
         other_final: Final accuracy that ``other`` is compared with [K]; default ``final``.
         statistic: As for `fidelity`.
         k: As for `fidelity`.
-        confidence: Coverage of the interval, in (0, 1).
         resamples: Bootstrap resamples of configurations, the same for both arms; at least 100.
-        seed: Seed of the resampling.
 
     Returns:
         All three. The difference has a paired bootstrap interval; for fewer than 4 configurations
@@ -213,9 +206,8 @@ def compare_fidelity(
         [(scores[:, 0], scores[:, 2]), (scores[:, 1], scores[:, 3])],
         statistic=statistic,
         k=k,
-        confidence=confidence,
+        confidence=0.95,
         resamples=resamples,
-        seed=seed,
     )
     return FidelityComparison(own=own, other=others, difference=difference)
 
@@ -239,42 +231,31 @@ def _estimates(
     k: int,
     confidence: float,
     resamples: int,
-    seed: int,
 ) -> list[Estimate]:
     """Estimate of each side (early [K], final [K]) and, of two sides, of their difference."""
     check_resampling(confidence=confidence, resamples=resamples)
     size = len(sides[0][0])
     function = _statistic_function(statistic, k=k, size=size)
-    rows = np.random.default_rng(seed).integers(0, max(size, 1), (resamples, size))
-    values, drawn, supports = [], [], []
-    for early, final in sides:
-        values.append(float(function(early[None], final[None])[0]) if size >= 2 else math.nan)
-        known = size >= _FEWEST and math.isfinite(values[-1])
-        drawn.append(function(early[rows], final[rows]) if known else np.empty(0))
-        supports.append(_value_range(statistic, final))
-    found = []
-    for side, value, draws, support in zip(sides, values, drawn, supports, strict=True):
-        known = _is_same(side)
-        low, high = (value, value) if known else _interval(draws, size, support, confidence)
-        found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
+    rows = np.random.default_rng(0).integers(0, max(size, 1), (resamples, size))
+    enough = size >= _FEWEST
+    values = [float(function(e[None], f[None])[0]) if size >= 2 else math.nan for e, f in sides]
+    draws = [function(e[rows], f[rows]) if enough else np.empty(0) for e, f in sides]
+    supports = [_value_range(statistic, final) for _, final in sides]
+    # The same figures on both sides: the statistic needs no estimate.
+    exact = [enough and np.array_equal(early, final) for early, final in sides]
     if len(sides) == 2:
-        paired = drawn[0] - drawn[1] if len(drawn[0]) == len(drawn[1]) else np.empty(0)
-        support = (supports[0][0] - supports[1][1], supports[0][1] - supports[1][0])
-        value = values[0] - values[1]
-        known = math.isfinite(value) and (all(map(_is_same, sides)) or _are_equal(*sides))
-        low, high = (value, value) if known else _interval(paired, size, support, confidence)
+        (first, second), (one, other) = supports, sides
+        values.append(values[0] - values[1])
+        draws.append(draws[0] - draws[1])
+        supports.append((first[0] - second[1], first[1] - second[0]))
+        # Nor does the difference of two sides that are the same trainings.
+        same = enough and all(map(np.array_equal, one, other))
+        exact.append(math.isfinite(values[2]) and (all(exact) or same))
+    found = []
+    for value, drawn, support, known in zip(values, draws, supports, exact, strict=True):
+        low, high = (value, value) if known else _interval(drawn, size, support, confidence)
         found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
     return found
-
-
-def _is_same(side: tuple[Floats, Floats]) -> bool:
-    """Whether early and final are the same, so that the statistic needs no estimate."""
-    return len(side[0]) >= _FEWEST and np.array_equal(*side)
-
-
-def _are_equal(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
-    """Whether both sides are the same trainings, so that they cannot differ."""
-    return len(one[0]) >= _FEWEST and all(map(np.array_equal, one, other))
 
 
 def _statistic_function(statistic: Statistic, *, k: int, size: int) -> _Function:

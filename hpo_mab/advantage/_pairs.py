@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ class PairedCurves:
         uniform: The reference's validation accuracy [P, T], likewise.
         bandit_seconds: Training seconds spent at each budget [P, T], if known.
         uniform_seconds: The reference's training seconds [P, T], if known.
-        labels: ``(seed, slot)`` of each pair, P of them, if known.
 
     Raises:
         ArgumentError: Shapes differ, or budgets do not increase.
@@ -52,7 +51,6 @@ class PairedCurves:
     uniform: Floats
     bandit_seconds: Floats | None = None
     uniform_seconds: Floats | None = None
-    labels: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("budgets", "bandit", "uniform", "bandit_seconds", "uniform_seconds"):
@@ -231,7 +229,7 @@ def pair_curves(
     keys = sorted(
         key
         for key in ours.keys() & theirs.keys()
-        if same_configuration(ours[key], theirs[key])
+        if same_configuration(ours[key].params, theirs[key].params)
         and not _is_repeated(ours[key], theirs[key], *(kinds[key[0]] for kinds in samplers))
     )
     # A trial that runs has not reached the end that the last budget stands for.
@@ -247,7 +245,6 @@ def pair_curves(
         uniform=np.reshape([accuracy for accuracy, _ in right], shape),
         bandit_seconds=np.reshape([seconds for _, seconds in left], shape),
         uniform_seconds=np.reshape([seconds for _, seconds in right], shape),
-        labels=tuple(keys),
     )
 
 
@@ -313,11 +310,11 @@ def _is_repeated(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> 
     return bool(one.attrs.get(SAMPLER_KEY, kind) == other.attrs.get(SAMPLER_KEY, other_kind))
 
 
-def same_configuration(one: TrialRun, other: TrialRun) -> bool:
-    """Whether two trials agree in every parameter that both have, except the sampler's."""
+def same_configuration(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether parameters agree in every name that both have, except the sampler's."""
     mine, theirs = (
-        {name: value for name, value in trial.params.items() if not name.startswith("sampler.")}
-        for trial in (one, other)
+        {name: value for name, value in params.items() if not name.startswith("sampler.")}
+        for params in (one, other)
     )
     common = mine.keys() & theirs.keys()
     # Own loops may search quite other parameters: these trials are not one configuration.

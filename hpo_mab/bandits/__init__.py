@@ -6,7 +6,6 @@ from hpo_mab.bandits._settings import (
     REWARDS,
     BanditEngine,
     BanditSettings,
-    Figures,
     above_average,
     stratified_shares,
 )
@@ -16,7 +15,6 @@ __all__ = [
     "BanditEngine",
     "BanditSettings",
     "DeviceEngine",
-    "Figures",
     "HostEngine",
     "above_average",
     "stratified_shares",

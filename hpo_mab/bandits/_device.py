@@ -15,9 +15,8 @@ from torch import Tensor
 from hpo_mab.bandits._settings import (
     BanditEngine,
     BanditSettings,
-    Figures,
-    TensorLossBinarizer,
-    tenth_of,
+    MovingAverage,
+    draw_figures,
 )
 from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs, TensorPasses
 
@@ -165,7 +164,8 @@ class DeviceEngine(BanditEngine):
         # Separate passes for arms without pulls. Those skip all other arms; with shared passes the
         # skipped arms would lose their uniform picks.
         self._unpulled_passes = TensorPasses(self._sizes, generator)
-        self._binarizer = TensorLossBinarizer(self._knobs.loss_decay, settings.rule)
+        self._rule = settings.rule
+        self._average = MovingAverage(self._knobs.loss_decay)
         self._draws = torch.zeros(shares.shape, dtype=torch.int32, device=device)
         #: Pulls rewarded, and pulls judged, since `figures`.
         self._tally = torch.zeros(stack, 2, dtype=torch.int64, device=device)
@@ -199,7 +199,7 @@ class DeviceEngine(BanditEngine):
             passes.begin(rows, sizes)
         for tensor in (*self._counts.tensors().values(), self._draws):
             tensor[rows] = 0
-        for tensor in (*self._binarizer.tensors().values(), self._tally):
+        for tensor in (*self._average.tensors().values(), self._tally):
             tensor[slot] = 0
         # Not [seed, 0], the stream that a sampler splits its shares by.
         first = np.random.default_rng([seed, 1]).integers(sizes)
@@ -234,10 +234,12 @@ class DeviceEngine(BanditEngine):
 
     def learn(self, arms: Any, losses: Tensor) -> None:
         """Reward the arms by their losses."""
-        rewards, valid = self._binarizer.rewards(losses.to(self._sizes.device))
-        self._counts.add(arms, rewards, valid)
-        judged = torch.stack((rewards, valid), dim=1).view(self._stack, -1, 2)
-        self._tally += judged.sum(dim=1)
+        rows = losses.to(self._sizes.device).view(self._stack, -1)
+        average, valid = self._average.before(rows)
+        valid = valid.expand_as(rows)
+        rewards = self._rule(rows, average) & valid
+        self._counts.add(arms, rewards.flatten(), valid.flatten())
+        self._tally += torch.stack((rewards, valid), dim=2).sum(dim=1)
 
     def counts(self) -> Tensor:
         """Successes and failures of each arm that count, float64 [B, A, 2]."""
@@ -249,19 +251,15 @@ class DeviceEngine(BanditEngine):
         share = self._knobs.uniform[:, None]
         return share * self._policy.held / self._sizes[:, None].double() + (1 - share) * policy
 
-    def figures(self) -> Figures:
-        """Counts since the last call, of a stack's first network; waits for the device."""
-        return self.figures_of(0)
-
-    def figures_of(self, slot: int) -> Figures:
-        """Counts of one network of the stack since the last call; waits for the device."""
+    def figures(self, slot: int = 0) -> dict[str, float]:
+        """Figures of one network of the stack; waits for the device."""
         rewarded, judged = self._tally[slot].tolist()
         self._tally[slot] = 0
-        draws = self._draws.view(self._stack, -1)[slot]
-        examples = self._sizes.view(self._stack, -1)[slot].sum()
-        top = tenth_of(int(examples))
-        return Figures(
-            rewarded, judged, int(draws.sum()), int(draws.topk(top, sorted=False).values.sum())
+        return draw_figures(
+            self._draws.view(self._stack, -1)[slot],
+            examples=int(self._sizes.view(self._stack, -1)[slot].sum()),
+            rewarded=rewarded,
+            judged=judged,
         )
 
     def state(self) -> dict[str, Any]:
@@ -306,7 +304,7 @@ class DeviceEngine(BanditEngine):
             **self._counts.tensors(),
             **self._uniform_passes.tensors(),
             **{f"order_{name}": tensor for name, tensor in self._unpulled_passes.tensors().items()},
-            **self._binarizer.tensors(),
+            **self._average.tensors(),
             "draws": self._draws,
             "tally": self._tally,
         }

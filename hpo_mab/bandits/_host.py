@@ -6,6 +6,7 @@ Only its interface uses tensors. The cost of a draw hardly depends on the number
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,162 +19,362 @@ from hpo_mab.bandits._settings import (
     BanditSettings,
     Bools,
     Columns,
-    Counts,
-    Figures,
     Floats,
     Ints,
     LossBinarizer,
     Rewards,
-    tenth_of,
+    coprime_strides,
+    draw_figures,
 )
-from hpo_mab.bandits._states import (
+from hpo_mab.bandits._thompson import (
+    MOST_PULLS,
     PRIOR,
-    SHARED,
-    PullWindow,
-    StateColumns,
     StateMembers,
-    UniformPasses,
+    ThompsonPolicy,
+    columns_after,
+    columns_of,
+    states_within,
 )
-from hpo_mab.bandits._thompson import ThompsonPolicy
 
 
-class GroupedBandits:
-    """``B`` independent Beta-Bernoulli bandits under Thompson sampling, in numpy.
+class PullWindow:
+    """A ring of the last ``memory`` pulls of each bandit, all of which are pulled at once.
 
-    Arms with the same (successes, failures) are exchangeable. The policy chooses a state, then one
-    of its arms is picked uniformly. That is exact in distribution. The cost depends on the number
-    of states in use, not on the number of arms.
+    Args:
+        bandits: Number of bandits, ``B``.
+        memory: Pulls kept, at least 1.
+        arms: Arms of the largest bandit; sets the integer type of the ring.
+    """
 
-    With ``passes``, arms in the prior's state are picked in the order of a shuffled pass. Arms
-    without counted pulls are then visited as by shuffling: none is visited twice before all others
-    were.
+    def __init__(self, bandits: int, memory: int, *, arms: int) -> None:
+        self._memory = memory
+        self._pushed = 0
+        self._arms = np.zeros((memory, bandits), dtype=np.min_scalar_type(arms))
+        self._rewards = np.zeros((memory, bandits), dtype=np.int8)
 
-    With a ``limit``, arms with more pulls are drawn one by one, also exactly. Without forgetting,
-    hardly two of them are in one state, and the number of states would grow without bound.
+    def push(self, arms: Ints, rewards: Rewards) -> tuple[Ints, Rewards] | None:
+        """Add one pull of each bandit.
+
+        Args:
+            arms: Arms pulled, [B].
+            rewards: Their rewards, [B].
+
+        Returns:
+            Arm and reward of the pull that leaves each bandit's window, [B] each; None while the
+            windows are not full.
+        """
+        slot, full = self._pushed % self._memory, self._pushed >= self._memory
+        leaving = (self._arms[slot].astype(np.int64), self._rewards[slot].copy()) if full else None
+        self._arms[slot] = arms
+        self._rewards[slot] = rewards
+        self._pushed += 1
+        return leaving
+
+    def state(self) -> dict[str, Any]:
+        """State as plain arrays."""
+        return {
+            "pushed": np.array(self._pushed),
+            "window_arms": self._arms,
+            "window_rewards": self._rewards,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state` returned."""
+        self._pushed = int(state["pushed"])
+        self._arms[:] = state["window_arms"]
+        self._rewards[:] = state["window_rewards"]
+
+
+class UniformPasses:
+    """Passes over each bandit's arms without replacement, independent of rewards.
+
+    In each pass a bandit visits its arms in the order ``(offset + stride * i) mod A``. The offset
+    and the stride are random. A stride coprime to ``A`` takes each arm once. Each arm is equally
+    likely at each place. A stored permutation would need memory for every arm.
 
     Args:
         sizes: Arms of each bandit, [B].
-        policy: Thompson sampling by state.
-        memory: How many of a bandit's last pulls count; None counts all.
+        rng: Source of offsets and strides.
+    """
+
+    def __init__(self, sizes: Ints, rng: np.random.Generator) -> None:
+        self._sizes = sizes
+        self._rng = rng
+        self._rows = np.arange(len(sizes))
+        self._strides = {size: coprime_strides(size) for size in np.unique(sizes).tolist()}
+        self._left = np.zeros_like(sizes)
+        self._place = np.zeros_like(sizes)
+        self._stride = np.zeros_like(sizes)
+
+    def select(self) -> Ints:
+        """The next arm of each bandit, [B]."""
+        return self.advance(self._rows)
+
+    def advance(self, bandits: Ints) -> Ints:
+        """The next arm of each of some distinct bandits, [n]."""
+        over = bandits[self._left[bandits] == 0]
+        if len(over):
+            self._begin(over)
+        arms = self._place[bandits]
+        self._place[bandits] = (arms + self._stride[bandits]) % self._sizes[bandits]
+        self._left[bandits] -= 1
+        return arms
+
+    def advance_to(self, bandits: Ints, allowed: Callable[[Ints, Ints], Bools]) -> Ints:
+        """The next allowed arm of each of some distinct bandits, [n]; others are skipped.
+
+        Args:
+            bandits: Bandits with at least one allowed arm, [n].
+            allowed: Whether the arms [m] of bandits [m] may be drawn, [m].
+        """
+        arms = self.advance(bandits)
+        waiting = (~allowed(bandits, arms)).nonzero()[0]
+        while len(waiting):
+            arms[waiting] = self.advance(bandits[waiting])
+            waiting = waiting[~allowed(bandits[waiting], arms[waiting])]
+        return arms
+
+    def _begin(self, bandits: Ints) -> None:
+        sizes = self._sizes[bandits]
+        self._left[bandits] = sizes
+        self._place[bandits] = self._rng.integers(sizes)
+        for size, strides in self._strides.items():
+            chosen = bandits[sizes == size]
+            if len(chosen):
+                self._stride[chosen] = strides[self._rng.integers(len(strides), size=len(chosen))]
+
+    def state(self) -> dict[str, Any]:
+        """State as plain arrays."""
+        return {"left": self._left, "place": self._place, "stride": self._stride}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state` returned."""
+        for name, array in self.state().items():
+            array[:] = state[name]
+
+
+class HostEngine(BanditEngine):
+    """Beta-Bernoulli bandits under Thompson sampling on the CPU, exact in distribution.
+
+    Arms with the same (successes, failures) are exchangeable. The policy chooses a state, then one
+    of its arms is picked uniformly. The cost depends on the number of states in use, not on the
+    number of arms. Arms with over 12 pulls (`MOST_PULLS`) are drawn one by one.
+
+    Without replacement, arms in the prior's state are picked in the order of a shuffled pass. Arms
+    without counted pulls are then visited as by shuffling: none is visited twice before all others
+    were.
+
+    Args:
+        shares: Examples of each bandit, [B, A]; shorter shares end in -1.
+        settings: Knobs; the policy must be Thompson sampling, and ``discount`` None.
         rng: Source of every draw.
-        passes: Order of the arms in the prior's state; None picks them with replacement.
-        limit: Most pulls of an arm that is counted by state; None counts every arm by state.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hpo_mab.bandits import BanditSettings, HostEngine, stratified_shares
+        >>> rng = np.random.default_rng(0)
+        >>> shares = stratified_shares(np.zeros(12, dtype=np.int64), 4, rng)
+        >>> engine = HostEngine(shares, BanditSettings(), rng)
+        >>> examples, weights, arms = engine.draw(uniform=False)
+        >>> examples.shape
+        torch.Size([4])
     """
 
     def __init__(
-        self,
-        sizes: Ints,
-        *,
-        policy: ThompsonPolicy,
-        memory: int | None,
-        rng: np.random.Generator,
-        passes: UniformPasses | None = None,
-        limit: int | None = None,
+        self, shares: NDArray[np.int32], settings: BanditSettings, rng: np.random.Generator
     ) -> None:
-        self._policy = policy
+        bandits, arms = shares.shape
+        self._shares = shares
+        self._settings = settings
         self._rng = rng
-        self._unpulled_passes = passes
-        self._members = StateMembers(sizes)
-        self._window = PullWindow(len(sizes), memory, arms=int(sizes.max()))
-        self._limit = limit
-        #: Successes and failures of each arm, [B * A, 2]; empty without a limit.
-        held = 0 if limit is None else len(sizes) * self._members.arms
-        self._pairs = np.zeros((held, 2), dtype=np.int32)
-        self._columns = StateColumns(self._members, policy, limit=limit)
-        self._members.fill()
-        #: For each bandit and column: the column, and the cost of its best arm.
-        self._column_of = np.zeros(0, dtype=np.int64)
-        self._costs = np.empty(0)
+        self._starts = np.arange(bandits) * arms
+        self._sizes = (shares >= 0).sum(axis=1)
+        self._mean_size = float(self._sizes.mean())
+        memory = settings.window(self._mean_size)
+        self._window = None if memory is None else PullWindow(bandits, memory, arms=arms)
+        # An arm has at most as many pulls as the window; the smallest signed type that holds them.
+        counter = np.dtype(np.int32) if memory is None else np.min_scalar_type(-memory - 1)
+        #: Successes and failures of the arms that are drawn one by one, [B * A, 2].
+        self._pairs = np.zeros((shares.size, 2), dtype=counter)
+        # No arm has more pulls than the window; each column costs time at every draw.
+        pulls = MOST_PULLS if memory is None else min(MOST_PULLS, memory)
+        self._known = states_within(pulls)
+        self._after = columns_after(self._known)
+        #: Column of the arms that are drawn one by one.
+        self._shared = len(self._known) - 1
+        self._members = StateMembers(self._sizes, len(self._known))
+        self._policy = ThompsonPolicy(settings.prior, arms, pulls=pulls)
+        self._uniform_passes = UniformPasses(self._sizes, rng)
+        self._unpulled_passes = UniformPasses(self._sizes, rng) if settings.shuffles else None
+        self._binarizer = LossBinarizer(settings.loss_decay, settings.rule)
+        #: For each bandit and column: the column, and the cost of its best arm, [B * S].
+        self._column_of = np.tile(np.arange(len(self._known), dtype=np.int32), bandits)
+        self._costs = np.empty(self._members.counts.size)
+        #: Draws of each arm, [B * A].
+        self._draws = np.zeros(shares.size, dtype=np.uint16)
+        self._rewarded = 0
+        self._judged = 0
 
-    def select(self) -> Ints:
+    @property
+    def shares(self) -> Tensor:
+        """Examples of each bandit, int32 [B, A]."""
+        return torch.from_numpy(self._shares)
+
+    def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
+        """Draw one arm of each bandit."""
+        arms = self._uniform_passes.select() if uniform else self._select()
+        positions = self._starts + arms
+        # A larger count would wrap around to 0.
+        self._draws[positions] += self._draws.take(positions) < 65535
+        indices = torch.from_numpy(self._shares.take(positions).astype(np.int64))
+        if uniform or not self._settings.correction:
+            return indices, None, arms
+        return indices, torch.from_numpy(self._weights(arms)), arms
+
+    def learn(self, arms: Any, losses: Tensor) -> None:
+        """Reward the arms by their losses; nothing changes if one is not finite."""
+        rewards = self._binarizer.rewards(losses.cpu().numpy())
+        if rewards is None:
+            return
+        self._rewarded += int(np.count_nonzero(rewards))
+        self._judged += len(rewards)
+        leaving = None if self._window is None else self._window.push(arms, rewards)
+        if leaving is not None:
+            self._move(*leaving, added=False)
+        self._move(arms, rewards, added=True)
+
+    def counts(self) -> Tensor:
+        """Successes and failures of each arm that count, float64 [B, A, 2]."""
+        return torch.from_numpy(
+            self._all_pairs().reshape(*self._shares.shape, 2).astype(np.float64)
+        )
+
+    def propensities(self) -> Tensor:
+        """Probability of each arm in the next draw by the policy, float64 [B, A]."""
+        table, states = self._propensity_table()
+        found = np.take_along_axis(table, np.maximum(states, 0), axis=1)
+        held = self._shares >= 0
+        mixed = self._mixed(np.where(held, found, 0.0), held / self._sizes[:, None])
+        return torch.from_numpy(mixed)
+
+    def figures(self, slot: int = 0) -> dict[str, float]:
+        """``reward_rate`` since the last call, and ``concentration``."""
+        figures = draw_figures(
+            torch.from_numpy(self._draws.astype(np.int32)),
+            examples=int(self._sizes.sum()),
+            rewarded=self._rewarded,
+            judged=self._judged,
+        )
+        self._rewarded = self._judged = 0
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        """State as tensors and plain values."""
+        return {
+            **{name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()},
+            "loss_total": self._binarizer.total,
+            "loss_weight": self._binarizer.weight,
+            "rewarded": self._rewarded,
+            "judged": self._judged,
+            # JSON, because its 128-bit integers cannot be loaded with ``weights_only=True``.
+            "rng": json.dumps(self._rng.bit_generator.state),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state` returned."""
+        arrays = {key: value.numpy() for key, value in state.items() if torch.is_tensor(value)}
+        self._pairs[:] = arrays["pairs"]
+        self._draws[:] = arrays["draws"]
+        self._uniform_passes.load_state(arrays)
+        if self._unpulled_passes is not None:
+            names = self._unpulled_passes.state()
+            self._unpulled_passes.load_state({name: arrays[f"order_{name}"] for name in names})
+        if self._window is not None:
+            self._window.load_state(arrays)
+        self._binarizer.total = state["loss_total"]
+        self._binarizer.weight = state["loss_weight"]
+        self._rewarded = state["rewarded"]
+        self._judged = state["judged"]
+        self._rng.bit_generator.state = json.loads(state["rng"])
+        columns = columns_of(self._pairs, self._shared)
+        self._members.restore(np.where(self._shares < 0, -1, columns.reshape(self._shares.shape)))
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays that make the state."""
+        order = {} if self._unpulled_passes is None else self._unpulled_passes.state()
+        return {
+            "pairs": self._all_pairs(),
+            "draws": self._draws,
+            **self._uniform_passes.state(),
+            **{f"order_{name}": array for name, array in order.items()},
+            **({} if self._window is None else self._window.state()),
+        }
+
+    def _move(self, arms: Ints, rewards: Rewards, *, added: bool) -> None:
+        """Add or remove one pull of each bandit, [B] each."""
+        old = self._members.columns_of(self._members.rows, arms)
+        # Read from a small table: after a training step no count of an arm is in the cache.
+        new = self._after[int(added), old, rewards]
+        counted = np.flatnonzero(new == self._shared)
+        if len(counted):
+            positions = self._starts[counted] + arms[counted]
+            begins = old[counted] != self._shared
+            self._pairs[positions[begins]] = self._known[old[counted[begins]]]
+            self._pairs[positions, 1 - rewards[counted]] += 1 if added else -1
+            new[counted] = columns_of(self._pairs[positions], self._shared)
+        self._members.move(arms, old, new)
+
+    def _all_pairs(self) -> NDArray[Any]:
+        """Successes and failures of each arm, [B * A, 2]."""
+        states = self._members.states.ravel()
+        pairs = self._known[np.maximum(states, 0)].astype(self._pairs.dtype)
+        shared = states == self._shared
+        pairs[shared] = self._pairs[shared]
+        return pairs
+
+    def _select(self) -> Ints:
+        """One arm of each bandit, by the policy or uniformly, [B]."""
+        arms = self._policy_arms()
+        if self._settings.uniform:
+            chosen = np.flatnonzero(self._rng.random(len(arms)) < self._settings.uniform)
+            if self._settings.shuffles:
+                arms[chosen] = self._uniform_passes.advance(chosen)
+            else:
+                arms[chosen] = self._rng.integers(self._sizes[chosen])
+        return arms
+
+    def _policy_arms(self) -> Ints:
         """One arm of each bandit by the policy, [B]."""
-        shape = self._members.counts.shape
         counts = self._members.counts.ravel()
-        if self._costs.size != counts.size:  # Columns were added.
-            self._column_of = np.tile(np.arange(shape[1]), shape[0])
-            self._costs = np.empty(counts.size)
         # As booleans, because numpy's `nonzero` is faster on them than on integers.
         cells = counts.astype(np.bool_).nonzero()[0]
-        columns = self._column_of[cells]
+        # `take` is up to several times faster than an index.
+        columns = self._column_of.take(cells)
         shared = self._shared_arms()
         if len(shared):
-            own = columns != SHARED
+            own = columns != self._shared
             cells, columns = cells[own], columns[own]
         # One variate E ~ Exp(1) stands for the n arms of a state: E / n is the least of n of them.
         # The policy turns log(E / n) into a cost: the state of the best arm has the least.
         # Arms of a state are exchangeable, so a uniform one is an exact draw.
         race = self._rng.standard_exponential(len(cells))
-        race /= counts[cells]
+        race /= counts.take(cells)
         np.log(race, out=race)
         self._costs.fill(np.inf)
         self._costs[cells] = self._policy.best_draws(race, columns)
-        table = self._costs.reshape(shape)
+        table = self._costs.reshape(self._members.counts.shape)
         winners = table.argmin(axis=1)
         if not len(shared):
             return self._pick(self._members.rows, winners)
         singles = self._policy.draws(self._pairs[shared], self._rng)
         return self._pick_with(shared, singles, winners, table[self._members.rows, winners])
 
-    def learn(self, arms: Ints, rewards: Rewards, valid: Bools | None = None) -> None:
-        """Count one pull of each bandit, and remove the pull that leaves its window.
-
-        Args:
-            arms: Arms pulled, [B]; not necessarily the last selected.
-            rewards: Rewards 0 or 1, [B].
-            valid: Which bandits' pulls count, [B]; None for all.
-        """
-        bandits = self._members.rows if valid is None else np.flatnonzero(valid)
-        if valid is not None:
-            arms, rewards = arms[bandits], rewards[bandits]
-        forgetful, old_arms, old_rewards = self._window.push(bandits, arms, rewards)
-        if len(forgetful):
-            self._move(forgetful, old_arms, old_rewards, added=False)
-        self._move(bandits, arms, rewards, added=True)
-
-    def propensities(self) -> Floats:
-        """Probability of each arm in the next `select`, [B, A]; 0 for padding."""
-        table, states = self._propensity_table()
-        return np.where(states < 0, 0.0, np.take_along_axis(table, np.maximum(states, 0), axis=1))
-
-    def propensities_of(self, arms: Ints) -> Floats:
-        """Probability of one arm of each bandit in the next `select`, [B]."""
-        table, states = self._propensity_table()
-        rows = self._members.rows
-        found: Floats = table[rows, states[rows, arms]]
-        return found
-
-    def counts(self) -> Counts:
-        """Successes and failures of each arm that count, [B, A, 2]; 0 for padding."""
-        states = self._members.states
-        if self._limit is None:
-            return np.where(states[..., None] < 0, np.int32(0), self._columns.pairs[states])
-        counts: Counts = self._pairs.reshape(*states.shape, 2)
-        return counts
-
     def _shared_arms(self) -> Ints:
         """Positions ``bandit * A + arm`` of the arms drawn one by one, ascending, [V]."""
-        if self._limit is None or not self._members.counts[:, SHARED].any():
+        if not self._members.counts[:, self._shared].any():
             return self._members.rows[:0]
-        positions: Ints = (self._members.states == SHARED).ravel().nonzero()[0]
+        positions: Ints = (self._members.states == self._shared).ravel().nonzero()[0]
         return positions
-
-    def _propensity_table(self) -> tuple[Floats, Ints | Columns]:
-        """Probabilities by bandit and state, [B, S], and the state of each arm, [B, A]."""
-        counts, states = self._members.counts, self._members.states
-        shared = self._shared_arms()
-        if not len(shared):
-            return self._policy.propensities(counts), states
-        # Arms drawn one by one get a temporary state for each distinct pair, after the states with
-        # a column. The integral then treats all arms in the same way.
-        pairs, kinds = np.unique(self._pairs[shared], axis=0, return_inverse=True)
-        more = np.zeros((len(counts), len(pairs)), dtype=counts.dtype)
-        np.add.at(more, (shared // self._members.arms, kinds), 1)
-        own = counts.copy()
-        own[:, SHARED] = 0
-        table = self._policy.propensities(np.hstack([own, more]), pairs)
-        states = states.astype(np.int64)
-        states.ravel()[shared] = counts.shape[1] + kinds
-        return table, states
 
     def _pick_with(self, shared: Ints, costs: Floats, winners: Ints, least: Floats) -> Ints:
         """An arm of each bandit: of the winning state, or a single one that costs less, [B].
@@ -207,197 +408,30 @@ class GroupedBandits:
         )
         return arms
 
-    def _move(self, bandits: Ints, arms: Ints, rewards: Rewards, *, added: bool) -> None:
-        """Move arms to the state after a pull is added or removed, one of each bandit, [n]."""
-        old = self._members.columns_of(bandits, arms)
-        new = self._columns.after(old, rewards, added=added)
-        if self._limit is not None:
-            positions = bandits * self._members.arms + arms
-            self._pairs[positions, 1 - rewards] += 1 if added else -1
-            if not added:
-                self._leave_shared(positions, new)
-        self._members.move(bandits, arms, old, new)
-
-    def _leave_shared(self, positions: Ints, columns: Columns) -> None:
-        """Set the column of arms that have at most ``limit`` pulls again, in place."""
-        pairs = self._pairs[positions]
-        leaving = (columns == SHARED) & (pairs.sum(axis=1) <= self._limit)
-        if leaving.any():
-            columns[leaving] = self._columns.find(pairs[leaving], keep=columns)
-
-    def state(self) -> dict[str, Any]:
-        """State as plain arrays."""
-        passes = {} if self._unpulled_passes is None else self._unpulled_passes.state()
-        return {
-            "pairs": self._columns.pairs,
-            "states": self._members.states,
-            "pulls": self._pairs,
-            **self._window.state(),
-            **{f"order_{name}": array for name, array in passes.items()},
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state` returned, of bandits made with the same arguments."""
-        self._columns.restore(state["pairs"])
-        self._members.restore(state["states"])
-        self._pairs[:] = state["pulls"]
-        self._window.load_state(state)
-        if self._unpulled_passes is not None:
-            names = self._unpulled_passes.state()
-            self._unpulled_passes.load_state({name: state[f"order_{name}"] for name in names})
-
-
-#: Most pulls of an arm counted by state, if more pulls of a bandit count than it has arms.
-#: ``benchmarks/long_memory.py`` measures the cost of other limits.
-MOST_PULLS = 12
-
-#: Steps whose draws and rewards are counted at once.
-_COUNTED_AT_ONCE = 32
-
-
-class HostEngine(BanditEngine):
-    """Bandits on the CPU, exact in distribution; the cost hardly depends on the number of arms.
-
-    Args:
-        shares: Examples of each bandit, [B, A]; shorter shares end in -1.
-        settings: Knobs; the policy must be Thompson sampling, and ``discount`` None.
-        rng: Source of every draw.
-
-    Examples:
-        >>> import numpy as np
-        >>> from hpo_mab.bandits import BanditSettings, HostEngine, stratified_shares
-        >>> rng = np.random.default_rng(0)
-        >>> shares = stratified_shares(np.zeros(12, dtype=np.int64), 4, rng)
-        >>> engine = HostEngine(shares, BanditSettings(), rng)
-        >>> examples, weights, arms = engine.draw(uniform=False)
-        >>> examples.shape
-        torch.Size([4])
-    """
-
-    def __init__(
-        self, shares: NDArray[np.int32], settings: BanditSettings, rng: np.random.Generator
-    ) -> None:
-        self._shares = shares
-        self._settings = settings
-        self._rng = rng
-        self._starts = np.arange(len(shares)) * shares.shape[1]
-        self._sizes = (shares >= 0).sum(axis=1)
-        self._mean_size = float(self._sizes.mean())
-        self._uniform_passes = UniformPasses(self._sizes, rng)
-        memory = settings.window(self._mean_size)
-        self._bandits = GroupedBandits(
-            self._sizes,
-            policy=ThompsonPolicy(settings.prior, shares.shape[1]),
-            memory=memory,
-            rng=rng,
-            passes=UniformPasses(self._sizes, rng) if settings.shuffles else None,
-            limit=MOST_PULLS if memory is None or memory > self._mean_size else None,
-        )
-        self._binarizer = LossBinarizer(settings.loss_decay, settings.rule)
-        self._draws = np.zeros(shares.shape, dtype=np.uint16)
-        self._uncounted_draws: list[Ints] = []
-        self._uncounted_rewards: list[Rewards] = []
-        self._rewarded = 0
-        self._judged = 0
-
-    @property
-    def shares(self) -> Tensor:
-        """Examples of each bandit, int32 [B, A]."""
-        return torch.from_numpy(self._shares)
-
-    def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
-        """Draw one arm of each bandit."""
-        arms = self._uniform_passes.select() if uniform else self._select()
-        positions = self._starts + arms
-        self._uncounted_draws.append(positions)
-        if len(self._uncounted_draws) == _COUNTED_AT_ONCE:
-            self._count()
-        indices = torch.from_numpy(self._shares.ravel()[positions].astype(np.int64))
-        if uniform or not self._settings.correction:
-            return indices, None, arms
-        return indices, torch.from_numpy(self._weights(arms)), arms
-
-    def learn(self, arms: Any, losses: Tensor) -> None:
-        """Reward the arms by their losses."""
-        rewards, valid = self._binarizer.rewards(losses.cpu().numpy())
-        self._bandits.learn(arms, rewards, valid)
-        self._uncounted_rewards.append(rewards)
-        self._judged += len(rewards) if valid is None else int(np.count_nonzero(valid))
-
-    def counts(self) -> Tensor:
-        """Successes and failures of each arm that count, float64 [B, A, 2]."""
-        return torch.from_numpy(self._bandits.counts().astype(np.float64))
-
-    def propensities(self) -> Tensor:
-        """Probability of each arm in the next draw by the policy, float64 [B, A]."""
-        uniform = (self._shares >= 0) / self._sizes[:, None]
-        mixed = self._mixed(self._bandits.propensities(), uniform)
-        return torch.from_numpy(mixed)
-
-    def figures(self) -> Figures:
-        """Counts since the last call."""
-        self._count()
-        rewarded, judged = self._rewarded, self._judged
-        self._rewarded = self._judged = 0
-        draws = self._draws.ravel()
-        top = tenth_of(int(self._sizes.sum()))
-        # Padding is never drawn, so its zeros change neither sum.
-        most = np.partition(draws, len(draws) - top)[-top:]
-        return Figures(rewarded, judged, int(draws.sum()), int(most.sum()))
-
-    def state(self) -> dict[str, Any]:
-        """State as tensors and plain values."""
-        self._count()
-        arrays = {**self._bandits.state(), **self._uniform_passes.state(), "draws": self._draws}
-        return {
-            **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()},
-            "loss_total": self._binarizer.total,
-            "loss_weight": self._binarizer.weight,
-            "rewarded": self._rewarded,
-            "judged": self._judged,
-            # JSON, because its 128-bit integers cannot be loaded with ``weights_only=True``.
-            "rng": json.dumps(self._rng.bit_generator.state),
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state` returned."""
-        arrays = {key: value.numpy() for key, value in state.items() if torch.is_tensor(value)}
-        self._bandits.load_state(arrays)
-        self._uniform_passes.load_state(arrays)
-        self._draws[:] = arrays["draws"]
-        self._uncounted_draws.clear()
-        self._uncounted_rewards.clear()
-        self._binarizer.total = state["loss_total"]
-        self._binarizer.weight = state["loss_weight"]
-        self._rewarded = state["rewarded"]
-        self._judged = state["judged"]
-        self._rng.bit_generator.state = json.loads(state["rng"])
-
-    def _count(self) -> None:
-        """Add the uncounted draws and rewards to the counts."""
-        self._rewarded += sum(int(np.count_nonzero(one)) for one in self._uncounted_rewards)
-        self._uncounted_rewards.clear()
-        if not self._uncounted_draws:
-            return
-        positions, times = np.unique(np.concatenate(self._uncounted_draws), return_counts=True)
-        self._uncounted_draws.clear()
-        draws = self._draws.ravel()
-        # Limited to the largest uint16, because a larger count would wrap around to 0.
-        draws[positions] = np.minimum(draws[positions] + times, np.iinfo(draws.dtype).max)
-
-    def _select(self) -> Ints:
-        arms = self._bandits.select()
-        if self._settings.uniform:
-            chosen = np.flatnonzero(self._rng.random(len(arms)) < self._settings.uniform)
-            if self._settings.shuffles:
-                arms[chosen] = self._uniform_passes.advance(chosen)
-            else:
-                arms[chosen] = self._rng.integers(self._sizes[chosen])
-        return arms
+    def _propensity_table(self) -> tuple[Floats, Ints | Columns]:
+        """Probabilities by bandit and state, [B, S], and the state of each arm, [B, A]."""
+        counts, states = self._members.counts, self._members.states
+        shared = self._shared_arms()
+        if not len(shared):
+            return self._policy.propensities(counts, self._known), states
+        # Arms drawn one by one get a temporary state for each distinct pair, after the states with
+        # a column. The integral then treats all arms in the same way.
+        pairs, kinds = np.unique(self._pairs[shared], axis=0, return_inverse=True)
+        more = np.zeros((len(counts), len(pairs)), dtype=counts.dtype)
+        np.add.at(more, (shared // self._members.arms, kinds), 1)
+        own = counts.copy()
+        own[:, self._shared] = 0
+        known = np.concatenate([self._known, pairs])
+        table = self._policy.propensities(np.hstack([own, more]), known)
+        states = states.astype(np.int64)
+        states.ravel()[shared] = counts.shape[1] + kinds
+        return table, states
 
     def _weights(self, arms: Ints) -> NDArray[np.float32]:
         """``(1 / (A p))^correction`` with the mean number of arms ``A = N / B``, [B]."""
-        propensity = self._mixed(self._bandits.propensities_of(arms), 1 / self._sizes)
+        table, states = self._propensity_table()
+        rows = self._members.rows
+        propensity = self._mixed(table[rows, states[rows, arms]], 1 / self._sizes)
         weights = (self._mean_size * propensity) ** -self._settings.correction
         return weights.astype(np.float32)
 

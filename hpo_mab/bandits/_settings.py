@@ -41,7 +41,7 @@ def above_average(losses: Any, average: Any) -> Any:
 #: of the batches before, [..., 1]; it returns which losses are rewarded, as booleans [..., B]. The
 #: engine of Thompson sampling on the CPU calls it with NumPy arrays of one batch, the other with
 #: tensors of a stack's batches. It must neither wait for the device nor change its arguments.
-#: Losses that are not finite may be among them; their rewards do not count.
+#: On a device a network's losses may be not finite; their rewards do not count.
 REWARDS = Registry(
     "reward",
     {
@@ -55,8 +55,8 @@ class LossBinarizer:
     """Rewards losses by a rule, given the moving average ``m`` of the training loss.
 
     ``m`` is the bias-corrected exponential moving average of the mean loss of the batches *before*
-    the one that is judged; the first batch is compared with its own mean. Non-finite losses are
-    invalid and do not change ``m``.
+    the one that is judged; the first batch is compared with its own mean. A batch with a loss that
+    is not finite has no rewards and does not change ``m``.
 
     Args:
         decay: Decay of the moving average a batch, in [0, 1).
@@ -70,70 +70,58 @@ class LossBinarizer:
         self.total = 0.0
         self.weight = 0.0
 
-    def rewards(self, losses: NDArray[np.float32]) -> tuple[Rewards, Bools | None]:
+    def rewards(self, losses: NDArray[np.float32]) -> Rewards | None:
         """Reward a batch, then add its mean to the average.
 
         Args:
             losses: Loss of each example, [B].
 
         Returns:
-            Rewards 0 or 1, [B], and which are valid, [B]; None where all are.
+            Rewards 0 or 1, [B]; None where a loss is not finite.
         """
-        valid = None
         # The mean is finite exactly if every loss is. For so few numbers Python's sum is faster
         # than numpy's mean, and it does not warn of infinities.
         mean = sum(losses.tolist()) / len(losses)
         if not math.isfinite(mean):
-            valid = np.isfinite(losses)
-            if not valid.any():
-                return np.zeros(len(losses), dtype=np.int8), valid
-            mean = float(losses[valid].mean(dtype=np.float64))
+            return None
         threshold = self.total / self.weight if self.weight else mean
         self.total = self.decay * self.total + (1 - self.decay) * mean
         self.weight = self.decay * self.weight + (1 - self.decay)
         average = np.array([threshold], dtype=losses.dtype)
-        rewards = np.asarray(self._rule(losses, average), dtype=np.bool_)
-        if valid is not None:
-            rewards = rewards & valid
-        return rewards.view(np.int8), valid
+        return np.asarray(self._rule(losses, average), dtype=np.bool_).view(np.int8)
 
 
-class TensorLossBinarizer:
-    """`LossBinarizer` for losses on a device, one for each network of a stack; see there.
+class MovingAverage:
+    """The moving average of `LossBinarizer` on a device, one for each network of a stack.
 
     Args:
-        decay: Decay of each network's moving average a batch, float64 [K], each in [0, 1).
-        rule: Which losses are rewarded, see `hpo_mab.bandits._settings.REWARDS`.
+        decay: Decay of each network's average a batch, in [0, 1), float [K]. The averages have its
+            type and device.
     """
 
-    def __init__(self, decay: Tensor, rule: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, decay: Tensor) -> None:
         self._decay = decay
-        self._rule = rule
         self._total = torch.zeros_like(decay)
         self._weight = torch.zeros_like(decay)
 
-    def rewards(self, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward a batch of each network, then add its mean to the network's average.
+    def before(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a batch of each network to its average, if all its losses are finite.
 
         Args:
-            losses: Float32 [K * B], network by network.
+            losses: Float32 [K, B].
 
         Returns:
-            Whether each loss is rewarded, and whether it is finite, bool [K * B] each.
+            The averages before the batch (for the first its mean), in the type of the losses, and
+            whether the batch was added, bool; [K, 1] each.
         """
-        rows = losses.view(len(self._decay), -1)
-        valid = rows.isfinite()
-        held = valid.sum(dim=1)
-        # A batch without a finite loss has mean 0 here, and moves no average.
-        mean = torch.where(valid, rows, 0.0).sum(dim=1, dtype=torch.float64) / held.clamp(min=1)
-        threshold = torch.where(self._weight > 0, self._total / self._weight, mean)
-        some = held > 0
+        valid = losses.isfinite().all(dim=1)
+        mean = losses.mean(dim=1, dtype=self._decay.dtype)
+        before = torch.where(self._weight > 0, self._total / self._weight, mean)
         for average, value in ((self._total, mean), (self._weight, 1.0)):
             moved = self._decay * average + (1 - self._decay) * value
-            average.copy_(torch.where(some, moved, average))
-        # Compared in the losses' precision, as on the host: a loss equal to the average is at it.
-        rewarded: Tensor = self._rule(rows, threshold[:, None].to(rows.dtype))
-        return (rewarded & valid).flatten(), valid.flatten()
+            average.copy_(torch.where(valid, moved, average))
+        # In the losses' precision, as on the host: a loss equal to the average is at it.
+        return before[:, None].to(losses.dtype), valid[:, None]
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that make the state, [K] each."""
@@ -281,40 +269,21 @@ def coprime_strides(size: int) -> Ints:
     return coprime
 
 
-def tenth_of(examples: int) -> int:
-    """A tenth of the examples, at least one, for `Figures.drawn_most`."""
-    return -(-examples // 10)
+def draw_figures(draws: Tensor, *, examples: int, rewarded: int, judged: int) -> dict[str, float]:
+    """``reward_rate`` and ``concentration``, each left out where it has no value.
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Figures:
-    """Counts for learning curves.
-
-    Attributes:
-        rewarded: Pulls rewarded since the last call.
-        judged: Pulls with a finite loss since the last call.
-        drawn: Draws so far.
-        drawn_most: Draws so far that fell on the most-drawn tenth of the examples.
-
-    Examples:
-        >>> from hpo_mab.bandits import Figures
-        >>> Figures(rewarded=3, judged=4, drawn=10, drawn_most=2).shares()
-        {'reward_rate': 0.75, 'concentration': 0.2}
+    Args:
+        draws: Draws of each example so far, integers of any shape, 0 for padding.
+        examples: Number of examples.
+        rewarded: Losses that were rewarded.
+        judged: Losses that were judged.
     """
-
-    rewarded: int
-    judged: int
-    drawn: int
-    drawn_most: int
-
-    def shares(self) -> dict[str, float]:
-        """``reward_rate`` and ``concentration``, each left out where it has no value."""
-        shares = {}
-        if self.judged:
-            shares["reward_rate"] = self.rewarded / self.judged
-        if self.drawn:
-            shares["concentration"] = self.drawn_most / self.drawn
-        return shares
+    figures = {"reward_rate": rewarded / judged} if judged else {}
+    if total := int(draws.sum()):
+        # A tenth of the examples, at least one.
+        most = draws.flatten().topk(-(-examples // 10), sorted=False).values
+        figures["concentration"] = int(most.sum()) / total
+    return figures
 
 
 class BanditEngine(abc.ABC):
@@ -365,8 +334,12 @@ class BanditEngine(abc.ABC):
         """Probability of each arm in the next draw by the policy, float64 [B, A]; 0 for padding."""
 
     @abc.abstractmethod
-    def figures(self) -> Figures:
-        """Counts since the last call; may wait for the device."""
+    def figures(self, slot: int = 0) -> dict[str, float]:
+        """``reward_rate`` since the last call, and ``concentration``; may wait for the device.
+
+        Args:
+            slot: Network of a stack.
+        """
 
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:

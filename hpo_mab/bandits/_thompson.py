@@ -1,16 +1,171 @@
 """Thompson sampling of arms grouped by state: which state wins, and each arm's propensity.
 
-Draws come from tables of the upper tails of Beta distributions.
+A state is a pair (successes, failures) of the pulls that count. Draws come from tables of the upper
+tails of Beta distributions.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_mab.bandits._settings import Counts, Floats, Ints
+from hpo_mab.bandits._settings import Columns, Counts, Floats, Ints
+
+#: Most pulls of an arm that is counted by state. Each state costs time at every draw, and without
+#: forgetting hardly two arms of more pulls are in one state. ``benchmarks/long_memory.py`` measures
+#: a step's cost by epoch.
+MOST_PULLS = 12
+
+#: Column of the arms without pulls.
+PRIOR = 0
+
+
+def states_within(pulls: int) -> Counts:
+    """Successes and failures of each column, by pulls, then successes, [S, 2].
+
+    Args:
+        pulls: Most pulls of an arm with a column of its own. The last row stands for all others.
+    """
+    states = [(s, total - s) for total in range(pulls + 1) for s in range(total + 1)]
+    return np.array([*states, (-1, -1)], dtype=np.int32)
+
+
+def columns_of(pairs: NDArray[Any], shared: int) -> Columns:
+    """Column of each pair of successes and failures, [n, 2] to [n]; at most ``shared``."""
+    successes, failures = pairs.astype(np.int64).T
+    pulls = successes + failures
+    # p (p + 1) / 2 states have fewer than p pulls.
+    columns = np.minimum((pulls * (pulls + 1) >> 1) + successes, shared)
+    found: Columns = columns.astype(np.int16)
+    return found
+
+
+#: Least arms of a block: scanning so few costs less than searching among several blocks.
+MIN_BLOCK = 512
+
+
+class StateMembers:
+    """The state of every arm, and the number of arms in each state by bandit and by block.
+
+    A uniform member of a state is the k-th one for a uniform k. Arms are divided into blocks of
+    about the square root of their number, at least 512. The counts of the blocks give the k-th
+    member's block, and a scan of it finds the member. The cost grows with the square root of the
+    arms. At first every arm is in the prior's state.
+
+    Args:
+        sizes: Arms of each bandit, [B].
+        columns: Number of states, ``S``.
+    """
+
+    def __init__(self, sizes: Ints, columns: int) -> None:
+        arms = int(sizes.max())
+        self.arms = arms
+        self.rows = np.arange(len(sizes))
+        self._blocks = -(-arms // max(MIN_BLOCK, int(arms**0.5)))
+        self._length = -(-arms // self._blocks)
+        self._width = self._blocks * self._length
+        #: Where each bandit begins in the flat arrays.
+        self._starts = self.rows * self._width
+        self._cells = self.rows * columns
+        self._states = np.full((len(sizes), self._width), -1, dtype=np.int16)
+        self.counts = np.zeros((len(sizes), columns), dtype=np.min_scalar_type(-arms - 1))
+        counter = np.min_scalar_type(self._length)
+        # A single block needs no counts: they would be those of `counts`.
+        kept = self._blocks if self._blocks > 1 else 0
+        self._block_counts = np.zeros((len(sizes), columns, kept), dtype=counter)
+        self.restore(np.where(np.arange(arms) < sizes[:, None], PRIOR, -1))
+
+    @property
+    def states(self) -> Columns:
+        """Column of each arm's state, [B, A]; -1 for padding."""
+        return self._states[:, : self.arms]
+
+    def restore(self, states: NDArray[Any]) -> None:
+        """Put every arm in the given state, [B, A]; -1 for padding."""
+        self._states[:, : self.arms] = states
+        bandits, arms = np.nonzero(self._states >= 0)
+        columns = self._cells[bandits] + self._states[bandits, arms]
+        # Not `np.add.at`, which is ten times slower.
+        self._count(self.counts, columns)
+        if self._blocks > 1:
+            self._count(self._block_counts, columns * self._blocks + arms // self._length)
+
+    @staticmethod
+    def _count(counts: NDArray[Any], places: Ints) -> None:
+        """Set ``counts`` to how often each of its places, flattened, occurs."""
+        counts[:] = np.bincount(places, minlength=counts.size).reshape(counts.shape)
+
+    def columns_of(self, bandits: Ints, arms: Ints) -> Columns:
+        """State of one arm of each of some bandits, [n]."""
+        columns: Columns = self._states.take(self._starts.take(bandits) + arms)
+        return columns
+
+    def move(self, arms: Ints, old: Columns, new: Columns) -> None:
+        """Move one arm of each bandit from its state to another, [B] each."""
+        counts = self.counts.ravel()
+        left, entered = self._cells + old, self._cells + new
+        self._states.ravel()[self._starts + arms] = new
+        counts[left] -= 1
+        counts[entered] += 1
+        if self._blocks > 1:
+            block, block_counts = arms // self._length, self._block_counts.ravel()
+            block_counts[left * self._blocks + block] -= 1
+            block_counts[entered * self._blocks + block] += 1
+
+    def pick(self, bandits: Ints, columns: Ints, uniforms: Floats) -> Ints:
+        """A uniform member of one state of each of some distinct bandits.
+
+        Args:
+            bandits: Bandits, [n].
+            columns: States with at least one arm, [n].
+            uniforms: Uniform on [0, 1), [n].
+
+        Returns:
+            Arms, [n].
+        """
+        members = self.counts.take(self._cells.take(bandits) + columns).astype(np.int64)
+        rank = (uniforms * members).astype(np.int64)
+        if self._blocks == 1:
+            return self._find(self._states.take(bandits, axis=0), columns, members, rank)
+        inside = self._block_counts[bandits, columns]
+        upto = inside.cumsum(axis=1, dtype=np.int64)
+        block = (upto <= rank[:, None]).sum(axis=1)
+        rows = np.arange(len(bandits))
+        found = inside[rows, block].astype(np.int64)
+        rank -= upto[rows, block] - found
+        segments = self._states.reshape(-1, self._length)[bandits * self._blocks + block]
+        chosen: Ints = self._find(segments, columns, found, rank) + block * self._length
+        return chosen
+
+    @staticmethod
+    def _find(states: Columns, columns: Ints, members: Ints, rank: Ints) -> Ints:
+        """Place of the member of the given rank in each row of ``states`` [n, L], [n]."""
+        positions = (states == columns.astype(np.int16)[:, None]).ravel().nonzero()[0]
+        rank += members.cumsum() - members
+        found: Ints = positions[rank] % states.shape[1]
+        return found
+
+
+def columns_after(known: Counts) -> NDArray[np.int16]:
+    """Column of an arm after a pull more or less, by its column and the pull's reward, [2, S, 2].
+
+    The first table is that of a pull that leaves, the second that of one that is added. An arm with
+    too many pulls has the shared column before and after.
+
+    Args:
+        known: From `states_within`.
+    """
+    shared = len(known) - 1
+    after = np.full((2, len(known), 2), shared, dtype=np.int16)
+    for added, change in ((0, -1), (1, 1)):
+        for reward, step in ((0, (0, change)), (1, (change, 0))):
+            pairs = np.maximum(known[:-1] + np.array(step), 0)
+            after[added, :-1, reward] = columns_of(pairs, shared)
+    return after
+
 
 #: Grid of the quantile tables: log of the hazard -log(1 - q) of the upper-tail probability q.
 LOG_HAZARD_LOW = -34.0
@@ -27,7 +182,15 @@ MOST_COLUMNS = 4096
 Column = NDArray[np.float32]
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=16)
+def quantile_tables(a: float, b: float, pulls: int) -> NDArray[np.float32]:
+    """`log_upper_quantiles` of each column but the shared one, [S - 1, Q], for Beta(a, b)."""
+    states = states_within(pulls)[:-1].tolist()
+    tables = np.stack([log_upper_quantiles(a + s, b + f) for s, f in states])
+    tables.flags.writeable = False
+    return tables
+
+
 def log_upper_quantiles(a: float, b: float) -> NDArray[np.float32]:
     """Log of one minus the upper quantile of Beta(a, b), over a grid of tail probabilities.
 
@@ -62,8 +225,7 @@ def log_upper_quantiles(a: float, b: float) -> NDArray[np.float32]:
     # Interpolated in logarithms: at the upper end the values fall by dozens of orders of magnitude,
     # which no cubic follows.
     windows = np.lib.stride_tricks.sliding_window_view(np.log(negative), 4)
-    table = -np.exp(windows @ _cubic_weights()).ravel().astype(np.float32)
-    table.flags.writeable = False
+    table: NDArray[np.float32] = -np.exp(windows @ _cubic_weights()).ravel().astype(np.float32)
     return table
 
 
@@ -138,25 +300,23 @@ class ThompsonPolicy:
     Args:
         prior: Beta parameters of an arm without pulls, both positive.
         arms: Arms of the largest bandit; sets the grid on which propensities are integrated.
+        pulls: Most pulls of an arm with a column of its own, see `states_within`.
     """
 
-    def __init__(self, prior: tuple[float, float], arms: int) -> None:
-        self.prior = prior
-        self._parameters: dict[int, tuple[float, float]] = {}
-        self._quantiles = np.zeros((0, QUANTILE_POINTS), dtype=np.float32)
-        self._grid = LogitGrid(prior, arms)
+    def __init__(self, prior: tuple[float, float], arms: int, *, pulls: int = MOST_PULLS) -> None:
+        # As floats: the counts that are added to it may be of one byte.
+        self.prior = (float(prior[0]), float(prior[1]))
+        self._arms = arms
+        self._pulls = pulls
+        self._grid = LogitGrid(self.prior, arms)
+        self._quantiles = quantile_tables(*self.prior, pulls)
         self._scale = (QUANTILE_POINTS - 1) / (LOG_HAZARD_HIGH - LOG_HAZARD_LOW)
 
-    def resize(self, capacity: int) -> None:
-        """Make room for ``capacity`` states."""
-        self._quantiles = np.resize(self._quantiles, (capacity, QUANTILE_POINTS))
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold no tables, which follow from the prior."""
+        return functools.partial(type(self), pulls=self._pulls), (self.prior, self._arms)
 
-    def define(self, column: int, successes: int, failures: int) -> None:
-        """Fill in the quantile table of a column."""
-        self._parameters[column] = self._posterior(successes, failures)
-        self._quantiles[column] = log_upper_quantiles(*self._parameters[column])
-
-    def best_draws(self, race: Floats, columns: Ints) -> Floats:
+    def best_draws(self, race: Floats, columns: NDArray[np.int32]) -> Floats:
         """Log of one minus the best draw of each group: the least is a bandit's choice, [G].
 
         Args:
@@ -173,9 +333,9 @@ class ThompsonPolicy:
         place -= left
         left += columns * QUANTILE_POINTS
         table = self._quantiles.ravel()
-        low = table[left]
+        low = table.take(left)
         left += 1
-        place *= table[left] - low
+        place *= table.take(left) - low
         place += low
         return place
 
@@ -190,7 +350,7 @@ class ThompsonPolicy:
         # second / (first + second) is one minus the draw; the subtraction loses digits near 1.
         return np.log(second / (first + second))
 
-    def propensities(self, counts: Counts, more: Counts | None = None) -> Floats:
+    def propensities(self, counts: Counts, pairs: Counts) -> Floats:
         """Probability that an arm's draw beats all others of its bandit, [B, S].
 
         ``p_g = integral of (f_g / F_g)(x) prod_h F_h(x)^(n_h) dx``, over a grid: the arm's draw is
@@ -198,24 +358,14 @@ class ThompsonPolicy:
         by counts, so the integral is two matrix products.
 
         Args:
-            counts: Arms of each bandit in each state, [B, S], the last M without a column.
-            more: Successes and failures of these M states, [M, 2]; None for none.
+            counts: Arms of each bandit in each state, [B, S].
+            pairs: Successes and failures of each state, [S, 2]; not read where no arm is.
 
         Returns:
             Probabilities; their sum weighted by ``counts`` is 1 for each bandit.
         """
         used = np.flatnonzero(counts.any(axis=0))
-        with_column = counts.shape[1] - (0 if more is None else len(more))
-        columns = [
-            self._grid.columns(
-                *(
-                    self._parameters[column]
-                    if more is None or column < with_column
-                    else self._posterior(*more[column - with_column].tolist())
-                )
-            )
-            for column in used.tolist()
-        ]
+        columns = [self._grid.columns(*self._posterior(*pair)) for pair in pairs[used].tolist()]
         log_cdf = np.stack([column[0] for column in columns])
         reversed_hazard = np.stack([column[1] for column in columns])
         held = counts[:, used]

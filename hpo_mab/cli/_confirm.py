@@ -100,7 +100,8 @@ def _print(found: Confirmation) -> None:
         error = f", standard error {100 * deviation / math.sqrt(len(best.repeats)):.2f} points"
     out.print(
         f"Best: trial {best.trial.number}, {best.accuracy:.2%} validation accuracy when it is "
-        f"trained again{error}. It was chosen by this figure, which is still a little too high."
+        f"trained again{error}. This mean is still a little too high, "
+        "because the trial was chosen for it."
     )
     if not found.finished:
         leader = found.candidates[0]

@@ -44,7 +44,10 @@ def examples(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The file that --drop writes.", show_default="exclude.json"
+            "--output",
+            "-o",
+            help="The file that --drop writes. One that exists is replaced only if it is named.",
+            show_default="exclude.json",
         ),
     ] = None,
     as_json: opt.Json = False,
@@ -72,16 +75,16 @@ def examples(
     opt.silence_optuna()
     if output is not None and drop is None:
         raise ArgumentError(f"--output needs --drop N, got --output {output} alone.")
-    output = output or Path("exclude.json")
-    refuse_unwritable(page, table, output if drop is not None else None)
+    output = None if drop is None else output or _default_list()
+    refuse_unwritable(page, table, output)
     found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
-    _refuse_own_list(found, output if drop is not None else None)
+    _refuse_own_list(found, output)
     lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
     if table is not None:
         write_file(table, _examples_csv(found))
     if page is not None:
         write_file(page, _examples_page(found, lists))
-    dropped = "" if drop is None else _write_exclusion(found, drop, output)
+    dropped = "" if drop is None or output is None else _write_exclusion(found, drop, output)
     if as_json:
         typer.echo(_examples_json(found, lists))
         return
@@ -91,6 +94,15 @@ def examples(
             typer.echo(f"\nWritten: {path}")
     if dropped:
         typer.echo(dropped)
+
+
+def _default_list() -> Path:
+    """What --drop writes unless --output names another file."""
+    path = Path("exclude.json")
+    if path.exists():
+        # A study made with that list could not continue with another one.
+        raise ArgumentError(f"{path} exists; name a file with --output.")
+    return path
 
 
 def _refuse_own_list(found: StudyExamples, path: Path | None) -> None:

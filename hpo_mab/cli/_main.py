@@ -54,7 +54,7 @@ class _QuickHelp(TyperGroup):
 app = typer.Typer(
     name="hpo-mab",
     cls=_QuickHelp,
-    help="Hyperparameter search on a budget: trials that cannot win stop early, and a bandit can "
+    help="Hyperparameter search on a budget: trials that fall behind stop early, and a bandit can "
     "pick the mini-batches. `compare` measures whether that helps on your data.",
     epilog="Start with `hpo-mab run`. `hpo-mab COMMAND --help` shows examples. Where a data set, "
     "network, sampler or pruner is named, package.module:Name is your own.",
@@ -67,9 +67,9 @@ app = typer.Typer(
 
 def _print_version(requested: bool) -> None:
     if requested:
-        from importlib.metadata import version
+        from hpo_mab._machine import version_of
 
-        typer.echo(f"hpo-mab {version('hpo_mab')}")
+        typer.echo(f"hpo-mab {version_of('hpo_mab') or 'not installed'}")
         raise typer.Exit
 
 
@@ -90,9 +90,10 @@ def _common(
 app.command(name="run")(run)
 app.command(name="worker")(worker)
 # Longer sentences would be cut in the list of commands.
-app.command(name="compare", short_help="Run a study with the bandit and with uniform sampling.")(
-    compare
-)
+app.command(
+    name="compare",
+    short_help="Compare a study with uniform sampling, or several arms.",
+)(compare)
 app.command(name="confirm", short_help="Train the best configurations again with other seeds.")(
     confirm
 )

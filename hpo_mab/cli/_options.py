@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -21,44 +22,14 @@ if TYPE_CHECKING:
     from hpo_mab.storage import Storage
 
 
-def definitions() -> list[str]:
-    """Names of the definitions that come with the package."""
-    from hpo_mab.search import builtin_names
+def _names(module: str, name: str, *more: str) -> Callable[[], list[str]]:
+    """Completes with a module's names, a function or a collection; imports it only then."""
 
-    return list(builtin_names())
+    def complete() -> list[str]:
+        found = getattr(importlib.import_module(module), name)
+        return [*more, *(found() if callable(found) else found)]
 
-
-def data_sets() -> list[str]:
-    """Names of data sets."""
-    from hpo_mab.data import available
-
-    return list(available())
-
-
-def networks() -> list[str]:
-    """Names of networks."""
-    from hpo_mab.models import available
-
-    return list(available())
-
-
-def batch_samplers() -> list[str]:
-    """Kinds of batch samplers."""
-    from hpo_mab.samplers import available
-
-    return ["auto", *available()]
-
-
-def pruners() -> list[str]:
-    """Kinds of pruners."""
-    from hpo_mab.search._pruners import PRUNERS
-
-    return list(PRUNERS)
-
-
-def devices() -> list[str]:
-    """Kinds of devices."""
-    return ["auto", "cpu", "cuda", "mps"]
+    return complete
 
 
 def study_names(ctx: typer.Context) -> list[str]:
@@ -101,7 +72,7 @@ Spec = Annotated[
         metavar="SPEC",
         help="Study definition: a TOML file, or digits, fashion_mnist, cifar10, cifar100.",
         show_default=True,
-        autocompletion=definitions,
+        autocompletion=_names("hpo_mab.search", "builtin_names"),
     ),
 ]
 StorageUrl = Annotated[
@@ -128,9 +99,6 @@ Study = Annotated[
         help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
     ),
 ]
-Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Start a new study; do not continue one that exists.")
-]
 Trials = Annotated[int | None, typer.Option(help="Total number of trials, existing ones included.")]
 Budget = Annotated[
     str | None,
@@ -144,8 +112,9 @@ Seed = Annotated[int | None, typer.Option(help="Seed of the study.")]
 Data = Annotated[
     str | None,
     typer.Option(
-        help="Data set, e.g. digits, cifar10, image_folder. The study is named after it.",
-        autocompletion=data_sets,
+        help="Data set, e.g. digits, cifar10, image_folder. The study is named after it; the other "
+        "settings stay those of SPEC.",
+        autocompletion=_names("hpo_mab.data", "available"),
     ),
 ]
 DataRoot = Annotated[
@@ -160,28 +129,32 @@ Model = Annotated[
     typer.Option(
         help="Network: mlp, small_cnn, resnet18, torchvision:NAME, timm:NAME or "
         "package.module:Name.",
-        autocompletion=networks,
+        autocompletion=_names("hpo_mab.models", "available"),
     ),
 ]
 Sampler = Annotated[
     str | None,
     typer.Option(
-        help="Batch sampler, e.g. mab, uniform, gradnorm, or package.module:Name.",
-        autocompletion=batch_samplers,
+        help="Batch sampler: auto (compares several on the data, then takes the best), mab, "
+        "uniform, gradnorm and others, or package.module:Name.",
+        autocompletion=_names("hpo_mab.samplers", "available", "auto"),
     ),
 ]
 Pruner = Annotated[
     str | None,
     typer.Option(
-        help="none, median, percentile, successive_halving, hyperband, advantage, promotion "
-        "or top_k.",
-        autocompletion=pruners,
+        help="none, median, percentile, successive_halving, hyperband, advantage, promotion, "
+        "top_k, or package.module:Name.",
+        autocompletion=_names("hpo_mab.search._pruners", "PRUNERS"),
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Examples per batch.")]
 Device = Annotated[
     str | None,
-    typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=devices),
+    typer.Option(
+        help="auto, cpu, cuda, cuda:1, mps.",
+        autocompletion=lambda: ["auto", "cpu", "cuda", "mps"],
+    ),
 ]
 Workers = Annotated[
     str,
@@ -264,7 +237,9 @@ def definition(context: typer.Context) -> StudySpec:
     typed = {key for name, key in _KEYS.items() if is_given(context, name)}
     texts = given["assignments"] or []
     left = [text for text in texts if text.partition("=")[0].strip() not in typed]
-    return load(given["spec"], left, named)
+    from hpo_mab.search import load_spec
+
+    return load_spec(given["spec"], {**named, **dict(map(_assignment, left))})
 
 
 def is_set(context: typer.Context, section: str) -> bool:
@@ -273,13 +248,6 @@ def is_set(context: typer.Context, section: str) -> bool:
     return is_given(context, section) or any(
         text.partition("=")[0].strip().partition(".")[0] == section for text in texts
     )
-
-
-def load(spec: str, assignments: Sequence[str], named: Mapping[str, Any]) -> StudySpec:
-    """The definition of a file or name, with ``named`` values by key and ``KEY=VALUE`` texts."""
-    from hpo_mab.search import load_spec
-
-    return load_spec(spec, {**named, **dict(map(_assignment, assignments))})
 
 
 def shown_storage(context: typer.Context, store: Storage) -> dict[str, str]:
@@ -350,23 +318,22 @@ def command_line(
 ) -> str:
     """A command line with the arguments of the current one.
 
-    ``--fresh`` is left out: the study that it made is continued by its name.
-
     Args:
         context: Of the current command.
         command: The command to suggest; arguments it does not have are left out.
         changes: Values by parameter name in place of those given.
     """
     known = inspect.signature(command).parameters
-    values = {
-        str(parameter.name): _arguments(parameter, context.params[str(parameter.name)])
-        for parameter in context.command.params
-        if parameter.name != "fresh" and is_given(context, str(parameter.name))
-    }
-    # Changes may concern options that were not given.
-    by_name = {str(parameter.name): parameter for parameter in context.command.params}
-    values |= {name: _arguments(by_name[name], value) for name, value in (changes or {}).items()}
-    words = [word for name, found in values.items() if name in known for word in found]
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if changes and name in changes:
+            value: Any = changes[name]
+        elif is_given(context, name):
+            value = context.params[name]
+        else:
+            continue
+        words += _arguments(parameter, value) if name in known else ()
     return shlex.join(["hpo-mab", command.__name__, *words])
 
 

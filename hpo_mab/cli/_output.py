@@ -221,9 +221,9 @@ def _weak_rows(weak: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         return []
     tau = "Kendall's tau {value:.2f}, 80% interval {low:.2f} to {high:.2f}".format(**weak["tau"])
     text = (
-        f"It began at evaluation {weak['step']} of {weak['full']}. Accuracies there are not shown "
-        f"to rank the first {weak['trials']} trials as their ends do ({tau}). --pruner hyperband "
-        "stops some trials later."
+        f"The first rung is evaluation {weak['step']} of {weak['full']}. It is not shown that "
+        f"accuracies there rank the first {weak['trials']} trials as their final accuracies do "
+        f"({tau}). --pruner hyperband also has later rungs."
     )
     return [("", text)]
 

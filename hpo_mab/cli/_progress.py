@@ -261,8 +261,9 @@ def shown_data(*, quiet: bool) -> Iterator[Callable[[], None]]:
     """
     log, lines = logging.getLogger("hpo_mab.data"), _DataLines()
     before = log.level
+    # Without a handler, Python prints warnings.
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
     if not quiet:
-        log.setLevel(logging.INFO)
         log.addHandler(lines)
     try:
         yield lines.show

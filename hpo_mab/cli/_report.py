@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,17 +82,23 @@ def _read_comparison(
 ) -> tuple[tuple[StudyRun, ...], ComparisonSummary, dict[str, object], str]:
     """Studies, summary, environment, and all of it as a record."""
     from hpo_mab.compare import comparison_record, read_record, stored_comparison
-    from hpo_mab.compare._stored import is_record
 
-    if any(is_record(name, storages=storages) for name in studies):
+    records, _ = _records_and_names(studies)
+    if records:
         if len(studies) > 1:
             raise ArgumentError(f"A record is read alone, got {' '.join(studies)}.")
-        found = read_record(Path(studies[0]))
+        found = read_record(records[0])
         found = dataclasses.replace(found, reference=reference or found.reference)
     else:
         found = stored_comparison(studies, storages=storages, reference=reference)
     summary = found.summarise()
     return found.runs, summary, found.environment, comparison_record(found, summary)
+
+
+def _records_and_names(studies: list[str]) -> tuple[list[Path], list[str]]:
+    """Record files, and names of stored studies, which never end in ``.json``."""
+    names = [name for name in studies if not name.endswith(".json")]
+    return [Path(name) for name in studies if name not in names], names
 
 
 def evidence(
@@ -118,7 +125,7 @@ def evidence(
 
     Complete trials of both arms with the same seed and configuration form a pair. Four pairs are
     required; twenty or more are advisable. Nothing is trained. A study of the same data and network
-    then prunes earlier where that is safe. Its definition names the file:
+    may then prune earlier. Its definition names the file:
     `pruner = { kind = "advantage", evidence = "evidence.json" }`.
 
     Of a study whose sampler was `auto` the file also holds the choice. A later study takes it
@@ -149,13 +156,12 @@ def _evidence(
     """Evidence of two arms; of a study that held a race where one arm is missing."""
     from hpo_mab.compare import evidence_of
     from hpo_mab.compare._evidence import race_evidence
-    from hpo_mab.compare._stored import is_record
 
     runs = _read_runs(studies, storages)
     arms = {run.arm for run in runs}
     # The arm is not there, so the studies may be those of a race.
     if arm is None and "mab" not in arms and "auto" in {run.settings.sampler.kind for run in runs}:
-        names = [name for name in studies if not is_record(name, storages=storages)]
+        _, names = _records_and_names(studies)
         raced = race_evidence(names, storages=storages, margin=margin) if names else ()
         if len(raced) > 1:
             several = ", ".join(one.source.removeprefix("study ") for one in raced)
@@ -167,11 +173,9 @@ def _evidence(
 
 def _read_runs(studies: list[str], storages: list[str]) -> list[StudyRun]:
     from hpo_mab.compare import read_record, stored_comparison
-    from hpo_mab.compare._stored import is_record
 
-    records = [name for name in studies if is_record(name, storages=storages)]
-    names = [name for name in studies if name not in records]
-    runs = [run for name in records for run in read_record(Path(name)).runs]
+    records, names = _records_and_names(studies)
+    runs = [run for path in records for run in read_record(path).runs]
     return [*runs, *(stored_comparison(names, storages=storages).runs if names else ())]
 
 
@@ -183,7 +187,8 @@ def _evidence_text(found: Evidence, output: Path) -> str:
         choice = found.race["choice"]
         lines = [
             f"Study '{found.race['study']}' chose {choice['sampler']}: {choice['why']}.",
-            f'Next: sampler = {{ kind = "auto", evidence = "{output}" }}',
+            "Next: hpo-mab run with --sampler auto --set "
+            f"sampler.evidence={shlex.quote(str(output))}",
         ]
     if not found.pairs:
         return "\n".join(lines)
@@ -204,7 +209,10 @@ def _evidence_text(found: Evidence, output: Path) -> str:
             "With this evidence a study prunes as successive halving does, unless its own first "
             "trials move the first rung."
         )
-    lines.append(f'Next: pruner = {{ kind = "advantage", evidence = "{output}" }}')
+    lines.append(
+        "Next: hpo-mab run with --pruner advantage --set "
+        f"pruner.evidence={shlex.quote(str(output))}"
+    )
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shlex
 import time
@@ -51,34 +52,32 @@ def launcher(context: typer.Context, spec: StudySpec, storage: Storage) -> Launc
         )
     # Those of this command, which may differ from the stored definition's.
     given: dict[str, Any] = {"data_root": spec.data.root, "slots": spec.training.slots}
-    if workers is None:
-        if storage.is_sqlite and storage.file is None:
-            return None
-        from hpo_mab.workers import Later, ProcessLauncher
-
-        later = Later(device=spec.training.device, threads=spec.training.threads)
-        return ProcessLauncher(storage, devices=later, **given)
-    if ray is None and workers == 1:
+    in_memory = storage.is_sqlite and storage.file is None
+    if (workers == 1 and ray is None) or (workers is None and in_memory):
         return None
-    if storage.is_sqlite and workers > _SQLITE_WORKERS and not quiet:
+    if storage.is_sqlite and (workers or 0) > _SQLITE_WORKERS and not quiet:
         typer.echo(
             f"SQLite allows one writer at a time: with short trials, {workers} workers wait for "
             "one another. PostgreSQL has no such limit: --storage postgresql://...",
             err=True,
         )
-    from hpo_mab.workers import ProcessLauncher, RayLauncher, worker_devices
+    from hpo_mab.workers import ProcessLauncher, RayLauncher, later_devices, worker_devices
 
+    device = spec.training.device
+    if workers is None:
+        later = functools.partial(later_devices, device=device, threads=spec.training.threads)
+        return ProcessLauncher(storage, devices=later, **given)
     if ray is not None:
         return RayLauncher(
             storage,
             workers=workers,
             address=ray,
             gpus_per_worker=gpus_per_worker or 0.0,
-            device=spec.training.device,
+            device=device,
             **given,
         )
     # This process has the first.
-    _, *devices = worker_devices(workers, device=spec.training.device)
+    _, *devices = worker_devices(workers, device=device)
     return ProcessLauncher(storage, devices=devices, **given)
 
 
@@ -89,7 +88,6 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="Study name; default definition-sampler-seedN.")
     ] = None,
-    fresh: opt.Fresh = False,
     trials: opt.Trials = None,
     budget: opt.Budget = None,
     epochs: opt.Epochs = None,
@@ -136,7 +134,7 @@ def run(
     opt.silence_optuna()
     store = Storage(storage)
     launch = launcher(context, loaded, store)
-    study_name = choose_name(store, loaded, arm=loaded.sampler.kind, name=name, fresh=fresh)
+    study_name = choose_name(loaded, arm=loaded.sampler.kind, name=name)
     # Before the data are loaded, which may take long.
     check_study(store, study_name, loaded)
     with stoppable():
@@ -151,7 +149,7 @@ def run(
         typer.echo(run_json(outcome, loaded, wall_seconds=took))
     elif not quiet:
         shown = opt.shown_storage(context, store)
-        named = {"name": study_name} if name or fresh else {}
+        named = {"name": study_name} if name else {}
         more = {} if outcome.interrupted else _doubled_limit(outcome, loaded.budget)
         # The names of the other arms may be those of other studies.
         own = named or ({} if _is_comparable(loaded, store) else {"name": study_name})
@@ -236,11 +234,10 @@ def compare(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Begins the names of the studies, in place of the definition's name. A study of "
-            "exactly this name is used for its arm and seed."
+            help="Prefix of the studies' names, instead of the definition's name. A study of "
+            "exactly this name is used for its own arm and seed."
         ),
     ] = None,
-    fresh: opt.Fresh = False,
     seeds: Annotated[
         int | None, typer.Option(help="Number of seeds, starting at the definition's.")
     ] = None,
@@ -268,11 +265,11 @@ def compare(
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Run the same study with the bandit and with uniform sampling, and compare the two.
+    """Run a study and its comparisons, and say which is better.
 
-    Both arms have the same budget, seeds, validation split and first configurations. Trials that
-    the storage holds are not run again. `hpo-mab report` compares studies that exist, from any
-    number of databases.
+    Without [compare.arms] the study is compared with the same study under uniform sampling; digits
+    also without pruning. All arms have the same budget, seeds, validation split and first
+    configurations. Stored trials are not run again. `hpo-mab report` compares studies that exist.
 
     Examples:
 
@@ -296,11 +293,8 @@ def compare(
     silent = quiet or as_json
     store = Storage(storage)
     launch = launcher(context, loaded, store)
-    names = comparison_names(loaded, store, name=name, fresh=fresh)
+    names = comparison_names(loaded, store, name=name)
     shown = opt.shown_storage(context, store)
-    if fresh:
-        (arm, first), chosen = next(iter(names.items()))
-        shown["name"] = chosen.removesuffix(f"-{arm}-seed{first}")
     with stoppable(), shown_data(quiet=silent) as show_data:
 
         def progress(name: str, count: int) -> StudyProgress:
@@ -316,8 +310,7 @@ def compare(
             on_retrain=None if silent else _print_retraining,
         )
     if found.interrupted:
-        continued = command_line(context, compare, shown) if fresh else "the same command"
-        typer.echo(f"Interrupted. Finished trials are stored; {continued} continues.", err=True)
+        typer.echo("Interrupted. Finished trials are stored; the same command continues.", err=True)
         raise typer.Exit(130)
     summary = found.summarise()
     text = comparison_record(found, summary)
@@ -374,7 +367,7 @@ def _print_comparison(
     link = f"http://127.0.0.1:{PORT}{comparison_path(ids, reference=summary.reference)}"
     steps = [
         (dashboard, "notes and figures in the browser"),
-        (link, "the arms side by side, in that dashboard"),
+        (link, "the arms side by side, in that dashboard, at the port that it prints"),
     ]
     given = [one for contrast in summary.contrasts for one in answers(contrast)]
     # Not where nothing was measured, or where both arms trained in the same way.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab._plan import Attempt
+from hpo_mab._plan import Attempt, Plan
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import study_names
 
@@ -57,7 +57,6 @@ def _show_studies(storage: str, *, as_json: bool) -> None:
     import optuna
     from rich.table import Table
 
-    from hpo_mab._plan import Plan
     from hpo_mab.cli._output import console
     from hpo_mab.storage import Storage, StoredDefinition, open_study
 
@@ -174,8 +173,9 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
 
 def _promoted(trials: Sequence[FrozenTrial]) -> list[str]:
     """Of each trial, which one continues it or trains it in full; empty if none does."""
+    promoted = Plan(trials).promoted
     after = {one.promotes: f", see trial {one.number}" for one in map(Attempt.of, trials)}
-    return [after.get(trial.number, "") for trial in trials]
+    return [after[one.number] if one.number in promoted else "" for one in trials]
 
 
 def _value_form(study_attrs: Mapping[str, Any]) -> str:

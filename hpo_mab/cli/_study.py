@@ -33,8 +33,8 @@ def worker(
         int,
         typer.Option(
             metavar="N",
-            help="Workers that share the study: with slots = auto, each trains its part of the "
-            "trials that may train at a time.",
+            help="How many workers share the study. With slots = auto each trains 1/N of the "
+            "trials that may run at a time.",
             callback=opt.within(1),
         ),
     ] = 1,
@@ -96,7 +96,8 @@ def replay(
         str,
         typer.Argument(
             callback=_trial_number,
-            help="Number of the trial, or 'best': by means, if hpo-mab confirm has trained again.",
+            help="Number of the trial, or 'best'. After hpo-mab confirm, 'best' is the trial with "
+            "the highest mean of its new trainings.",
         ),
     ],
     storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
@@ -185,7 +186,8 @@ def _replay_text(found: Replay, study: str) -> str:
     if found.slots is not None and not found.is_identical:
         lines.append(
             f"A difference is expected: the trial was one of up to {found.slots} in a stack, with "
-            "other rounding than alone, and with mab or augmentation also other batches."
+            "other rounding than alone, and with mab, hard_mining or augmentation also "
+            "other batches."
         )
     return "\n".join(lines)
 

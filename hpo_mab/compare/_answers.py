@@ -267,13 +267,13 @@ def _caveats_of(contrast: Contrast, arms: Mapping[str, ArmSummary]) -> Iterator[
         own, other = (", ".join(map(str, each)) for each in lengths)
         yield (
             f"Unequal studies; finished trials by seed: {own} in {contrast.arm}, {other} in "
-            f"{contrast.reference}. Equal spend is what the cheaper study spent."
+            f"{contrast.reference}. Both are compared after what the cheaper study spent."
         )
     if any(contrast.diverged):
         yield (
             f"Of the same configurations {contrast.diverged[0]} diverged or failed in "
             f"{contrast.arm} only "
-            f"and {contrast.diverged[1]} in {contrast.reference} only: no pair has their ends."
+            f"and {contrast.diverged[1]} in {contrast.reference} only. They are in no pair."
         )
     why = _why_no_seconds(contrast)
     if why:

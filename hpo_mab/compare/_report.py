@@ -19,12 +19,10 @@ from hpo_mab.compare._summary import summarise
 from hpo_mab.compare._tables import (
     Grid,
     grids,
-    in_arm_words,
     overview,
     percent,
 )
 from hpo_mab.compare._text import (
-    arm_words,
     length_text,
     parameter,
     parameter_rows,
@@ -44,11 +42,10 @@ class ComparisonRuns:
 
     Attributes:
         reference: The arm the others are compared with.
-        runs: The studies, arm by arm within each seed. From a record they have no user attributes.
-        retrained: Test accuracies of incumbents, by arm and seed. Each was trained again under
-            uniform sampling on fresh seeds, for ``compare.retrain_epochs`` or a trial's budget.
+        runs: The studies, arm by arm within each seed. Where their best configurations were trained
+            again, under uniform sampling on fresh seeds, their ``retrained`` has the test
+            accuracies.
         interrupted: Whether Ctrl-C ended it early.
-        environments: Versions and hardware that each study began with, by arm and seed.
 
     Examples:
         >>> from pathlib import Path
@@ -60,26 +57,16 @@ class ComparisonRuns:
 
     reference: str
     runs: tuple[StudyRun, ...]
-    retrained: Mapping[tuple[str, int], tuple[float, ...]]
     interrupted: bool = False
-    environments: Mapping[tuple[str, int], Mapping[str, Any]] = dataclasses.field(
-        default_factory=dict
-    )
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What the first study began with, empty if it is not known; this machine's without any."""
-        first = next(iter(self.environments.values()), None)
-        return this_environment() if first is None else dict(first)
+        """What the first study began with, empty if it is not known."""
+        return dict(self.runs[0].environment) if self.runs else {}
 
     def summarise(self) -> ComparisonSummary:
         """The statistics of the studies, see `hpo_mab.compare.summarise`."""
-        return summarise(
-            self.runs,
-            reference=self.reference,
-            retrained=self.retrained,
-            environments=self.environments,
-        )
+        return summarise(self.runs, reference=self.reference)
 
 
 def read_record(path: str | Path) -> ComparisonRuns:
@@ -90,26 +77,25 @@ def read_record(path: str | Path) -> ComparisonRuns:
     """
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        runs = tuple(_run_from_json(study) for study in raw["studies"])
-        return ComparisonRuns(
-            reference=raw["summary"]["reference"],
-            runs=runs,
-            retrained={
-                (one["arm"], one["seed"]): tuple(one["test_accuracies"]) for one in raw["retrained"]
-            },
+        retrained = {(one["arm"], one["seed"]): one["test_accuracies"] for one in raw["retrained"]}
+        environments = {
+            (study["arm"], study["seed"]): entry["environment"]
+            for entry in raw.get("environments", ())
+            for study in entry["studies"]
+        }
+        runs = []
+        for study in raw["studies"]:
+            key = (study["arm"], study["seed"])
             # Earlier records have only the environment of the first study.
-            environments={
-                (study["arm"], study["seed"]): entry["environment"]
-                for entry in raw.get("environments", ())
-                for study in entry["studies"]
-            }
-            or {(run.arm, run.seed): raw["environment"] for run in runs},
-        )
+            environment = environments.get(key, {}) if environments else raw["environment"]
+            scores = tuple(retrained.get(key, ()))
+            runs.append(_run_from_json({**study, "environment": environment, "retrained": scores}))
+        return ComparisonRuns(reference=raw["summary"]["reference"], runs=tuple(runs))
     except OSError as error:
         raise ArgumentError(
             f"{path} cannot be read: {error.strerror}; 'hpo-mab compare --record FILE' writes one."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(
             f"{path} is no record of a comparison ({type(error).__name__}: {error}); "
             "'hpo-mab compare --record FILE' writes one."
@@ -120,13 +106,14 @@ def comparison_record(found: ComparisonRuns, summary: ComparisonSummary) -> str:
     """The whole comparison as JSON: environments, summary and every run's values."""
     record = {
         "environment": found.environment,
-        "environments": _environments(found),
+        "environments": _environments(found.runs),
         "verdict": verdict(summary).splitlines(),
         "answers": [one.to_json() for each in summary.contrasts for one in answers(each)],
         "summary": summary.to_json(),
         "retrained": [
-            {"arm": arm, "seed": seed, "test_accuracies": list(scores)}
-            for (arm, seed), scores in found.retrained.items()
+            {"arm": run.arm, "seed": run.seed, "test_accuracies": list(run.retrained)}
+            for run in found.runs
+            if run.retrained
         ],
         "studies": [_run_to_json(run) for run in found.runs],
     }
@@ -154,19 +141,21 @@ def _trial_from_json(raw: Mapping[str, Any]) -> TrialRun:
     return TrialRun(**{**raw, "curve": curve})
 
 
-def _environments(found: ComparisonRuns) -> list[dict[str, Any]]:
+def _environments(runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
     """Every machine that began a study, with the arms and seeds of its studies."""
     # Mostly one machine began all studies: its environment is listed once.
     grouped: dict[str, dict[str, Any]] = {}
-    for (arm, seed), environment in found.environments.items():
-        key = json.dumps(environment, sort_keys=True)
-        entry = grouped.setdefault(key, {"environment": dict(environment), "studies": []})
-        entry["studies"].append({"arm": arm, "seed": seed})
+    for run in runs:
+        key = json.dumps(run.environment, sort_keys=True)
+        entry = grouped.setdefault(key, {"environment": dict(run.environment), "studies": []})
+        entry["studies"].append({"arm": run.arm, "seed": run.seed})
     return list(grouped.values())
 
 
 def _run_to_json(run: StudyRun) -> dict[str, Any]:
     plain = dataclasses.asdict(run)
+    # These are elsewhere in the record.
+    del plain["environment"], plain["retrained"]
     for trial in plain["trials"]:
         curve = trial.pop("curve")
         # One list a column takes a tenth of the size of one object an evaluation.
@@ -243,8 +232,7 @@ def report_html(
     Returns:
         The page, plotly.js included once (about 5 MB); nothing is loaded from elsewhere.
     """
-    words = in_arm_words(summary)
-    lines = verdict(words).splitlines()
+    lines = verdict(summary).splitlines()
     drawn = _figures(runs, summary)
     shown, folded = drawn[:_UNFOLDED], drawn[_UNFOLDED:]
     # A stored environment may be empty; it is not that of this machine.
@@ -263,13 +251,13 @@ def report_html(
             "<h2>Verdict</h2>",
             f'<div class="verdict">{"".join(f"<p>{html.escape(one)}</p>" for one in lines)}</div>',
             "<h2>Results</h2>",
-            _table_html(overview(words), kind="cards"),
+            _table_html(overview(summary), kind="cards"),
             "<h2>Figures</h2>",
             f'<p class="note">Accuracies along the curves are of {weights_evaluated(runs)}.</p>',
             *_figure_divs(shown),
             _folded(f"{len(folded)} more figures", *_figure_divs(folded, first=len(shown))),
             "<h2>Record</h2>",
-            _folded("All tables", *map(_table_html, grids(words))),
+            _folded("All tables", *map(_table_html, grids(summary))),
             _trials_html(runs),
             _folded("Versions and hardware", f"<pre>{versions}</pre>"),
             f"<script>{_SCRIPT}</script>",
@@ -294,7 +282,7 @@ def _winner_html(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[s
     trial = f"trial {best.best.number}{length_text(best.best.budgets)}"
     found = (
         f"<p><strong>{best.best.value:.2%} validation accuracy</strong>: "
-        f"{html.escape(arm_words(best.arm))}, seed {best.seed}, {trial}."
+        f"{html.escape(best.arm)}, seed {best.seed}, {trial}."
         f"{html.escape(again)}</p>"
     )
     rows = tuple(parameter_rows(best))
@@ -376,7 +364,7 @@ def _table_html(grid: Grid, *, kind: str = "scroll") -> str:
 def _trials_html(runs: Sequence[StudyRun]) -> str:
     rows = tuple(
         (
-            arm_words(run.arm),
+            run.arm,
             str(run.seed),
             run.name,
             str(trial.number),

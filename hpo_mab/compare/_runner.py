@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
-from hpo_mab._errors import ArgumentError, SpecError
+from hpo_mab._errors import ArgumentError, SpecError, UnknownNameError
 from hpo_mab._plan import derive_seed
 from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.data import ImageSplits
@@ -22,11 +22,11 @@ from hpo_mab.search._study import (
     check_study,
     choose_names,
     reference_of,
+    stored_names,
     stored_trials,
 )
 from hpo_mab.storage import (
     Storage,
-    StoredDefinition,
     StudyRun,
     open_study,
 )
@@ -105,23 +105,16 @@ def run_comparison(
         StudyFailedError: Three trials of a study failed in a row.
     """
     runs: list[StudyRun] = []
-    retrained: dict[tuple[str, int], tuple[float, ...]] = {}
-    environments: dict[tuple[str, int], Mapping[str, Any]] = {}
 
     def found(*, interrupted: bool) -> ComparisonRuns:
         return ComparisonRuns(
-            reference=spec.compare.reference,
-            runs=tuple(runs),
-            retrained=retrained,
-            interrupted=interrupted,
-            environments=environments,
+            reference=spec.compare.reference, runs=tuple(runs), interrupted=interrupted
         )
 
     chosen = comparison_names(spec, storage) if names is None else names
     try:
         for runner in _runners(spec, storage, chosen):
-            key = (runner.arm, runner.spec.seed)
-            name = chosen[key]
+            name = chosen[runner.arm, runner.spec.seed]
             # A stored study may have a higher target, which it keeps.
             trials = max(runner.spec.budget.trials, stored_trials(storage, name))
             with progress(name, trials) as on_trial:
@@ -129,16 +122,16 @@ def run_comparison(
                     name, on_trial=on_trial, score=False, launch=launch, keep_target=True
                 )
             runs.append(outcome.run)
-            environments[key] = StoredDefinition.load(open_study(storage, name)).environment
             if outcome.interrupted:
                 return found(interrupted=True)
-            retrained[key] = retrain(
+            scores = retrain(
                 runner,
                 outcome.run,
                 seeds=spec.compare.retrain,
                 epochs=spec.compare.retrain_epochs,
                 on_retrain=on_retrain,
             )
+            runs[-1] = dataclasses.replace(runs[-1], retrained=scores)
             # With its data, before those of the next seed are loaded.
             del runner
     except KeyboardInterrupt:
@@ -147,7 +140,7 @@ def run_comparison(
 
 
 def comparison_names(
-    spec: StudySpec, storage: Storage, *, name: str | None = None, fresh: bool = False
+    spec: StudySpec, storage: Storage, *, name: str | None = None
 ) -> dict[tuple[str, int], str]:
     """Names of the studies of a comparison by arm and seed, each checked to be free or its own.
 
@@ -157,12 +150,11 @@ def comparison_names(
         spec: The study definition with its ``[compare]`` section.
         storage: Where the studies live.
         name: Begins the names, see `choose_names`.
-        fresh: Whether all studies are new ones.
 
     Raises:
         ArgumentError: Evidence that cannot be read, or a pruner's reference with several seeds.
         StorageError: A name is that of a study that is defined otherwise.
-        UnknownNameError: The reference of an arm's pruner is no stored study and no earlier arm.
+        UnknownNameError: The reference of an arm's pruner is no study, and none of these.
     """
     studies = {
         (arm, one.seed): one for seeded in _arms_by_seed(spec) for arm, one in seeded.items()
@@ -172,11 +164,13 @@ def comparison_names(
             "compare.seeds must be 1 with pruner.reference, a study of one seed, "
             f"got {spec.compare.seeds}."
         )
-    names = choose_names(storage, studies, name=name, fresh=fresh)
-    earlier: dict[str, StudySpec] = {}
+    names = choose_names(storage, studies, name=name)
+    known = {*stored_names(storage), *names.values()}
     for key, chosen in names.items():
-        check_study(storage, chosen, studies[key], planned=earlier)
-        earlier[chosen] = studies[key]
+        check_study(storage, chosen, studies[key])
+        reference = reference_of(studies[key])
+        if reference is not None and reference not in known:
+            raise UnknownNameError("study of pruner.reference", reference, known)
     return names
 
 
@@ -189,27 +183,29 @@ def _arms_by_seed(spec: StudySpec) -> Iterator[dict[str, StudySpec]]:
 def _runners(
     spec: StudySpec, storage: Storage, names: Mapping[tuple[str, int], str]
 ) -> Iterator[StudyRunner]:
-    """A runner for each arm of each seed."""
+    """A runner for each arm of each seed; none is kept here, so that its data can be freed."""
     for arms in _arms_by_seed(spec):
-        first = next(iter(arms.values()))
-        splits = load_splits(first)
-        if isinstance(splits, ImageSplits):
-            # Once: on a GPU each arm would make a copy of its own.
-            splits = splits.to(select_device(first.training.device))
-        # All are made before the first runs, so that a mistake in the last arm is found at once.
-        runners = [
-            StudyRunner(arm_spec, storage, objective=make_objective(arm_spec, splits), arm=arm)
-            for arm, arm_spec in arms.items()
-        ]
-        earlier: dict[str, StudySpec] = {}
-        for made in runners:
-            chosen = names[made.arm, made.spec.seed]
-            made.check(chosen, planned=earlier)
-            earlier[chosen] = made.spec
-        # No reference is left: these data must be freed before those of the next seed are loaded.
-        del made, splits
+        runners = _checked_runners(arms, storage, names)
         while runners:
             yield runners.pop(0)
+
+
+def _checked_runners(
+    arms: Mapping[str, StudySpec], storage: Storage, names: Mapping[tuple[str, int], str]
+) -> list[StudyRunner]:
+    """Runners of the arms of a seed, checked before the first one runs."""
+    first = next(iter(arms.values()))
+    splits = load_splits(first)
+    if isinstance(splits, ImageSplits):
+        # Once: on a GPU each arm would make a copy of its own.
+        splits = splits.to(select_device(first.training.device))
+    runners = [
+        StudyRunner(arm_spec, storage, objective=make_objective(arm_spec, splits), arm=arm)
+        for arm, arm_spec in arms.items()
+    ]
+    for made in runners:
+        made.check(names[made.arm, made.spec.seed])
+    return runners
 
 
 def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[float, ...]] | None:

@@ -7,14 +7,11 @@ import dataclasses
 import fnmatch
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
-
-import sqlalchemy as sa
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
 
 from hpo_mab._attributes import SEED_KEY
-from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.compare._runner import stored_scores
 from hpo_mab.data import DataIdentity
@@ -23,7 +20,6 @@ from hpo_mab.storage import (
     Storage,
     StoredDefinition,
     StudyRun,
-    TrialRun,
     open_study,
     read_run,
 )
@@ -52,71 +48,24 @@ class Selection:
     arm: str | None = None
 
     @classmethod
-    def parse(cls, text: str, names: Collection[str] = ()) -> Self:
-        """Read ``[ARM=][DATABASE#]STUDY``.
-
-        Args:
-            text: What is to be read.
-            names: Names of studies, which may hold ``=`` and ``#`` themselves.
-        """
-        if text in names:
-            return cls(pattern=text)
+    def parse(cls, text: str) -> Self:
+        """Read ``[ARM=][DATABASE#]STUDY``."""
         named = _ARM.fullmatch(text)
         arm, rest = named.groups() if named else (None, text)
-        if rest in names or "#" not in rest:
-            return cls(pattern=rest, arm=arm)
-        databases = [match.start() for match in re.finditer("#", rest)]
-        # The first # after which the text before it names a database; a path may contain #, too.
-        cut = next((at for at in databases if _may_be_database(rest[:at])), databases[-1])
-        return cls(pattern=rest[cut + 1 :], url=rest[:cut] or None, arm=arm)
-
-
-def is_record(text: str, *, storages: Sequence[str] = ()) -> bool:
-    """Whether a text names a record file, not a study whose name also ends in ``.json``.
-
-    Args:
-        text: As `stored_comparison` takes it, or the path of a record.
-        storages: Databases to look for a study in; default the usual one.
-    """
-    # A file that exists decides; else a study may have such a name.
-    if not text.endswith(".json") or Path(text).is_file():
-        return text.endswith(".json")
-    try:
-        with _opened(storages or [DEFAULT_URL], needed=False) as opened:
-            found = Selection.parse(text, _study_names(opened.values()))
-        with _opened([found.url] if found.url else storages or [DEFAULT_URL]) as opened:
-            return found.pattern not in _study_names(opened.values())
-    except StorageError:
-        return True
-
-
-def _study_names(storages: Iterable[Storage]) -> list[str]:
-    return [name for storage in storages for name in names_in(storage)]
-
-
-def _may_be_database(url: str) -> bool:
-    return "://" in url or Path(url).is_file()
+        # The last one: the path of a database may contain #, too.
+        url, _, pattern = rest.rpartition("#")
+        return cls(pattern=pattern, url=url or None, arm=arm)
 
 
 @contextlib.contextmanager
-def _opened(urls: Iterable[str], *, needed: bool = True) -> Iterator[dict[str, Storage]]:
-    """Databases by URL, open within; where they are not ``needed``, without those that fail."""
-    opened: dict[str, Storage] = {}
-    try:
+def _opened(urls: Iterable[str]) -> Iterator[list[Storage]]:
+    """Databases, open within."""
+    with contextlib.ExitStack() as stack:
+        opened = []
         for url in dict.fromkeys(urls):
-            try:
-                opened[url] = Storage(url, create=False)
-                if not needed:
-                    names_in(opened[url])  # Connects: a server may not answer.
-            except StorageError:
-                if needed:
-                    raise
-                if url in opened:
-                    opened.pop(url).close()
+            opened.append(Storage(url, create=False))
+            stack.callback(opened[-1].close)
         yield opened
-    finally:
-        for storage in opened.values():
-            storage.close()
 
 
 def stored_comparison(
@@ -145,106 +94,106 @@ def stored_comparison(
             raise ArgumentError(f"{name} must be a list of names, got '{given}'.")
     if not studies:
         raise ArgumentError("studies must name at least one study, got none.")
-    found = _FoundStudies()
+    found: dict[tuple[str, int], _Found] = {}
     for storage, name, arm in _selected(studies, storages):
-        found.add(storage, name, arm)
-    return found.comparison(reference)
+        one = _Found.read(storage, name, arm)
+        _refuse_twice(found.setdefault((one.run.arm, one.run.seed), one), one)
+    return _comparison(list(found.values()), reference)
 
 
 def _selected(
     studies: Sequence[str], storages: Sequence[str]
 ) -> Iterator[tuple[Storage, str, str | None]]:
     """Database, name and arm of the studies that are named; open until the next one."""
-    everywhere = all(Selection.parse(text).url is not None for text in studies)
-    # A text with # may be the name of a study in the default database.
-    is_there = Path(sa.make_url(DEFAULT_URL).database or "").is_file()
-    databases = storages or ([DEFAULT_URL] if is_there or not everywhere else [])
-    with _opened(databases, needed=not everywhere) as usual:
-        names = _study_names(usual.values())
-        for selection in [Selection.parse(text, names) for text in studies]:
+    chosen = [Selection.parse(text) for text in studies]
+    usual = (storages or [DEFAULT_URL]) if any(one.url is None for one in chosen) else []
+    with _opened(usual) as here:
+        for selection in chosen:
             with _opened([] if selection.url is None else [selection.url]) as own:
-                for storage, name in _matches(selection, list((own or usual).values())):
+                for storage, name in _matches(selection, own or here):
                     yield storage, name, selection.arm
 
 
-@dataclasses.dataclass
-class _FoundStudies:
-    """The studies found so far, by arm and seed."""
+class _Found(NamedTuple):
+    """A study found.
 
-    runs: dict[tuple[str, int], StudyRun] = dataclasses.field(default_factory=dict)
-    databases: dict[tuple[str, int], str] = dataclasses.field(default_factory=dict)
-    scores: dict[tuple[str, int], tuple[Budget, tuple[float, ...]]] = dataclasses.field(
-        default_factory=dict
-    )
-    environments: dict[tuple[str, int], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    data: dict[tuple[str, int], DataIdentity | None] = dataclasses.field(default_factory=dict)
+    Attributes:
+        run: The study.
+        place: Its database and name.
+        data: Identity of its data; None if not known.
+        scores: Budget and test accuracies of its re-trainings; None if there are none.
+    """
 
-    def add(self, storage: Storage, name: str, arm: str | None) -> None:
-        """Read a study; refuse another one of the same arm and seed."""
-        run = read_run(storage, name)
+    run: StudyRun
+    place: str
+    data: DataIdentity | None
+    scores: tuple[Budget, tuple[float, ...]] | None
+
+    @classmethod
+    def read(cls, storage: Storage, name: str, arm: str | None) -> Self:
+        """Read a study; ``arm`` replaces the name of its arm."""
+        run, study = read_run(storage, name), open_study(storage, name)
         if arm is not None:
             run = dataclasses.replace(run, arm=arm)
-        key, place = (run.arm, run.seed), f"{storage.shown_url}#{name}"
-        if key in self.runs and self.databases[key] != place:
-            raise ArgumentError(
-                f"'{self.databases[key]}' and '{place}' are both arm '{run.arm}', seed {run.seed}, "
-                "and a comparison takes one study of an arm and seed. Name only one of them, or "
-                "give one another arm's name: NAME=STUDY. Studies of own loops may have a seed: "
-                f"study.set_user_attr('{SEED_KEY}', 1)."
-            )
-        study = open_study(storage, name)
-        definition = StoredDefinition.of(study)
-        self.runs[key], self.databases[key] = run, place
-        self.data[key] = definition.data
-        self.environments[key] = definition.environment
-        scores = stored_scores(study, run)
-        if scores is not None:
-            self.scores[key] = scores
+        place = f"{storage.shown_url}#{name}"
+        return cls(run, place, StoredDefinition.of(study).data, stored_scores(study, run))
 
-    def _refuse_other_files(self) -> None:
-        # Each seed has its own split, so only studies of one seed are compared.
-        first: dict[int, tuple[str, DataIdentity]] = {}
-        for key, run in self.runs.items():
-            data = self.data[key]
-            if data is None:
-                continue
-            name, known = first.setdefault(run.seed, (run.name, data))
-            if not data.is_same(known):
-                raise ArgumentError(
-                    "Studies of one comparison must have the same data: those of "
-                    f"'{name}' and '{run.name}' differ in labels, files or pixels. Name studies "
-                    "that agree in it."
-                )
 
-    def _trials(self) -> Iterator[TrialRun]:
-        return (trial for run in self.runs.values() for trial in run.trials)
-
-    def comparison(self, reference: str | None) -> ComparisonRuns:
-        """The comparison of the studies found."""
-        arms = list(dict.fromkeys(arm for arm, _ in self.runs))
-        if not any(trial.curve or trial.value is not None for trial in self._trials()):
-            names = ", ".join(f"'{run.name}'" for run in self.runs.values())
-            raise ArgumentError(
-                f"No trial of {names} has an evaluation yet. 'hpo-mab run' continues a study."
-            )
-        chosen = reference or ("uniform" if "uniform" in arms else arms[0])
-        if chosen not in arms:
-            raise UnknownNameError("arm", chosen, arms)
-        _refuse_other_data(list(self.runs.values()))
-        self._refuse_other_files()
-        # By seed: accuracies after other budgets cannot be compared with the reference's.
-        budgets = {seed: score[0] for (arm, seed), score in self.scores.items() if arm == chosen}
-        return ComparisonRuns(
-            reference=chosen,
-            runs=tuple(self.runs.values()),
-            retrained={
-                key: scores
-                for key, (budget, scores) in self.scores.items()
-                if budgets.get(key[1]) == budget
-            },
-            interrupted=False,
-            environments=self.environments,
+def _refuse_twice(one: _Found, other: _Found) -> None:
+    """Refuse two studies of one arm and seed."""
+    if one.place != other.place:
+        raise ArgumentError(
+            f"'{one.place}' and '{other.place}' are both arm '{one.run.arm}', seed {one.run.seed}, "
+            "and a comparison takes one study of an arm and seed. Name only one of them, or "
+            "give one another arm's name: NAME=STUDY. Studies of own loops may have a seed: "
+            f"study.set_user_attr('{SEED_KEY}', 1)."
         )
+
+
+def _comparison(found: Sequence[_Found], reference: str | None) -> ComparisonRuns:
+    """The comparison of some studies."""
+    runs = [one.run for one in found]
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    if not any(trial.curve or trial.value is not None for run in runs for trial in run.trials):
+        names = ", ".join(f"'{run.name}'" for run in runs)
+        raise ArgumentError(
+            f"No trial of {names} has an evaluation yet. 'hpo-mab run' continues a study."
+        )
+    chosen = reference or ("uniform" if "uniform" in arms else arms[0])
+    if chosen not in arms:
+        raise UnknownNameError("arm", chosen, arms)
+    _refuse_other_data(runs)
+    _refuse_other_files(found)
+    # By seed: accuracies after other budgets cannot be compared with the reference's.
+    budgets = {
+        one.run.seed: one.scores[0]
+        for one in found
+        if one.scores is not None and one.run.arm == chosen
+    }
+    return ComparisonRuns(
+        reference=chosen,
+        runs=tuple(
+            one.run
+            if one.scores is None or budgets.get(one.run.seed) != one.scores[0]
+            else dataclasses.replace(one.run, retrained=one.scores[1])
+            for one in found
+        ),
+    )
+
+
+def _refuse_other_files(found: Sequence[_Found]) -> None:
+    # Each seed has its own split, so only studies of one seed are compared.
+    first: dict[int, tuple[str, DataIdentity]] = {}
+    for run, _, data, _ in found:
+        if data is None:
+            continue
+        name, known = first.setdefault(run.seed, (run.name, data))
+        if not data.is_same(known):
+            raise ArgumentError(
+                "Studies of one comparison must have the same data: those of "
+                f"'{name}' and '{run.name}' differ in labels, files or pixels. Name studies "
+                "that agree in it."
+            )
 
 
 def _refuse_other_data(runs: Sequence[StudyRun]) -> None:

@@ -112,18 +112,15 @@ def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> Incumbent
 
 
 Runs = Mapping[int, "StudyRun"]
-Retrained = Mapping[tuple[str, int], Sequence[float]]
-Environments = Mapping[tuple[str, int], Mapping[str, Any]]
 _Costs = tuple[float, float, bool]
 
 
-def costs_to_target(arm: Runs, reference: Runs, retrained: Retrained) -> tuple[CostToTarget, ...]:
+def costs_to_target(arm: Runs, reference: Runs) -> tuple[CostToTarget, ...]:
     """Every cost to target that the runs define; see `CostToTarget`.
 
     Args:
         arm: The arm's studies by seed.
         reference: The reference's studies by seed.
-        retrained: Test accuracies of re-trained incumbents by arm and seed, possibly empty.
     """
     found = []
     for target in ("reference", "common", "retrained"):
@@ -131,7 +128,7 @@ def costs_to_target(arm: Runs, reference: Runs, retrained: Retrained) -> tuple[C
             costs = {
                 key: cost
                 for key in sorted(arm.keys() & reference.keys())
-                if (cost := _cost(target, arm[key], reference[key], retrained, currency))
+                if (cost := _cost(target, arm[key], reference[key], currency))
             }
             if costs:
                 found.append(_cost_row(target, currency, costs))
@@ -152,9 +149,7 @@ def _cost_row(target: Target, currency: Currency, costs: Mapping[int, _Costs]) -
     )
 
 
-def _cost(
-    target: Target, arm: StudyRun, reference: StudyRun, retrained: Retrained, currency: Currency
-) -> _Costs | None:
+def _cost(target: Target, arm: StudyRun, reference: StudyRun, currency: Currency) -> _Costs | None:
     """Own cost, the reference's cost, and whether the arm reached the target; None if undefined."""
     own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
     if not len(own.accuracy) or not len(other.accuracy):
@@ -163,7 +158,7 @@ def _cost(
     if target == "common":
         wanted = theirs = min(wanted, float(own.accuracy[-1]))
     elif target == "retrained":
-        mine, needed = _score(arm, retrained), _score(reference, retrained)
+        mine, needed = _score(arm), _score(reference)
         if math.isnan(mine - needed):
             return None
         # Only the final incumbent was re-trained: its cost is what was spent until it was found.
@@ -175,10 +170,9 @@ def _cost(
     return (spent, cost, reached) if spent > 0.0 and cost > 0.0 else None
 
 
-def _score(run: StudyRun, retrained: Retrained) -> float:
+def _score(run: StudyRun) -> float:
     """Mean test accuracy of a study's re-trainings, which share one configuration; or NaN."""
-    scores = retrained.get((run.arm, run.seed), ())
-    return float(np.mean(scores)) if len(scores) else math.nan
+    return float(np.mean(run.retrained)) if run.retrained else math.nan
 
 
 _STATISTICS: tuple[Statistic, ...] = ("kendall", "recall", "regret")
@@ -252,22 +246,12 @@ def _fidelities(pairs: PairedCurves, column: int) -> tuple[FidelityRow, ...]:
     return (*(row(statistic, "reference") for statistic in _STATISTICS), row("kendall", "own"))
 
 
-def summarise(
-    runs: Sequence[StudyRun],
-    *,
-    reference: str = "uniform",
-    retrained: Retrained | None = None,
-    environments: Environments | None = None,
-) -> ComparisonSummary:
+def summarise(runs: Sequence[StudyRun], *, reference: str = "uniform") -> ComparisonSummary:
     """Summarise a comparison: every arm, and every arm against the reference, paired by seed.
 
     Args:
         runs: The studies of any arms and seeds; an arm may lack some seeds.
         reference: Arm that the others are compared with.
-        retrained: Test accuracies of each study's incumbent, trained again under uniform sampling
-            on fresh seeds, by ``(arm, seed)``. Missing ones are left out.
-        environments: Versions and hardware that studies began with, by ``(arm, seed)``, as in a
-            record. None takes them for equal.
 
     Raises:
         ArgumentError: No runs, two of one arm and seed, or trials of different budgets.
@@ -282,7 +266,6 @@ def summarise(
         by_arm[run.arm][run.seed] = run
     if reference not in by_arm:
         raise UnknownNameError("arm", reference, by_arm)
-    scores = retrained or {}
     names = [reference, *sorted(by_arm.keys() - {reference})]
     first = by_arm[reference][min(by_arm[reference])]
     refuse_other_budgets((first, *runs))
@@ -292,15 +275,12 @@ def summarise(
         data=first.settings.data.kind,
         model=first.settings.model.kind,
         trial_examples=first.trial_examples,
-        arms=tuple(_arm(name, by_arm[name], scores) for name in names),
-        contrasts=tuple(
-            _contrast(by_arm[name], by_arm[reference], scores, environments or {})
-            for name in names[1:]
-        ),
+        arms=tuple(_arm(name, by_arm[name]) for name in names),
+        contrasts=tuple(_contrast(by_arm[name], by_arm[reference]) for name in names[1:]),
     )
 
 
-def _arm(name: str, runs: Runs, scores: Retrained) -> ArmSummary:
+def _arm(name: str, runs: Runs) -> ArmSummary:
     seeds = tuple(sorted(runs))
     incumbents = [runs[key].best for key in seeds]
     best = tuple(None if trial is None else trial.value for trial in incumbents)
@@ -308,7 +288,7 @@ def _arm(name: str, runs: Runs, scores: Retrained) -> ArmSummary:
     plans = [Plan(runs[key].trials) for key in seeds]
     saved = _total([run.saved_examples for run in runs.values()])
     examples = _total([run.examples for run in runs.values()])
-    again = mean_estimate(np.asarray([_score(runs[key], scores) for key in seeds]))
+    again = mean_estimate(np.asarray([_score(runs[key]) for key in seeds]))
     return ArmSummary(
         arm=name,
         seeds=seeds,
@@ -345,9 +325,7 @@ def _sampler_share(run: StudyRun) -> float:
     return inside / spent if spent else math.nan
 
 
-def _contrast(
-    arm: Runs, reference: Runs, scores: Retrained, environments: Environments
-) -> Contrast:
+def _contrast(arm: Runs, reference: Runs) -> Contrast:
     seeds = tuple(sorted(arm.keys() & reference.keys()))
     gains = {
         currency: np.asarray([_gain(arm[key], reference[key], currency) for key in seeds])
@@ -355,7 +333,7 @@ def _contrast(
     }
     pairs = pair_curves([arm[key] for key in seeds], [reference[key] for key in seeds])
     names = [next(iter(runs.values())).arm for runs in (arm, reference)]
-    again = np.asarray([_score(arm[k], scores) - _score(reference[k], scores) for k in seeds])
+    again = np.asarray([_score(arm[key]) - _score(reference[key]) for key in seeds])
     known = bool(np.isfinite(again).any())
     slots = [found for runs in (arm, reference) if (found := _slots([runs[key] for key in seeds]))]
     return Contrast(
@@ -365,15 +343,14 @@ def _contrast(
         gain={currency: mean_estimate(gain) for currency, gain in gains.items()},
         gain_p={currency: signed_rank_p(gain) for currency, gain in gains.items()},
         seconds_per_example=_pace(arm, reference),
-        cost=costs_to_target(arm, reference, scores),
+        cost=costs_to_target(arm, reference),
         pairs=len(pairs),
         paired=paired_rows(pairs),
         retrained_gain=(mean_estimate(again) if known else None),
         retrained_p=signed_rank_p(again) if known else None,
         same_slots=len(slots) < 2 or slots[0] == slots[1],
         same_hardware=all(
-            _agree([_hardware(runs[seed], environments) for runs in (arm, reference)])
-            for seed in seeds
+            _agree([_hardware(runs[seed]) for runs in (arm, reference)]) for seed in seeds
         ),
         **_early_ends(arm, reference, seeds),
     )
@@ -385,7 +362,7 @@ def _early_ends(arm: Runs, reference: Runs, seeds: Sequence[int]) -> dict[str, A
     ends = [
         (_end(own[key]), _end(other[key]))
         for key in own.keys() & other.keys()
-        if same_configuration(own[key], other[key])
+        if same_configuration(own[key].params, other[key].params)
     ]
     diverged = [tuple(end == "diverged" for end in pair) for pair in ends]
     return {
@@ -401,13 +378,13 @@ def _last_attempts(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]:
         # A lost attempt is being tried again.
         again = {trial.slot for trial in run.trials if trial.state in OPEN}
         for trial in run.trials:
-            key = (run.seed, trial.slot)
-            if trial.state == "fail" and trial.slot in again:
+            if not trial.paired or trial.twin:
                 continue
-            failed = trial.state == "fail" and REASON_KEY in trial.attrs and key not in found
-            ended = trial.state in FINISHED and trial.budgets == 1
-            if trial.paired and not trial.twin and (ended or failed):
+            key = (run.seed, trial.slot)
+            if trial.state in FINISHED and trial.budgets == 1:
                 found[key] = trial
+            elif trial.state == "fail" and REASON_KEY in trial.attrs and trial.slot not in again:
+                found.setdefault(key, trial)
     return found
 
 
@@ -421,16 +398,20 @@ def _slots(runs: Sequence[StudyRun]) -> set[int]:
     return {int(t.attrs.get(STACK_KEY, 1)) for run in runs for t in run.trials if t.curve}
 
 
-def _hardware(run: StudyRun, environments: Environments) -> list[Any] | None:
+def _hardware(run: StudyRun) -> list[Any] | None:
     """What a study's seconds depend on; None if that is not known."""
-    known = environments.get((run.arm, run.seed))
+    known = run.environment
     if not known:
         return None
     cards = sorted(set(known.get("gpus", ())))
     device = run.settings.training.get("device", "auto")
     if device == "auto":
         device = "cuda" if cards else "cpu"
-    return [*map(known.get, ("cpu", "cpu_cores", "cpu_threads")), cards, device]
+    kind = device.partition(":")[0]
+    used = cards if kind == "cuda" else []
+    # Cards of one kind are equal.
+    where = device if len(used) > 1 else kind
+    return [*map(known.get, ("cpu", "cpu_cores", "cpu_threads")), used, where]
 
 
 def _agree(hardware: Sequence[list[Any] | None]) -> bool:

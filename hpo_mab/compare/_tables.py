@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare._answers import answers
 from hpo_mab.compare._records import FEWEST_FOR_TEST, ComparisonSummary, Contrast, PairedRow
-from hpo_mab.compare._text import arm_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -135,7 +134,7 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
         rows=tuple(rows),
         caption=f"points: accuracy of {contrast.arm} minus {contrast.reference} "
         f"[{summary.confidence:.0%} interval]. "
-        + " ".join(["n: pairs, then seeds.", *sorted(reasons)]),
+        + " ".join(["n: pairs for the first question, seeds for the others.", *sorted(reasons)]),
     )
 
 
@@ -190,26 +189,6 @@ def overview(summary: ComparisonSummary) -> Grid:
             f"Accuracies: mean over {seeds} seed{'' if seeds == '1' else 's'} "
             f"[{summary.confidence:.0%} interval]. Re-trained: each study's best configuration, "
             "trained again under uniform sampling on fresh seeds. Cost: all seeds together."
-        ),
-    )
-
-
-def in_arm_words(summary: ComparisonSummary) -> ComparisonSummary:
-    """The summary with its arms named in words; names that would become equal are kept."""
-    names = [arm.arm for arm in summary.arms]
-    words = {name: arm_words(name) for name in names}
-    # Tables could not distinguish arms of one name.
-    if len(set(words.values())) < len(words):
-        return summary
-    return dataclasses.replace(
-        summary,
-        reference=words[summary.reference],
-        arms=tuple(dataclasses.replace(arm, arm=words[arm.arm]) for arm in summary.arms),
-        contrasts=tuple(
-            dataclasses.replace(
-                contrast, arm=words[contrast.arm], reference=words[contrast.reference]
-            )
-            for contrast in summary.contrasts
         ),
     )
 
@@ -321,8 +300,8 @@ def _advantages(summary: ComparisonSummary, contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            "Same configuration, same seed. equal seconds: the arm is read at the budget over the "
-            "ratio of seconds. best quarter: the pairs with the best final accuracy. "
+            "Same configuration, same seed. equal seconds: the arm is read where it has taken the "
+            "reference's seconds. best quarter: the pairs with the best final accuracy. "
             f"[{summary.confidence:.0%} interval over pairs]"
         ),
     )

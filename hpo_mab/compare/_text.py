@@ -1,4 +1,4 @@
-"""Studies in words: their facts, their parameters, names of arms."""
+"""Studies in words: their facts, their parameters."""
 
 from __future__ import annotations
 
@@ -24,44 +24,6 @@ def parameter(value: Any) -> str:
 def parameters(params: Mapping[str, Any]) -> str:
     """Parameters with their values, in one line."""
     return ", ".join(f"{name} = {parameter(value)}" for name, value in params.items())
-
-
-#: Words for parts of the names of arms.
-_ARM_WORDS = {
-    "psgd": "p-SGD",
-    "csgd": "c-SGD",
-    "pvar": "prediction variance",
-    "gradnorm": "gradient norm",
-    "adambs": "AdamBS",
-    "impon": "IMPON",
-    "infobatch": "InfoBatch",
-    "hyperband": "Hyperband",
-    "topk": "top k",
-}
-#: Pruners are set apart from the sampler by a comma.
-_PRUNERS = (
-    "hyperband",
-    "median",
-    "percentile",
-    "advantage",
-    "successive_halving",
-    "promotion",
-    "top_k",
-    "none",
-)
-
-
-def arm_words(arm: str) -> str:
-    """An arm's name in words: ``"uniform, Hyperband"`` for ``"uniform_hyperband"``."""
-    # Names of samplers contain underscores, too, so only known pruners are split off.
-    pruner = next((name for name in _PRUNERS if arm.endswith(f"_{name}")), "")
-    sampler = arm.removesuffix(f"_{pruner}") if pruner else arm
-    parts = [_name_in_words(sampler), "no pruner" if pruner == "none" else _name_in_words(pruner)]
-    return ", ".join(part for part in parts if part)
-
-
-def _name_in_words(name: str) -> str:
-    return " ".join(_ARM_WORDS.get(word, word) for word in name.split("_"))
 
 
 def weights_evaluated(runs: Iterable[StudyRun]) -> str:

@@ -11,7 +11,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import optuna
@@ -51,20 +51,31 @@ def artifact_folder(storage: Storage) -> Path:
     return files_folder(storage, "artifacts")
 
 
-def artifact_store(folder: Path) -> FileSystemArtifactStore:
-    """Optuna's artifact store in a folder, which is made if it is missing.
+class Artifacts(FileSystemArtifactStore):
+    """Optuna's store of files in a folder, which is made for the first file.
 
-    Raises:
-        StorageError: The folder cannot be made.
+    Args:
+        folder: The folder.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"The artifact folder {folder} cannot be made: {error.strerror}. "
-            f"Name another by {_VARIABLE}."
-        ) from None
-    return FileSystemArtifactStore(folder)
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._folder = folder
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write a file.
+
+        Raises:
+            StorageError: The folder cannot be made.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"The artifact folder {self._folder} cannot be made: {error.strerror}. "
+                f"Name another by {_VARIABLE}."
+            ) from None
+        super().write(artifact_id, content_body)
 
 
 def save_curves(study: optuna.Study, run: StudyRun, folder: Path) -> str:
@@ -87,7 +98,7 @@ def save_curves(study: optuna.Study, run: StudyRun, folder: Path) -> str:
 
 def _save_artifact(study: optuna.Study, path: Path, folder: Path, mimetype: str) -> str:
     """Upload a file as an artifact, in place of an earlier one of its name."""
-    store = artifact_store(folder)
+    store = Artifacts(folder)
     for known in get_all_artifact_meta(study):
         if known.filename == path.name:
             with path.open("rb") as content:

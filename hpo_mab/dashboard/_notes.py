@@ -18,7 +18,6 @@ import numpy as np
 from hpo_mab._attributes import PROMOTES_KEY, PRUNED_KEY
 from hpo_mab._plan import Plan
 from hpo_mab.compare._text import length_text, parameter_rows, repeats_text, study_facts
-from hpo_mab.compare.figures._style import thin
 from hpo_mab.pruners import why_pruned
 from hpo_mab.search._confirm import best_first
 
@@ -28,13 +27,10 @@ if TYPE_CHECKING:
 #: Separates our part of a note from the user's.
 SEPARATOR = "*Regenerated after each run; your text below this line is kept.*"
 _HINTS = (
-    "Figures are on the study's first page. A complete trial's note has its learning curve, a "
-    "pruned trial's the reason. A trial's attribute `hpo_mab:slot` is the number of its "
-    "configuration, which repeated trials keep. `hpo_mab:paired` says whether every arm of a "
-    "comparison trains it."
+    "Figures are on the study's first page. A pruned trial's note has the reason. A trial's "
+    "attribute `hpo_mab:slot` is the number of its configuration, which repeated trials keep. "
+    "`hpo_mab:paired` says whether every arm of a comparison trains it."
 )
-#: Evaluations in a trial's note.
-_ROWS = 10
 
 
 def study_note(
@@ -135,7 +131,7 @@ def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str
     ]
     return (
         "## Trained again with other seeds\n\n"
-        f"The best of many values is partly luck, and so is the best of these means. {best}.\n\n"
+        f"{best}. The best of several means is still a little too high.\n\n"
         + markdown_table(("trial", "value", "trained again", "mean"), rows)
     )
 
@@ -184,37 +180,6 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {gap.join(cells)} |" for cells in escaped]
     lines.insert(1, "|---" * len(head) + "|")
     return "\n".join(lines)
-
-
-def curve_notes(run: StudyRun) -> dict[int, str]:
-    """The learning curve of each complete trial of a study, in Markdown, by trial number.
-
-    Args:
-        run: The study.
-    """
-    return {
-        trial.number: _curve_note(trial)
-        for trial in run.trials
-        if trial.state == "complete" and trial.curve
-    }
-
-
-def _curve_note(trial: TrialRun) -> str:
-    rows = [
-        (
-            str(point.index),
-            f"{point.examples:,}",
-            f"{point.accuracy:.2%}",
-            f"{point.train_loss:.4g}",
-            "averaged" if point.averaged else "trained",
-        )
-        for point in (trial.curve[place] for place in thin(len(trial.curve), _ROWS))
-    ]
-    head = ("evaluation", "training examples", "validation accuracy", "training loss", "weights")
-    return (
-        f"**Complete: {trial.value:.2%} validation accuracy** after {trial.examples:,} training "
-        f"examples, {trial.seconds:,.1f} s of training.\n\n{markdown_table(head, rows)}"
-    )
 
 
 def pruning_notes(run: StudyRun) -> dict[int, str]:

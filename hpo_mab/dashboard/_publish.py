@@ -33,7 +33,6 @@ from hpo_mab.dashboard._files import (
 )
 from hpo_mab.dashboard._notes import (
     confirmed_note,
-    curve_notes,
     keep_users_part,
     pruning_notes,
     study_note,
@@ -268,14 +267,13 @@ def publish_comparison(
         summary: Their comparison.
     """
     from hpo_mab.compare import verdict
-    from hpo_mab.compare._tables import in_arm_words
 
     # Called within `write`, whose errors are reported; once, because all studies share it.
     @functools.cache
     def shared() -> tuple[dict[str, str], dict[str, go.Figure]]:
         ids = [id_of(open_study(storage, run.name)) for run in runs]
         page = comparison_path(ids, reference=summary.reference)
-        found = {"verdict": verdict(in_arm_words(summary)), "compared": page}
+        found = {"verdict": verdict(summary), "compared": page}
         return found, study_figures(runs) | comparison_figures(summary)
 
     def write(name: str) -> bool:
@@ -341,56 +339,66 @@ def _publish_one(
     images: ImageData | None = None,
     found: Mapping[str, str] | None = None,
 ) -> None:
-    # A study that continues by itself keeps the verdict of the comparison it was part of.
-    before = _published(storage, study)
-    verdict = found or before.get("found", {})
-    folder = artifact_folder(storage)
-    record = storage.examples.load(id_of(study))
-    listed = ListedImages(**before["listed"]) if "listed" in before else None
-    if record is not None:
-        listed = draw_listed(study, record, images, folder, before=listed)
     # Read once: a training that is stored after this is published by the next `refresh`.
-    own = study.user_attrs
-    note = functools.partial(
-        study_note,
-        run,
-        storage,
-        test_accuracy=_test_accuracy(study, run),
-        confirmed=confirmed_note(run, stored_repeats(own)),
-        evidence=evidence_note(study, run.settings),
-        examples=""
-        if record is None
-        else examples_note(
-            record,
-            run.name,
+    own, attrs = id_of(study), study.user_attrs
+    folder, ended = artifact_folder(storage), Plan(run.trials).ended
+    is_large = sum(len(trial.curve) for trial in run.trials) >= LARGE
+    examples, listed = _examples(storage, run, study, images)
+    # Of two processes that publish a study, the later one sees what the earlier one has stored.
+    with storage.lock(run.name):
+        before = _published(storage, study)
+        # A study that continues by itself keeps the verdict of the comparison it was part of.
+        verdict = found or before.get("found", {})
+        if not found and verdict and before.get("finished") == ended:
+            # A comparison has drawn its figures meanwhile.
+            drawn = {}
+        note = study_note(
+            run,
             storage,
-            are_images=listed is not None or _is_built_in(run.settings.data.kind),
-            images=listed,
-            path=pictures_path(study),
-        ),
-    )
-    text, texts = note(**verdict), curve_notes(run) | pruning_notes(run)
-    with storage.lock(run.name):
-        # Another process may have published the study meanwhile, with a verdict.
-        stored = _published(storage, study)
-        if not found and stored.get("found", {}) != verdict:
-            # Its figures are a comparison's.
-            verdict, drawn = stored["found"], {}
-            text = note(**verdict)
-        written = _page(storage, study, text, texts, drawn)
-        ended = Plan(run.trials).ended
-        written[PUBLISHED_KEY] = {**stored, "found": dict(verdict), "page": ended}
-        _write(storage.optuna.engine, id_of(study), written)
-    if sum(len(trial.curve) for trial in run.trials) >= LARGE:
+            test_accuracy=_test_accuracy(study, run),
+            confirmed=confirmed_note(run, stored_repeats(attrs)),
+            evidence=evidence_note(study, run.settings),
+            examples=examples,
+            **verdict,
+        )
+        written = _page(storage, study, note, pruning_notes(run), drawn)
+        published = {
+            **listed,
+            "found": dict(verdict),
+            "confirmed": attrs.get(CONFIRMED_KEY),
+            # If the curves cannot be saved, the next `refresh` tries again.
+            "finished": None if is_large else ended,
+        }
+        _write(storage.optuna.engine, own, {**written, PUBLISHED_KEY: published})
+    if is_large:
         save_curves(study, run, folder)
-    # Last, so that a failed write is repeated by the next `refresh`.
-    with storage.lock(run.name):
-        published = _published(storage, study) | {"confirmed": own.get(CONFIRMED_KEY)}
-        # Another process may have written a page of fewer trials meanwhile.
-        published["finished"] = published.get("page", ended)
-        if listed is not None:
-            published["listed"] = dataclasses.asdict(listed)
-        _write(storage.optuna.engine, id_of(study), {PUBLISHED_KEY: published})
+        with storage.lock(run.name):
+            published = _published(storage, study) | {"finished": ended}
+            _write(storage.optuna.engine, own, {PUBLISHED_KEY: published})
+
+
+def _examples(
+    storage: Storage,
+    run: StudyRun,
+    study: optuna.Study,
+    images: ImageData | None,
+) -> tuple[str, dict[str, Any]]:
+    """The note on a study's record of examples, and which of them its picture shows."""
+    record = storage.examples.load(id_of(study))
+    if record is None:
+        return "", {}
+    before = _published(storage, study)
+    drawn = ListedImages(**before["listed"]) if "listed" in before else None
+    listed = draw_listed(study, record, images, artifact_folder(storage), before=drawn)
+    note = examples_note(
+        record,
+        run.name,
+        storage,
+        are_images=listed is not None or _is_built_in(run.settings.data.kind),
+        images=listed,
+        path=pictures_path(study),
+    )
+    return note, {} if listed is None else {"listed": dataclasses.asdict(listed)}
 
 
 def _published(storage: Storage, study: optuna.Study) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from optuna_dashboard import wsgi
 
 from hpo_mab._attributes import DEFINITION_KEY, EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError, HpoMabError
-from hpo_mab.dashboard._files import artifact_folder, artifact_store
+from hpo_mab.dashboard._files import Artifacts, artifact_folder
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -55,7 +55,7 @@ def application(storage: Storage) -> WSGIApplication:
     Args:
         storage: The database.
     """
-    app: Any = wsgi(storage.optuna, artifact_store=artifact_store(artifact_folder(storage)))
+    app: Any = wsgi(storage.optuna, artifact_store=Artifacts(artifact_folder(storage)))
     app.install(_StudyPage())
     app.route(_COMPARISON, callback=lambda: _comparison_page(storage))
     made: WSGIApplication = app
@@ -160,7 +160,7 @@ def make_server(app: WSGIApplication, *, host: str, port: int) -> simple_server.
         port: Port; if it is in use, the system chooses a free one.
 
     Raises:
-        ArgumentError: The address is not of this machine.
+        ArgumentError: The address is not of this machine, or the port may not be used.
     """
     try:
         return _listen(app, host, port)
@@ -169,6 +169,8 @@ def make_server(app: WSGIApplication, *, host: str, port: int) -> simple_server.
             raise ArgumentError(
                 f"--host must be an address of this machine, such as 127.0.0.1, got {host!r}."
             ) from None
+        if error.errno != errno.EADDRINUSE:
+            raise ArgumentError(f"--port {port} cannot be used: {error.strerror}.") from None
         return _listen(app, host, 0)
 
 

@@ -7,6 +7,7 @@ share them.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -33,10 +34,9 @@ class ImageData:
     split nor another process needs a copy.
 
     Args:
-        images: Pixels, uint8 [M, channels, height, width].
+        images: Pixels, uint8 [N, channels, height, width].
         labels: Class of each example, int64 [N] in ``0..C-1``. A class may be absent.
         classes: Names of the ``C`` classes.
-        rows: The image of each example, int64 [N]; None for all images in order, so that N = M.
         files: Digest of the files the images were read from; empty if they come from none.
 
     Attributes:
@@ -64,18 +64,17 @@ class ImageData:
         images: Tensor,
         labels: Tensor,
         classes: tuple[str, ...],
-        rows: Tensor | None = None,
         files: str = "",
     ) -> None:
         _check_images(images)
-        examples = len(images) if rows is None else _checked_row_count(rows, len(images))
-        _check_labels(labels, examples, len(classes))
+        _check_labels(labels, len(images), len(classes))
         if labels.device != images.device:
             raise ArgumentError(
                 f"labels must be on the device of the images, {images.device}, got {labels.device}."
             )
         self._pixels = images
-        self._rows = rows
+        #: Of a subset, the rows of its examples; None are all.
+        self._rows: Tensor | None = None
         self.labels = labels
         self.classes = classes
         self.files = files
@@ -173,15 +172,17 @@ class ImageData:
         )
 
     def subset(self, indices: Tensor) -> Self:
-        """The examples at ``indices``, int64 [n], in that order; the images stay where they are."""
-        where = indices.to(self.device)
-        return type(self)(
-            images=self._pixels,
-            labels=self.labels[where],
-            classes=self.classes,
-            rows=where if self._rows is None else self._rows[where],
-            files=self.files,
-        )
+        """The examples at ``indices``, int64 [n], in that order; the images stay where they are.
+
+        Raises:
+            ArgumentError: No index, or one below 0.
+        """
+        if not len(indices) or int(indices.min()) < 0:
+            raise ArgumentError("indices must name at least one example, counted from 0.")
+        where, part = indices.to(self.device), copy.copy(self)
+        part.labels = self.labels[where]
+        part._rows = where if self._rows is None else self._rows[where]
+        return part
 
 
 def _check_images(images: Tensor) -> None:
@@ -192,17 +193,6 @@ def _check_images(images: Tensor) -> None:
         )
     if 0 in images.shape:
         raise ArgumentError(f"images must not be empty, got shape {list(images.shape)}.")
-
-
-def _checked_row_count(rows: Tensor, images: int) -> int:
-    if rows.ndim != 1 or rows.dtype != torch.int64:
-        raise ArgumentError(f"rows must be int64 [N], got {rows.dtype} {list(rows.shape)}.")
-    if len(rows) == 0:
-        raise ArgumentError("rows must not be empty.")
-    low, high = int(rows.min()), int(rows.max())
-    if low < 0 or high >= images:
-        raise ArgumentError(f"rows must be in [0, {images}), got values from {low} to {high}.")
-    return len(rows)
 
 
 def _check_labels(labels: Tensor, examples: int, classes: int) -> None:

@@ -164,7 +164,6 @@ class AdvantagePruner(BasePruner):
         max_resource: Step that a full trial reports last; None takes it from the study's
             definition, else from its longest complete trial.
         margin: Largest accepted loss of fidelity (Kendall tau), in [0, 1].
-        confidence: Coverage of the evidence's intervals, in (0, 1).
         refresh: Trials that must finish before evidence is measured again, at least 1.
         fidelity: Whether the first rung may move later by the ranking of the first trials.
 
@@ -188,7 +187,6 @@ class AdvantagePruner(BasePruner):
         reduction_factor: int = 2,
         max_resource: int | None = None,
         margin: float = DEFAULT_MARGIN,
-        confidence: float = 0.95,
         refresh: int = 10,
         fidelity: bool = True,
     ) -> None:
@@ -198,7 +196,6 @@ class AdvantagePruner(BasePruner):
         if max_resource is not None:
             check_integer("max_resource", max_resource, 1)
         require(0.0 <= margin <= 1.0, "margin", "in [0, 1]", margin)
-        require(0.0 < confidence < 1.0, "confidence", "in (0, 1)", confidence)
         if evidence is not None and reference is not None:
             raise ArgumentError("give evidence or reference, not both.")
         self._min_resource = min_resource
@@ -210,7 +207,6 @@ class AdvantagePruner(BasePruner):
             reference=reference,
             full=max_resource,
             margin=margin,
-            confidence=confidence,
             every=refresh,
         )
         self._keepers: MutableMapping[optuna.Study, EvidenceKeeper] = weakref.WeakKeyDictionary()
@@ -236,25 +232,21 @@ class AdvantagePruner(BasePruner):
             return False
         keeper = self.keeper(study)
         keeper.read_once(study)
-        value = float(trial.intermediate_values[step])
-        rung = next_rung(trial)
-        trials: list[FrozenTrial] | None = None
-        while True:
-            placed = self._placement(rung, trial, keeper)
-            if step < placed.step:
-                return False
+        rung, trials = next_rung(trial), None
+        # One report may reach several rungs, where evaluations are rarer than rungs.
+        while step >= (placed := self._placement(rung, trial, keeper)).step:
             if trials is None:
                 trials = study.get_trials(deepcopy=False)
                 # New evidence may move this rung, so it is placed again.
                 if keeper.refresh_if_due(study, trials):
                     continue
             keeper.warn_once()
-            because = self._reason(study, trials, trial, value, rung=rung, placed=placed)
+            because = self._judge(study, trials, trial, rung=rung, placed=placed)
             if because is not None:
                 storage_of(study).set_trial_user_attr(id_of(trial), PRUNED_KEY, because)
                 return True
-            # One report may reach several rungs, where evaluations are rarer than rungs.
             rung += 1
+        return False
 
     def uniform_step(self, rung: int) -> int:
         """Step at which a rung, counted from 0, lies under uniform training."""
@@ -267,17 +259,17 @@ class AdvantagePruner(BasePruner):
         later = place_later(step, first=first, fidelity=fidelity)
         return later or place(step, full=keeper.full, evidence=evidence)
 
-    def _reason(
+    def _judge(
         self,
         study: optuna.Study,
         trials: list[FrozenTrial],
         trial: FrozenTrial,
-        value: float,
         *,
         rung: int,
         placed: Placement,
     ) -> dict[str, Any] | None:
-        """Why a trial loses at a rung; None if it is promoted."""
+        """Store a trial's value at a rung; why it loses there, None if it is promoted."""
+        value = float(trial.intermediate_values[trial.last_step or 0])
         because: dict[str, Any] = {
             "rung": rung,
             "step": placed.step,

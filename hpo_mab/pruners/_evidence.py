@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -36,9 +36,8 @@ from hpo_mab.advantage import (
     measure_evidence,
 )
 from hpo_mab.advantage._evidence import difference_of_task
+from hpo_mab.advantage._pairs import same_configuration
 from hpo_mab.storage._optuna import storage_of
-
-_Key = tuple[int, frozenset[tuple[str, Any]]]
 
 
 def pairs_of_trials(
@@ -49,7 +48,9 @@ def pairs_of_trials(
     direction: StudyDirection = StudyDirection.MAXIMIZE,
     sampler: str | None = None,
 ) -> PairedCurves:
-    """Pair finished trials that agree in slot and in all parameters but the sampler's.
+    """Pair finished trials of a slot that agree in every parameter that both have.
+
+    The sampler's parameters do not count.
 
     Args:
         trials: A study's trials: bandit-trained ones, and uniform twins of some of them.
@@ -62,14 +63,16 @@ def pairs_of_trials(
         Curves over the steps up to ``full`` that every complete uniform trial of the pairs has
         reported; NaN from where a trial was stopped.
     """
-    # Reversed: of several trials with one key the first counts.
-    bandit = {
-        _pair_key(t): t for t in reversed(trials) if _has_curve(t) and _is_trained_by(t, sampler)
-    }
-    uniform = {_pair_key(t): t for t in reference if _has_curve(t)}
+    # Reversed: of several trials of one slot the first counts.
+    bandit = {_slot(t): t for t in reversed(trials) if _has_curve(t) and _is_trained_by(t, sampler)}
+    uniform = {_slot(t): t for t in reference if _has_curve(t)}
     # A study's own twins count before the trials of the reference.
-    uniform.update({_pair_key(t): t for t in trials if _has_curve(t) and Attempt.of(t).uniform})
-    keys = sorted(bandit.keys() & uniform.keys(), key=lambda key: (key[0], repr(sorted(key[1]))))
+    uniform.update({_slot(t): t for t in trials if _has_curve(t) and Attempt.of(t).uniform})
+    keys = sorted(
+        key
+        for key in bandit.keys() & uniform.keys()
+        if same_configuration(bandit[key].params, uniform[key].params)
+    )
     steps = _common_steps([uniform[key] for key in keys], full)
     shape = (len(keys), len(steps))
     curves = [
@@ -94,20 +97,9 @@ def _has_curve(trial: FrozenTrial) -> bool:
     return Attempt.of(trial).finished and bool(trial.intermediate_values)
 
 
-def _pair_key(trial: FrozenTrial) -> _Key:
-    """Slot (or number) and parameters but the sampler's: equal for the trials of a pair."""
+def _slot(trial: FrozenTrial) -> int:
     slot = Attempt.of(trial).slot
-    shared = (item for item in trial.params.items() if not item[0].startswith("sampler."))
-    return trial.number if slot is None else slot, frozenset(
-        (name, _hashable(value)) for name, value in shared
-    )
-
-
-def _hashable(value: Any) -> Hashable:
-    # Choices of a categorical parameter may be lists, which are not hashable.
-    if isinstance(value, list | tuple):
-        return tuple(map(_hashable, value))
-    return value if isinstance(value, Hashable) else repr(value)
+    return trial.number if slot is None else slot
 
 
 def _common_steps(trials: Sequence[FrozenTrial], full: int) -> list[int]:
@@ -253,7 +245,6 @@ class EvidenceKeeper:
         full: Step that a full trial reports last; None reads it from the study's definition, else
             takes the largest step of a complete trial.
         margin: See `hpo_mab.advantage.measure_evidence`.
-        confidence: Coverage of the intervals.
         every: Trials that must finish between two updates.
 
     Examples:
@@ -269,7 +260,6 @@ class EvidenceKeeper:
         reference: str | None = None,
         full: int | None = None,
         margin: float = DEFAULT_MARGIN,
-        confidence: float = 0.95,
         every: int = 10,
     ) -> None:
         # A file that holds only the choice of a race has no pairs: the study measures its own.
@@ -280,7 +270,6 @@ class EvidenceKeeper:
         self._reference = reference
         #: See `hpo_mab.advantage.measure_evidence`.
         self.margin = margin
-        self.confidence = confidence
         self._every = every
         self._seen: int | None = None
         self._names = ("", "")
@@ -364,25 +353,50 @@ class EvidenceKeeper:
         # Before a race is decided, and after uniform sampling has won it, no rung moves.
         if self.full is None or (races and arm in (None, UNIFORM)):
             return
-        pairs = pairs_of_trials(
+        own = "race" if races else "pilot"
+        found = self.measure(
             trials,
             self._reference_trials(study),
-            full=self.full,
             direction=study.direction,
             sampler=arm,
-        )
-        known = 0 if self.evidence is None else self.evidence.pairs
-        if pairs.ended < FEWEST_PAIRS or pairs.ended <= known:
-            return
-        own = "race" if races else "pilot"
-        self.evidence = measure_evidence(
-            pairs,
-            margin=self.margin,
-            confidence=self.confidence,
             source=f"study {self._reference}" if self._reference else own,
-            data=self._names[0],
-            model=self._names[1],
+            known=0 if self.evidence is None else self.evidence.pairs,
         )
+        self.evidence = found or self.evidence
+
+    def measure(
+        self,
+        trials: Sequence[FrozenTrial],
+        reference: Iterable[FrozenTrial] = (),
+        *,
+        direction: StudyDirection,
+        sampler: str | None,
+        source: str,
+        known: int = 0,
+    ) -> Evidence | None:
+        """Evidence from the pairs of a sampler; the study must have been read.
+
+        Args:
+            trials: See `pairs_of_trials`.
+            reference: See `pairs_of_trials`.
+            direction: See `pairs_of_trials`.
+            sampler: See `pairs_of_trials`.
+            source: Where the pairs come from.
+            known: Pairs of the evidence there is.
+
+        Returns:
+            None with fewer than 4 pairs, with no more than ``known``, and while the length of a
+            trial is not known.
+        """
+        if self.full is None:
+            return None
+        pairs = pairs_of_trials(
+            trials, reference, full=self.full, direction=direction, sampler=sampler
+        )
+        if pairs.ended < max(FEWEST_PAIRS, known + 1):
+            return None
+        data, model = self._names
+        return measure_evidence(pairs, margin=self.margin, source=source, data=data, model=model)
 
     def _reference_trials(self, study: optuna.Study) -> list[FrozenTrial]:
         if self._reference is None:
@@ -390,6 +404,9 @@ class EvidenceKeeper:
         try:
             other = optuna.load_study(study_name=self._reference, storage=storage_of(study))
         except KeyError:
+            if self.evidence is not None:
+                # It was deleted, and what was measured is stored.
+                return []
             raise ArgumentError(
                 f"reference must name a study in the same storage, got '{self._reference}'."
             ) from None

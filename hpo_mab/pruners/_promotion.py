@@ -243,21 +243,26 @@ class PromotionPruner(BasePruner):
                 trials then come first, in the order of their place as a share of their rung; but
                 last if ``max_resource`` more steps have not made them better.
         """
-        found: list[tuple[int, float, int, FrozenTrial]] = []
-        for rung, following in self._all_rungs(study):
+        paused: list[FrozenTrial] = []
+        better: list[tuple[float, int, FrozenTrial]] = []
+        others: list[tuple[float, int, FrozenTrial]] = []
+        for rung, following in reversed(self._all_rungs(study)):
             entries = self._entries(study, rung)
             best = entries if every else entries[: self._places(entries)]
             for place, one in enumerate(best, start=1):
                 if not self._may_continue(one, following):
                     continue
                 if every and rung >= self.max_resource:
-                    group = 0 if self._became_better(study, one) else 2
-                    found.append((group, place / len(entries), rung, one))
+                    complete = better if self._became_better(study, one) else others
+                    complete.append((place / len(entries), rung, one))
                 else:
-                    found.append((1, 0.0, -rung, one))
-        # The sort is stable: of one rung the best stays first.
-        for *_, trial in sorted(found, key=lambda each: each[:3]):
-            yield trial
+                    paused.append(one)
+        for complete in (better, others):
+            # The sort is stable: of one rung the best stays first.
+            complete.sort(key=lambda each: each[:2])
+        yield from (one for *_, one in better)
+        yield from paused
+        yield from (one for *_, one in others)
 
     def worth_keeping(self, study: optuna.Study) -> list[FrozenTrial]:
         """Trials whose checkpoints are kept: the best of each rung, and some that may become it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import functools
 import inspect
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Required, Self, TypedDict
 
@@ -13,13 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from hpo_mab._errors import (
-    ArgumentError,
-    is_integer,
-    plain_arguments,
-    require,
-    stored_arguments,
-)
+from hpo_mab._errors import ArgumentError, is_integer, plain_arguments, require, stored_arguments
 from hpo_mab._examples import labels_digest
 from hpo_mab._labels import class_labels
 from hpo_mab._registry import class_signature
@@ -28,6 +21,7 @@ from hpo_mab.samplers._feedback import (
     DrawQueue,
     FeedbackError,
     KnownLabels,
+    check_draw,
     check_losses,
     checked_targets,
     has_indices,
@@ -173,7 +167,6 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._passes_begun = 0
         #: Draws answered or discarded since this pass began.
         self._answers = 0
-        self._warned = False
 
     @property
     def batch_size(self) -> int:
@@ -255,10 +248,12 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._passes_begun += 1
         this = self._passes_begun
         if self._outstanding:
-            self._warn(
-                f"A pass begins while {len(self._outstanding)} draws of the last one wait for "
-                "their losses; they are dropped"
-            )
+            # Samplers that learn nothing need no answers.
+            if self._learns:
+                self._outstanding.warn(
+                    f"A pass begins while {len(self._outstanding)} draws of the last one wait for "
+                    "their losses; they are dropped"
+                )
             self._outstanding.clear()
         self._answers = ahead = 0
         for _ in range(len(self)):
@@ -271,8 +266,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             # later mean that a batch was not answered.
             if not self._answers:
                 ahead = len(self._outstanding)
-            elif len(self._outstanding) > ahead:
-                self._warn(
+            elif len(self._outstanding) > ahead and self._learns:
+                self._outstanding.warn(
                     f"{len(self._outstanding)} draws of this pass wait for their losses where "
                     f"{ahead} did before: a batch had no answer, or is answered later than others"
                 )
@@ -285,15 +280,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     def next_draw(self) -> Draw:
         """Draw a batch as `draw` does; returns it with its importance weights."""
         draw = self._draw()
-        indices = draw.indices if isinstance(draw, Draw) else None
-        if not isinstance(indices, Tensor) or indices.shape != (self._batch_size,):
-            found = draw if indices is None else indices
-            is_tensor = isinstance(indices, Tensor)
-            got = f"shape {list(indices.shape)}" if is_tensor else type(found).__name__
-            raise ArgumentError(
-                f"{type(self).__name__}._draw must return a Draw of {self._batch_size} indices, "
-                f"got {got}."
-            )
+        check_draw(draw, self._batch_size, owner=type(self).__name__)
         self._outstanding.append(draw)
         return draw
 
@@ -456,18 +443,6 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             "device": self.device.type,
             **self._options,
         }
-
-    def _warn(self, what: str) -> None:
-        """Warn once of draws without an answer; samplers that learn nothing need none."""
-        if self._warned or not self._learns:
-            return
-        self._warned = True
-        warnings.warn(
-            f"{what}. Call update for each batch that was trained on, and discard for batches "
-            "without losses; with indices= or targets= a wrong answer raises. This warning is "
-            "given once.",
-            stacklevel=3,
-        )
 
 
 BatchSampler.__signature__ = class_signature(BatchSampler, first=CommonArguments.__annotations__)

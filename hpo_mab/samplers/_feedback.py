@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -55,6 +56,8 @@ class Draw:
 class DrawQueue(collections.deque[Draw]):
     """Draws that wait for their losses, the oldest first."""
 
+    _warned = False
+
     def oldest(self, caller: str) -> Draw:
         """The draw that the next answer is for.
 
@@ -88,6 +91,32 @@ class DrawQueue(collections.deque[Draw]):
             "" if name == "indices" else "; if the loop numbers classes otherwise, give indices="
         )
         raise FeedbackError(f"{name} are not those of the oldest unanswered draw. {hint}{other}.")
+
+    def warn(self, what: str) -> None:
+        """Warn once of draws without an answer, for the caller of the sampler's method."""
+        if self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{what}. Call update for each batch that was trained on, and discard for batches "
+            "without losses; with indices= or targets= a wrong answer raises. This warning is "
+            "given once.",
+            stacklevel=3,
+        )
+
+
+def check_draw(draw: Any, count: int, *, owner: str) -> None:
+    """Raise unless a sampler's own ``_draw`` has returned a `Draw` of as many indices.
+
+    Raises:
+        ArgumentError: Anything else; the message names the sampler, ``owner``.
+    """
+    found = draw.indices if isinstance(draw, Draw) else draw
+    is_tensor = isinstance(draw, Draw) and isinstance(found, Tensor)
+    if is_tensor and found.shape == (count,):
+        return
+    got = f"shape {list(found.shape)}" if is_tensor else type(found).__name__
+    raise ArgumentError(f"{owner}._draw must return a Draw of {count} indices, got {got}.")
 
 
 def check_losses(losses: Tensor, count: int) -> None:
@@ -147,6 +176,28 @@ def has_indices(draw: Draw, given: Tensor | Sequence[int]) -> bool:
     return torch.equal(given.to(drawn.device, torch.int64), drawn)
 
 
+def check_logits(outputs: Any) -> Tensor:
+    """What a network has returned for a batch; raises `ArgumentError` if it is not logits."""
+    if isinstance(outputs, Tensor) and outputs.ndim == 2:
+        return outputs
+    got = f"shape {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+    raise ArgumentError(f"logits must be a tensor [B, C], got {got}.")
+
+
+def check_range(low: int, high: int, *, outputs: int, what: str = "labels") -> None:
+    """Raise `ArgumentError` unless a network has outputs for the lowest and the highest label.
+
+    On CUDA a label out of range fails an assertion, and every later CUDA call of the process then
+    fails. So this check comes before the loss.
+    """
+    if not 0 <= low <= high < outputs:
+        raise ArgumentError(
+            f"{what} must be in [0, {outputs}) for a model of {outputs} outputs, "
+            f"got {low if low < 0 else high}; "
+            "number classes from 0, or give the model more outputs."
+        )
+
+
 class KnownLabels:
     """The labels that a sampler was made with: targets and model outputs must fit them.
 
@@ -174,22 +225,13 @@ class KnownLabels:
         Raises:
             ArgumentError: Outputs of another shape, or fewer than the labels need.
         """
-        if logits.ndim != 2:
-            raise ArgumentError(f"logits must be [B, C], got shape {list(logits.shape)}.")
-        outputs = logits.shape[1]
+        outputs = check_logits(logits).shape[1]
         low, high = self._range
-        if low >= 0 and high < outputs:
-            return
-        if targets is None:
-            wrong = low if low < 0 else high
-        elif targets.is_cpu and not 0 <= int(targets.min()) <= int(targets.max()) < outputs:
-            wrong = int(targets[(targets < 0) | (targets >= outputs)][0])
-        else:
-            return
-        raise ArgumentError(
-            f"labels must be in [0, {outputs}) for a model of {outputs} outputs, got {wrong}; "
-            "number classes from 0, or give the model more outputs."
-        )
+        if targets is not None and not 0 <= low <= high < outputs:
+            if not targets.is_cpu:
+                return
+            low, high = int(targets.min()), int(targets.max())
+        check_range(low, high, outputs=outputs)
 
     @functools.cached_property
     def _range(self) -> tuple[int, int]:

@@ -142,9 +142,9 @@ class ForeignSampler(BatchSampler):
         for number in itertools.count():
             if hasattr(self._sampler, "set_epoch"):
                 self._sampler.set_epoch(number)
-            seen = last = size = 0
-            for seen, item in enumerate(self._sampler, start=1):  # noqa: B007
-                batch = self._collected(item) if _is_index(item) else item
+            last = size = 0
+            waiting = len(self._indices)
+            for batch in self._pass():
                 # A shorter batch is allowed at the end only, so it is an error once another
                 # follows.
                 if 0 < last < self.batch_size:
@@ -155,16 +155,20 @@ class ForeignSampler(BatchSampler):
                 size = max(size, last)
                 if len(batch) == self.batch_size:
                     yield self._checked(batch)
-            if not seen or (size != self.batch_size and not self._indices):
+            # Without a batch, and without an index more towards the next one, it would never end.
+            if size != self.batch_size and len(self._indices) == waiting:
                 raise self._wrong_size(size)
 
-    def _collected(self, index: Any) -> Sequence[Any]:
-        """The batch that an index completes; empty where it completes none."""
-        self._indices.append(index)
-        if len(self._indices) < self.batch_size:
-            return ()
-        batch, self._indices = self._indices, []
-        return batch
+    def _pass(self) -> Iterator[Any]:
+        """The batches of one pass; single indices are cut into batches."""
+        for item in self._sampler:
+            if not _is_index(item):
+                yield item
+                continue
+            self._indices.append(item)
+            if len(self._indices) == self.batch_size:
+                batch, self._indices = self._indices, []
+                yield batch
 
     def _wrong_size(self, found: int) -> ArgumentError:
         return ArgumentError(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from hpo_mab._errors import require
+from hpo_mab.bandits._settings import MovingAverage
 from hpo_mab.samplers._base import CommonArguments
 from hpo_mab.samplers._feedback import Draw
 from hpo_mab.samplers._streams import (
     LearningSampler,
-    MovingAverage,
     accumulate,
     choose_with_replacement,
     make_table,
@@ -37,7 +37,7 @@ class FeatureTable:
 
     - a bias and whether the example was never answered;
     - *level*: the example's last outcome, as given to `learn`; 0 while unseen;
-    - its *visits*: the number of its finite outcomes;
+    - its *visits*: the number of its outcomes;
     - its *age*: the draws since it was last drawn, or since the start;
     - *class level*: mean outcome of its class so far, each class starting from one outcome of 0.
 
@@ -58,23 +58,19 @@ class FeatureTable:
         self._table = torch.zeros(len(labels) + 1, 3, device=device)
         self._class_sums = make_table(classes, 0.0, dtype=torch.float32, device=device)
         self._class_counts = make_table(classes, 1.0, dtype=torch.float32, device=device)
-        self._scale = torch.tensor([1 / 4, 1 / 8], device=device)
 
     def read(self, positions: Tensor) -> Tensor:
         """Features of examples int64 [k], float32 [k, 6]."""
-        rows = self._table.index_select(0, positions)
-        unseen = rows[:, _VISITS : _VISITS + 1] == 0
-        # `rows` is a copy. Its last column becomes the age, the clock minus the last draw.
-        rows[:, _LAST].neg_().add_(self._clock)
-        rows[:, _VISITS:].log1p_().mul_(self._scale)
+        level, visits, last = self._table[positions].unbind(1)
         levels = self._class_sums / self._class_counts
-        classes = self._labels.index_select(0, positions)
-        return torch.cat(
+        return torch.stack(
             [
-                torch.ones_like(rows[:, :1]),
-                unseen.to(rows.dtype),
-                rows,
-                levels.index_select(0, classes)[:, None],
+                torch.ones_like(level),
+                (visits == 0).to(level.dtype),
+                level,
+                visits.log1p() / 4,
+                (self._clock - last).log1p() / 8,
+                levels[self._labels[positions]],
             ],
             dim=1,
         )
@@ -134,7 +130,7 @@ class OnlineRidge:
         """Add a batch: features float32 [B, d], values [B]; only where ``keep``, bool [B]."""
         features = features * keep[:, None]  # Features are finite, values may not be.
         values = values.masked_fill(~keep, 0.0)
-        # A batch without a finite loss must change nothing.
+        # A batch with a loss that is not finite must change nothing.
         decay = torch.where(keep.any(), self._decay, 1.0)
         # `update` may be called within a loop's autocast, in whose precision sums would be lost.
         with torch.autocast(features.device.type, enabled=False):
@@ -178,6 +174,8 @@ _RIDGE = 1.0
 class LinearSampler(LearningSampler):
     """A sampler with features of examples, a regression on them and a moving average of the loss.
 
+    A batch with a loss that is not finite changes nothing.
+
     Args:
         labels: Class of each training example, integers [N].
         decay: Share of the regression's past kept at each batch, in (0, 1].
@@ -201,21 +199,27 @@ class LinearSampler(LearningSampler):
         super().__init__(labels, **common)
         self._features = FeatureTable(self._targets)
         self._model = OnlineRidge(NUM_FEATURES, ridge=_RIDGE, decay=decay, device=self.device)
-        self._average = MovingAverage(loss_decay, device=self.device)
+        self._average = MovingAverage(torch.tensor([loss_decay], device=self.device))
+
+    def _average_before(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """The average before a batch [B], a scalar, and whether the batch counts, bool [B]."""
+        average, valid = self._average.before(losses[None])
+        return average[0, 0], valid[0].expand_as(losses)
 
     def _state(self) -> dict[str, Any]:
         return {
             **super()._state(),
             "features": self._features.state(),
             "model": self._model.state(),
-            "average": self._average.state(),
+            "average": {k: tensor.clone() for k, tensor in self._average.tensors().items()},
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
         super()._load_state(state)
         self._features.load_state(state["features"])
         self._model.load_state(state["model"])
-        self._average.load_state(state["average"])
+        for name, tensor in self._average.tensors().items():
+            tensor.copy_(state["average"][name])
 
 
 class ContextualSampler(LinearSampler):
@@ -226,7 +230,7 @@ class ContextualSampler(LinearSampler):
     network. They are whether it was seen, its last reward, its class's reward rate, visits, and
     draws since the last visit. The last reward and the class's rate are stored minus 1/2. The
     posterior of the coefficients is Gaussian: ridge regression whose past is weighted by ``decay``
-    a batch.
+    a batch. A batch with a loss that is not finite changes nothing.
 
     Each of the ``B`` slots of a batch draws separate coefficients from the posterior. Among its
     ``candidates`` examples it takes the one with the highest predicted reward; with probability
@@ -307,12 +311,12 @@ class ContextualSampler(LinearSampler):
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
         positions, features = draw.context
-        finite = torch.isfinite(losses)
-        rewarded = finite & (losses >= self._average.before(losses, finite=finite))
+        average, valid = self._average_before(losses)
+        rewarded = valid & (losses >= average)
         outcomes = rewarded.to(torch.float32) - 0.5
-        self._model.learn(features, outcomes, keep=finite)
-        self._features.learn(positions, outcomes, keep=finite)
-        self._reward(rewarded, finite)
+        self._model.learn(features, outcomes, keep=valid)
+        self._features.learn(positions, outcomes, keep=valid)
+        self._reward(rewarded, valid)
 
 
 class ImponSampler(LinearSampler):
@@ -321,9 +325,10 @@ class ImponSampler(LinearSampler):
     A linear model predicts an example's relative loss ``loss / m - 1``, where ``m`` is the moving
     average of the training loss. Its features are cheap: seen or not, last relative loss, class's
     mean relative loss, visits, draws since the last visit. The model is recursive ridge regression
-    whose past is weighted by ``decay`` a batch. A draw takes ``K = presample * B`` candidates
-    uniformly. With predictions ``f_i`` it scores them ``s_i = max(0, 1 + f_i)``, and draws ``B`` of
-    them with replacement with probabilities
+    whose past is weighted by ``decay`` a batch. A batch with a loss that is not finite changes
+    nothing. A draw takes ``K = presample * B`` candidates uniformly. With predictions ``f_i`` it
+    scores them ``s_i = max(0, 1 + f_i)``, and draws ``B`` of them with replacement with
+    probabilities
 
         g_i = (s_i + c) / sum_j (s_j + c),    c = smoothing * mean(s).
 
@@ -390,8 +395,7 @@ class ImponSampler(LinearSampler):
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
         positions, features = draw.context
-        finite = torch.isfinite(losses)
-        average = self._average.before(losses, finite=finite)
+        average, valid = self._average_before(losses)
         relative = torch.where(average > 0, losses / average - 1, 0.0)
-        self._model.learn(features, relative, keep=finite)
-        self._features.learn(positions, relative, keep=finite)
+        self._model.learn(features, relative, keep=valid)
+        self._features.learn(positions, relative, keep=valid)

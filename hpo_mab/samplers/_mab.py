@@ -33,9 +33,9 @@ class MABSampler(BatchSampler):
     Beta(prior + successes, prior + failures) over the pulls that count.
 
     A batch is compared with the moving average of the batches *before* it, bias-corrected; the
-    first batch with its own mean. A non-finite loss counts neither as a success nor as a failure,
-    and not in the moving average. With late feedback, a draw uses the posteriors of that time; its
-    arms are rewarded when their losses are given.
+    first batch with its own mean. A batch with a loss that is not finite changes nothing. With late
+    feedback, a draw uses the posteriors of that time; its arms are rewarded when their losses are
+    given.
 
     Thompson sampling and softmax give every example a positive chance of being drawn again. So does
     a positive ``floor`` or ``epsilon``. ``"epsilon_greedy"`` with ``epsilon = 0`` takes the best
@@ -46,9 +46,8 @@ class MABSampler(BatchSampler):
     as under uniform sampling. So before a bandit has learnt, it is no worse than shuffling.
 
     On the CPU, Thompson sampling counts arms by state, exactly, at a cost that hardly depends on
-    their number. If more pulls count than a bandit has arms (``memory=None``), arms with over 12
-    pulls are drawn one by one, also exactly. A step then costs at most one Beta variate for each of
-    them, about 1 ms for 10,000 examples.
+    their number. Arms with over 12 pulls are drawn one by one, also exactly. With ``memory=None``
+    a step then costs at most one Beta variate for each of them, about 1 ms for 10,000 examples.
 
     On CUDA all state is on the device, and drawing and learning do not wait for the host; both can
     be captured in a CUDA graph (see `graph_generator`). Other devices use the CPU. The split into
@@ -183,7 +182,7 @@ class MABSampler(BatchSampler):
 
         Each is left out where it has no value: before the first losses, before the first draw.
         """
-        return self._engine.figures().shares()
+        return self._engine.figures()
 
     def propensities(self) -> Tensor:
         """Probability of each example in the next draw by the policy, floor included.

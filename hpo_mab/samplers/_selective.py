@@ -167,7 +167,7 @@ class HardMiningSampler(LearningSampler):
 
     def count(self, indices: Tensor) -> None:
         """Count examples that were chosen among `candidates`, int64 of any shape."""
-        positions = torch.searchsorted(self._examples, indices.flatten())
+        positions = torch.searchsorted(self._examples, indices.flatten().to(self.device))
         self._draws.index_add_(0, positions, torch.ones_like(positions))
 
     def _draw(self) -> Draw:

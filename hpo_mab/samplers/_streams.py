@@ -1,7 +1,6 @@
 """Uniform sampling, and what other samplers share with it: streams of passes over the examples.
 
-Also tables of one value for each example, weighted random choice, the moving average of the loss,
-and the scores of a forward pass.
+Also tables of one value for each example, weighted random choice, and the scores of a forward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_mab.bandits._settings import Figures, tenth_of
+from hpo_mab.bandits._settings import draw_figures
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
 from hpo_mab.samplers._feedback import Draw
 
@@ -212,37 +211,6 @@ def accumulate(table: Tensor, positions: Tensor, values: Tensor, *, keep: Tensor
     table.index_put_((positions,), values, accumulate=True)
 
 
-class MovingAverage:
-    """Bias-corrected exponential moving average of batch means of the finite losses.
-
-    Args:
-        decay: Decay a batch, in [0, 1).
-        device: Device of the average.
-    """
-
-    def __init__(self, decay: float, *, device: torch.device) -> None:
-        self._decay = decay
-        self._sums = torch.zeros(2, device=device)
-
-    def before(self, losses: Tensor, *, finite: Tensor) -> Tensor:
-        """Add a batch [B]; the average *before* it, a scalar (for the first batch its mean)."""
-        count = finite.sum()
-        mean = torch.where(finite, losses, 0.0).sum() / count.clamp_min(1)
-        before = torch.where(self._sums[1] > 0, self._sums[0] / self._sums[1], mean)
-        batch = torch.stack([mean, torch.ones_like(mean)])
-        after = self._decay * self._sums + (1 - self._decay) * batch
-        self._sums = torch.where(count > 0, after, self._sums)
-        return before
-
-    def state(self) -> Tensor:
-        """Weighted sum and sum of weights, float32 [2]."""
-        return self._sums.clone()
-
-    def load_state(self, state: Tensor) -> None:
-        """Continue where `state` was taken."""
-        self._sums = state.to(self._sums.device).clone()
-
-
 # Weighted random choice that is exact, repeatable on every device, and never waits for a device.
 # `torch.multinomial` is not used, because it checks its input on the host. Nor is a floating-point
 # `torch.cumsum`, which on CUDA may round differently each time.
@@ -401,11 +369,11 @@ class LearningSampler(StreamSampler):
 
     def statistics(self) -> dict[str, float]:
         """``reward_rate`` since the last call, where losses are judged, and ``concentration``."""
-        counts = self._draws[:-1]
         rewarded, judged = map(int, self._rewards.tolist())
         self._rewards.zero_()
-        most = torch.topk(counts, tenth_of(len(counts))).values.sum()
-        return Figures(rewarded, judged, int(counts.sum()), int(most)).shares()
+        return draw_figures(
+            self._draws[:-1], examples=self.num_examples, rewarded=rewarded, judged=judged
+        )
 
     def _state(self) -> dict[str, Any]:
         names = ("_draws", "_rewards", *self._tensors)

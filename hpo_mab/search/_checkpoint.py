@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 # code.
 
 #: Version of the files.
-_VERSION = 1
+_VERSION = 2
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint cannot be written or used; the trial is trained without it."""
+    """A checkpoint cannot be written, or cannot be used.
+
+    A trial whose checkpoint cannot be used begins at zero; if it was to continue a complete trial,
+    it ends.
+    """
 
 
 class Checkpoints:

@@ -25,14 +25,8 @@ from hpo_mab._errors import HpoMabError, failure_reason
 from hpo_mab._plan import Attempt, Next, Plan, budgets_of
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.search._queue import close_lost, requeue
-from hpo_mab.search._target import Target, _Spending
-from hpo_mab.storage import (
-    STORAGE_ERRORS,
-    Storage,
-    hold,
-    release,
-    this_process,
-)
+from hpo_mab.search._target import Target, shares_spent
+from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._optuna import (
     add_running,
     begin_waiting,
@@ -40,6 +34,7 @@ from hpo_mab.storage._optuna import (
     running_trial,
     storage_of,
 )
+from hpo_mab.storage._process import hold, release, this_process
 
 #: Queues the twins of a study's trials that are due; returns whether there were any.
 QueueTwins = Callable[[optuna.Study, Sequence[FrozenTrial]], bool]
@@ -81,17 +76,18 @@ def claim(
     with storage.lock(study.study_name), storage.optuna.collect_writes():
         target = Target.load(study)
         close_lost(study, storage)
-        spending = None if target.total is None else _Spending(study, target, storage.curves)
-        if spending is None:
+        if target.total is None:
             # Complete trials would continue for ever.
             is_saved = None
-        elif spending.is_over:
-            return Next.DONE
         most = len(taken) + count
         while len(taken) < most:
-            if spending is not None and spending.is_promised:
-                # A running trial may be pruned, which leaves room for another.
-                return Next.WAIT
+            if target.total is not None:
+                spent, promised = shares_spent(study, target, storage.curves)
+                if spent >= 1:
+                    return Next.DONE
+                if promised >= 1:
+                    # A running trial may be pruned, which leaves room for another.
+                    return Next.WAIT
             # Made again for each trial: the one before it counts.
             plan = _complete_plan(study, target, queue_twins)
             following, best = _next_step(study, plan, target, is_saved)
@@ -107,19 +103,17 @@ def _next_step(
     study: optuna.Study, plan: Plan, target: Target, is_saved: IsSaved | None
 ) -> tuple[Next, FrozenTrial | None]:
     """What a worker does next, and the trial that a promotion trains in full or continues."""
-    pruner = study.pruner
+    pruner, best = study.pruner, None
     if isinstance(pruner, PromotionPruner):
         best = pruner.next_best(study, is_saved=is_saved)
-        following = plan.next(promotable=best is not None)
-        if following in (Next.DONE, Next.WAIT) and target.total is not None:
+        ends = plan.next() in (Next.DONE, Next.WAIT)
+        if best is None and target.total is not None and ends:
             # What is left of the budget goes to the trials that the rule would leave as they are.
             best = pruner.next_best(study, every=True, is_saved=is_saved)
-            following = plan.next(promotable=best is not None)
-        return following, best if following is Next.PROMOTION else None
-    following = plan.next()
-    if following is Next.PROMOTION and isinstance(pruner, TopKPruner):
-        return following, pruner.next_best(study)
-    return following, None
+    following = plan.next(promotable=best is not None)
+    if following is not Next.PROMOTION:
+        return following, None
+    return following, pruner.next_best(study) if isinstance(pruner, TopKPruner) else best
 
 
 def _start_next(

@@ -62,7 +62,8 @@ def copy_study(
         move: Whether to delete the study once the copy is whole.
 
     Raises:
-        ArgumentError: The copy would be the study itself.
+        ArgumentError: The copy would be the study itself, or its name is one that commands could
+            not take.
         StorageError: A study of that name exists, or trials of this one are running.
         UnknownNameError: There is no such study.
     """

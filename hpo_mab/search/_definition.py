@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hpo_mab._attributes import UNIFORM, TotalBudget
-from hpo_mab._errors import ArgumentError, plain
+from hpo_mab._errors import plain
 from hpo_mab.search._portfolio import AUTO, PORTFOLIO
-from hpo_mab.search._ranges import extremes, parse_value, without_none
+from hpo_mab.search._ranges import parse_value, without_none
 from hpo_mab.training import DEFAULT_AVERAGE, Budget
 
 #: Trials that one process trains at the same time.
@@ -41,35 +40,6 @@ class _OpenSection(_Section):
     def values(self, section: str) -> dict[str, Any]:
         """The further keys, ranges turned into Optuna distributions."""
         return {key: parse_value(f"{section}.{key}", raw) for key, raw in self.options.items()}
-
-
-def _value_of(kind: type, *, low: float, high: float = math.inf, below: float = math.inf) -> Any:
-    """A constant of ``kind`` in [low, high] or [low, below), or a range that lies in it."""
-    allowed = f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
-    allowed = allowed if math.isinf(below) else f"in [{low}, {below})"
-
-    def check(raw: Any) -> Any:
-        if isinstance(raw, list):
-            raise ValueError(
-                f"must be one number or a range, got {raw}; to choose one of several, write "
-                f"{{ choices = {raw} }}"
-            )
-        try:
-            found = extremes(parse_value("value", raw))
-        except ArgumentError as error:
-            # The key is named already.
-            raise ValueError(str(error).removeprefix("value: ")) from None
-        for bound in found:
-            # In Python booleans are integers.
-            if isinstance(bound, bool) or not isinstance(bound, int | float):
-                raise ValueError(f"must be a number, got {bound!r}")
-            if kind is int and not isinstance(bound, int):
-                raise ValueError(f"must be an integer, got {bound!r}")
-            if not (low <= bound <= high and bound < below):
-                raise ValueError(f"must be {allowed}, got {bound}")
-        return raw
-
-    return Annotated[Any, AfterValidator(check)]
 
 
 class DataSection(_OpenSection):
@@ -117,15 +87,15 @@ class OptimizerSection(_OpenSection):
 class TrainingSection(_Section):
     """``[training]``: the loop."""
 
-    batch_size: _value_of(int, low=1) = 128  # type: ignore[valid-type]
-    warmup: _value_of(float, low=0, below=1) = 0.15  # type: ignore[valid-type]
-    label_smoothing: _value_of(float, low=0, below=1) = 0.0  # type: ignore[valid-type]
-    average: _value_of(float, low=0, high=1) = DEFAULT_AVERAGE  # type: ignore[valid-type]
+    # Constants or ranges, which `SearchSpace` checks.
+    batch_size: Any = 128
+    warmup: Any = 0.15
+    label_smoothing: Any = 0.0
+    average: Any = DEFAULT_AVERAGE
     schedule: Literal["linear", "constant"] = "linear"
     keep: Literal["trained", "better"] = "trained"
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
-    compile: bool = False
     graph: bool = True
     slots: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     device: str = "auto"

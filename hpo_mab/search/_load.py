@@ -13,7 +13,7 @@ from typing import Any
 
 import pydantic
 
-from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError
+from hpo_mab._errors import ArgumentError, HpoMabError, SpecError, UnknownNameError
 from hpo_mab._machine import expanded
 from hpo_mab.search._definition import ArmSection, StudySpec
 
@@ -81,7 +81,12 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
     # Imported late, as it imports torch: misspelt keys and file names are refused without it.
     from hpo_mab.search._prepare import check_names
 
-    check_names(spec)
+    try:
+        check_names(spec)
+    except UnknownNameError:
+        raise
+    except ArgumentError as error:
+        raise SpecError(str(error)) from None
     return spec
 
 

@@ -95,7 +95,6 @@ class TrainingObjective:
             part, at least 1; None takes all. The last evaluation takes all.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         channels_last: Memory format of images and weights.
-        compile: Whether to use ``torch.compile``.
         graph: Whether training steps may be captured in a CUDA graph; where they cannot be, the
             ordinary loop takes them.
         threads: CPU threads of a trial, at least 1; afterwards the process has as many as before.
@@ -163,7 +162,6 @@ class TrainingObjective:
         early_validation: int | None = None,
         precision: str = "float32",
         channels_last: bool = False,
-        compile: bool = False,
         graph: bool = True,
         threads: int | None = None,
         # Where trials run.
@@ -211,7 +209,6 @@ class TrainingObjective:
                 evaluations=evaluations,
                 precision=precision,
                 channels_last=channels_last,
-                compile=compile,
                 graph=graph,
                 schedule=schedule,
                 keep=keep,
@@ -222,8 +219,6 @@ class TrainingObjective:
             num_workers=num_workers,
             device=select_device(str(device)),
         )
-        for settings in self.space.loop_extremes():
-            self.workload.check_settings(settings)
         #: Identity of the data; None for the user's own datasets.
         self.data = None if isinstance(data, tuple) else DataIdentity.of(data)
         self.seed = seed
@@ -251,6 +246,7 @@ class TrainingObjective:
                 self.portfolio, initial=initial, trials=trials, judged=judged, data=self.source
             )
         self._has_twins = self.pilot or auto
+        #: Where its trials are kept; a `TrialLoop` replaces it while it runs.
         self.recording = Recording(curves=curves)
         #: Why trials were not trained many at a time or from a CUDA graph, each reason once.
         self.loop_reasons: dict[str, None] = {}
@@ -269,17 +265,6 @@ class TrainingObjective:
             curves=storage.curves,
             checkpoints=Checkpoints(folder, seconds=checkpoint),
         )
-
-    @property
-    def recording(self) -> Recording:
-        """Where its trials are kept; a `TrialLoop` replaces it while it runs."""
-        return self._recording
-
-    @recording.setter
-    def recording(self, recording: Recording) -> None:
-        self._recording = recording
-        if self.race is not None:
-            self.race.keeps_record = recording.examples is not None
 
     def recorded(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Configuration:
         """The configuration that a recorded trial has trained.
@@ -376,12 +361,11 @@ class TrainingObjective:
 
     def queue_twins(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
         """Queue the next twins of the race; see `hpo_mab.search._race.Race.advance`."""
+        if self.race is None:
+            return False
         writer = self.recording.examples
-        return self.race is not None and self.race.advance(
-            study,
-            trials,
-            has_record=lambda: writer is not None and writer.freeze_written() is not None,
-        )
+        has_record = None if writer is None else lambda: writer.freeze_written() is not None
+        return self.race.advance(study, trials, has_record=has_record)
 
     def checkpoint(
         self, trial: optuna.trial.Trial, assignment: Assignment

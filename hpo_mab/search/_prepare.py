@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from hpo_mab import data
+from hpo_mab._attributes import UNIFORM
 from hpo_mab._errors import ArgumentError, HpoMabError, SpecError, memory_reason
 from hpo_mab._interrupts import deferred_interrupts, interruptible
 from hpo_mab._registry import Named, Registry
@@ -31,7 +32,7 @@ from hpo_mab.search._portfolio import AUTO, PORTFOLIO, parse_portfolio, trained_
 from hpo_mab.search._pruners import PRUNERS, create_pruner, is_continuable
 from hpo_mab.search._ranges import extremes, integers, parse_value
 from hpo_mab.search._searchers import SEARCHERS, sampler_factory
-from hpo_mab.search._space import LOOP_TYPES, check_fractions, check_options
+from hpo_mab.search._space import LOOP_TYPES, SearchSpace, check_options
 from hpo_mab.training import Budget
 from hpo_mab.training._optimizers import OPTIMIZERS
 
@@ -68,10 +69,12 @@ def check_names(spec: StudySpec) -> None:
     """
     _check_section("data", spec.data.name, spec.data.options)
     _check_section("model", spec.model.name, spec.model.values("model"))
-    _check_section("optimizer", spec.optimizer.name, spec.optimizer.values("optimizer"))
     sampler_factory(spec.search.sampler, spec.search.options)
-    loop = {key: parse_value(f"training.{key}", getattr(spec.training, key)) for key in LOOP_TYPES}
-    check_fractions("training", loop, LOOP_TYPES)
+    SearchSpace(
+        optimizer={"name": spec.optimizer.name, **spec.optimizer.options},
+        sampler={"kind": UNIFORM},
+        **{key: getattr(spec.training, key) for key in LOOP_TYPES},
+    )
     _check_arm(spec)
     for name, arm in spec.compare.arms.items():
         try:
@@ -96,15 +99,13 @@ def _check_arm(spec: StudySpec) -> None:
             f"'{AUTO}', and max_resource = {spec.budget.evaluations}; got "
             f"'{spec.training.schedule}', '{spec.sampler.kind}' and {pruner.max_resource}."
         )
-    race = spec.sampler.portfolio
-    # Of the default portfolio, samplers that use the record are left out where there is none.
-    named = [] if race is None else list(parse_portfolio(race).values())
-    raced = [] if race == list(PORTFOLIO) else named
-    if trained_kind(spec.sampler.kind) == "mab":
+    kind, portfolio = trained_kind(spec.sampler.kind), spec.sampler.portfolio
+    if kind == "mab":
         for reward in extremes(spec.sampler.values("sampler").get("reward", "above_average")):
             REWARDS.load(reward)
-    made = sampler_maker(trained_kind(spec.sampler.kind))
-    needs = record_column(made) is not None or any(map(uses_record, raced))
+    # Of the default portfolio, samplers that use the record are left out where there is none.
+    raced = {} if portfolio in (None, list(PORTFOLIO)) else parse_portfolio(portfolio)
+    needs = record_column(sampler_maker(kind)) is not None or any(map(uses_record, raced.values()))
     if needs and not spec.training.examples:
         raise SpecError(
             f"training.examples must be on for sampler '{spec.sampler.kind}', which uses the "
@@ -212,7 +213,11 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
         ArgumentError: A value outside its bound.
         UnknownNameError: An unknown network, optimiser, sampler or option.
     """
-    loop, budget = spec.training, spec.budget
+    budget = spec.budget
+    # Those of its keys that an objective has, too.
+    loop = {
+        key: one for key, one in spec.training if key not in ("slots", "checkpoint", "examples")
+    }
     per_trial = Budget(epochs=budget.epochs, steps=budget.steps, examples=budget.examples)
     objective = TrainingObjective(
         model=network_maker(
@@ -224,12 +229,6 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
         sampler={"kind": spec.sampler.kind, **spec.sampler.options},
         portfolio=spec.sampler.portfolio,
         model_options=spec.model.options,
-        batch_size=loop.batch_size,
-        warmup=loop.warmup,
-        label_smoothing=loop.label_smoothing,
-        average=loop.average,
-        schedule=loop.schedule,
-        keep=loop.keep,
         evaluations=budget.evaluations,
         early_validation=early_part(
             budget.early_validation,
@@ -238,17 +237,12 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
             validation=splits.sizes[1],
         ),
         augmentation=_augmentation(spec, splits, per_trial),
-        precision=loop.precision,
-        channels_last=loop.channels_last,
-        compile=loop.compile,
-        graph=loop.graph,
-        threads=loop.threads,
         seed=spec.seed,
         initial=spec.search.initial,
         pilot=spec.has_pilot,
         trials=budget.trials,
         total=budget.total,
-        device=loop.device,
+        **loop,
     )
     check_ends(objective)
     return objective

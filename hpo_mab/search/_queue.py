@@ -24,15 +24,9 @@ from hpo_mab._attributes import (
     WORKER_KEY,
 )
 from hpo_mab._plan import Plan, slot_of
-from hpo_mab.storage import (
-    Storage,
-    StoredDefinition,
-    is_gone,
-    is_held,
-    is_here,
-    this_process,
-)
+from hpo_mab.storage import Storage, StoredDefinition
 from hpo_mab.storage._optuna import add_copy, id_of, storage_of, unchecked_trial
+from hpo_mab.storage._process import is_gone, is_held, is_here, this_process
 
 # A twin is an ordinary trial with the slot, parameters and seed of another trial, under another
 # batch sampler. It is never pruned. It has the user attributes ``hpo_mab:twin_of`` (the slot) and
@@ -105,9 +99,11 @@ def requeue(study: optuna.Study, trials: Sequence[FrozenTrial], plan: Plan) -> i
 
 def _retry_of(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
     system: dict[str, Any] = {RETRY_KEY: numbers[0], "retry_history": numbers}
-    # Optuna keeps the parameters of a queued trial there until they are suggested.
-    if "fixed_params" in last.system_attrs:
-        system["fixed_params"] = last.system_attrs["fixed_params"]
+    # Optuna keeps there the parameters of a queued trial until they are suggested, and a grid's
+    # point.
+    for key in ("fixed_params", "grid_id", "search_space"):
+        if key in last.system_attrs:
+            system[key] = last.system_attrs[key]
     # A retry keeps its sampler, and a promotion the trial that it promotes. The study's record of
     # examples is used only if the first attempt used it.
     attrs = last.user_attrs

@@ -35,12 +35,10 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
-    StudySettings,
 )
 from hpo_mab._plan import Plan
-from hpo_mab.advantage import FEWEST_PAIRS, Estimate, Evidence, measure_evidence
+from hpo_mab.advantage import Estimate, Evidence
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
-from hpo_mab.pruners._evidence import pairs_of_trials
 from hpo_mab.search._choice import Choice, Ended, Standing, fewest_pairs, stored_choice
 from hpo_mab.search._portfolio import uses_record
 from hpo_mab.search._queue import queue_twin
@@ -179,31 +177,19 @@ class Race:
         data: str = "",
     ) -> None:
         self._samplers = samplers
-        #: Whether trials of the study add to a record of examples. Without one, samplers that use
-        #: it do not enter.
-        self.keeps_record = False
         self._initial = initial
         self._trials = trials
         self._judged = judged
         self._data = data
 
-    @property
-    def _challengers(self) -> dict[str, Part]:
-        """The samplers that may enter, besides uniform sampling."""
-        return {
-            name: part
-            for name, part in self._samplers.items()
-            if name != UNIFORM and (self.keeps_record or not uses_record(part))
-        }
-
     def end(self, study: optuna.Study) -> int:
         """The first slot after those that are raced; 0 once the race is decided."""
-        plan = self._plan(study) if stored_choice(study) is None else None
+        plan = _stored_plan(study) if stored_choice(study) is None else None
         return 0 if plan is None else plan.end
 
     def needs_record(self, study: optuna.Study) -> bool:
         """Whether the race is open, and a sampler in it uses the study's record of examples."""
-        plan = self._plan(study) if stored_choice(study) is None else None
+        plan = _stored_plan(study) if stored_choice(study) is None else None
         return plan is not None and any(
             uses_record(self._samplers[name]) for name in plan.challengers
         )
@@ -218,23 +204,25 @@ class Race:
         study: optuna.Study,
         trials: Sequence[FrozenTrial],
         *,
-        has_record: Callable[[], bool],
+        has_record: Callable[[], bool] | None,
     ) -> bool:
         """Queue the twins that are due, or decide the race; the caller holds the study's lock.
+
+        The first call makes the plan, if the study has none.
 
         Args:
             study: The study.
             trials: Its trials.
-            has_record: Whether the study's record of examples can be used by now.
+            has_record: Whether the study's record of examples can be used by now; None if none is
+                kept. Samplers that use it do not enter then.
 
         Returns:
             Whether twins were queued.
         """
         if stored_choice(study) is not None:
             return False
-        race = self._plan(study)
+        race = _stored_plan(study) or self._begin(study, keeps_record=has_record is not None)
         if race is None:
-            self._store(study, Choice(sampler=UNIFORM, why=self._why_no_race()))
             return False
         # Each call goes through all rounds: the study stores twins, not who is still in the race.
         plan = Plan(trials)
@@ -243,8 +231,8 @@ class Race:
             if not alive:
                 break
             end = race.first + pairs
-            # By sampler: in slots, twins of one sampler then share a stack. In a stack that is not
-            # full each training is charged for more of a step.
+            # By sampler: in slots, twins of one sampler then share a stack, and fewer slots stay
+            # free.
             due = [
                 (trial, name)
                 for name in alive
@@ -276,36 +264,38 @@ class Race:
         self,
         study: optuna.Study,
         due: Sequence[tuple[FrozenTrial, str]],
-        has_record: Callable[[], bool],
+        has_record: Callable[[], bool] | None,
     ) -> bool:
         """Queue all twins that are due; none while one of them needs a record that is missing."""
-        if any(uses_record(self._samplers[name]) for _, name in due) and not has_record():
+        needs = any(uses_record(self._samplers[name]) for _, name in due)
+        if needs and not (has_record is not None and has_record()):
             return False
         for trial, name in due:
             queue_twin(study, trial, name)
         return True
 
-    def _plan(self, study: optuna.Study) -> RacePlan | None:
-        """The study's plan, made and stored where there is none; None without a race."""
-        stored = study.user_attrs.get(RACE_KEY)
-        if stored is not None:
-            return RacePlan(**{**stored, "challengers": tuple(stored["challengers"])})
-        made = RacePlan.make(
-            self._challengers,
-            trials=self._trials,
-            initial=self._initial,
-            judged=self._judged,
+    def _begin(self, study: optuna.Study, *, keeps_record: bool) -> RacePlan | None:
+        """Store the plan of the race, or why there is none."""
+        challengers = {
+            name: part
+            for name, part in self._samplers.items()
+            if name != UNIFORM and (keeps_record or not uses_record(part))
+        }
+        plan = RacePlan.make(
+            challengers, trials=self._trials, initial=self._initial, judged=self._judged
         )
-        if made is not None:
-            study.set_user_attr(RACE_KEY, dataclasses.asdict(made))
-        return made
+        if plan is None:
+            self._store(study, Choice(sampler=UNIFORM, why=self._why_no_race(challengers)))
+        else:
+            study.set_user_attr(RACE_KEY, dataclasses.asdict(plan))
+        return plan
 
-    def _why_no_race(self) -> str:
-        if not self._challengers:
+    def _why_no_race(self, challengers: Mapping[str, Part]) -> str:
+        if not challengers:
             return "no other sampler can enter the race"
         if self._trials is None:
             return f"{self._initial} initial configurations are too few for a race"
-        enough = (n for n in range(1, 1000) if RacePlan.make(self._challengers, trials=n))
+        enough = (n for n in range(1, 1000) if RacePlan.make(challengers, trials=n))
         return f"{self._trials} trials are too few for a race, which needs {next(enough)}"
 
     def _decide(
@@ -339,6 +329,14 @@ class Race:
         if unused:
             choice = dataclasses.replace(choice, why=f"{choice.why}; {unused}")
         study.set_user_attr(CHOICE_KEY, choice.to_json())
+
+
+def _stored_plan(study: optuna.Study) -> RacePlan | None:
+    """The plan of a study's race; None before its first `Race.advance` and without a race."""
+    stored = study.user_attrs.get(RACE_KEY)
+    if stored is None:
+        return None
+    return RacePlan(**{**stored, "challengers": tuple(stored["challengers"])})
 
 
 def _is_over(plan: Plan, end: int) -> bool:
@@ -405,20 +403,9 @@ def _evidence(study: optuna.Study, trials: Sequence[FrozenTrial], name: str) -> 
     pruner = study.pruner
     keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
     keeper.read_trials(study, trials)
-    if keeper.full is None:
+    evidence = keeper.measure(trials, direction=study.direction, sampler=name, source="race")
+    if evidence is None:
         return None
-    pairs = pairs_of_trials(trials, full=keeper.full, direction=study.direction, sampler=name)
-    if pairs.ended < FEWEST_PAIRS:
-        return None
-    settings = StudySettings.stored_in(study.user_attrs)
-    evidence = measure_evidence(
-        pairs,
-        margin=keeper.margin,
-        confidence=keeper.confidence,
-        source="race",
-        data=settings.data.kind,
-        model=settings.model.kind,
-    )
     # A pruner keeps what it was given, which may be of another sampler.
     if not _pruner_was_given(study):
         study.set_user_attr(EVIDENCE_KEY, evidence.to_json())

@@ -14,8 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo_mab._attributes import SLOT_KEY, has_spent_budget
 from hpo_mab._errors import ArgumentError, plain, require
 from hpo_mab.search._ranges import holds
-from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
+from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._optuna import add_running, id_of, running_trial
+from hpo_mab.storage._process import hold, release
 
 
 @contextlib.contextmanager
@@ -99,10 +100,10 @@ def recorded_trial(
     trial = running_trial(found, trial_id)
     end, ending = TrialState.FAIL, None
     try:
-        # `heartbeat` records the next one only after an interval.
+        # `hold` records the next one only after an interval.
         storage.optuna.record_heartbeat(id_of(trial))
-        with heartbeat(storage.optuna, id_of(trial)):
-            yield trial
+        hold(storage.optuna, id_of(trial))
+        yield trial
     except BaseException as error:
         ending = error
         stopped = isinstance(error, SystemExit) and not error.code
@@ -110,6 +111,7 @@ def recorded_trial(
             end = TrialState.PRUNED
         raise
     finally:
+        release(storage.optuna, id_of(trial))
         try:
             _end_trial(found, trial, end)
         except STORAGE_ERRORS as error:

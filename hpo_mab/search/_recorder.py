@@ -101,11 +101,15 @@ class TrialRecord:
         self.last: Evaluation | None = None
         #: Seconds of the evaluations that this attempt has made itself; None if not known.
         self.evaluation_seconds: float | None = None
+        #: Its part of the seconds of a stack's free slots.
+        self.idle_seconds = 0.0
+        #: Examples and seconds after the last evaluation, of a trial that diverged.
+        self._lost = (0, 0.0)
         self._trial = trial
         self._curves: CurveStore | None = None
         if isinstance(trial, optuna.trial.Trial):
             if curves is not None:
-                curves.check_holds(trial.study)
+                curves.check_holds(trial)
             self._curves, self._id = curves, id_of(trial)
         self._waiting: list[Evaluation] = []
         self._is_first = True
@@ -132,9 +136,9 @@ class TrialRecord:
         return pruned
 
     def diverged(self, error: TrainingDiverged) -> None:
-        """Store why the trial diverged, and what it has spent since its last evaluation."""
+        """Store why the trial diverged; keep what it has spent since its last evaluation."""
         self._trial.set_user_attr(REASON_KEY, str(error))
-        self._trial.set_user_attr(UNREPORTED_KEY, [error.examples, round(error.seconds, 3)])
+        self._lost = (error.examples, error.seconds)
 
     def flush(self) -> None:
         """Write the points of the curve that wait."""
@@ -157,8 +161,12 @@ class TrialRecord:
             each._written = time.monotonic()
 
     def close(self) -> None:
-        """Write the rest of the curve, and its cost."""
+        """Write the rest of the curve, its cost, and what the curve lacks of that."""
         self.flush()
+        examples, seconds = self._lost
+        if examples or self.idle_seconds:
+            spent = [examples, round(seconds + self.idle_seconds, 3)]
+            self._trial.set_user_attr(UNREPORTED_KEY, spent)
         if self.last is not None:
             self._trial.set_user_attr(EXAMPLES_KEY, self.last.examples)
             self._trial.set_user_attr(SECONDS_KEY, round(self.last.seconds, 3))

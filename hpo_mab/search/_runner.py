@@ -123,27 +123,23 @@ class StudyRunner:
         self.objective = objective or make_objective(spec, load_splits(spec))
         self.objective.store_in(storage, checkpoint=spec.training.checkpoint)
 
-    def name(self, name: str | None = None, *, fresh: bool = False) -> str:
+    def name(self, name: str | None = None) -> str:
         """The study's name, see `choose_name`."""
-        return choose_name(self.storage, self.spec, arm=self.arm, name=name, fresh=fresh)
+        return choose_name(self.spec, arm=self.arm, name=name)
 
-    def check(
-        self, name: str | None = None, *, planned: Mapping[str, StudySpec] | None = None
-    ) -> None:
-        """Refuse what `run` would refuse before its first trial.
+    def check(self, name: str | None = None) -> None:
+        """Refuse what `run` would refuse before its first trial, except a pruner's reference.
 
         Args:
             name: The study's name; None takes the default.
-            planned: Studies that will be there when it begins, by name.
 
         Raises:
-            ArgumentError: The pruner's evidence or reference cannot be used; or a new study's
-                trials have fewer steps than evaluations, see `Workload.check_evaluations`.
+            ArgumentError: The pruner's evidence cannot be used; or a new study's trials have fewer
+                steps than evaluations, see `Workload.check_evaluations`.
             StorageError: A study of that name is defined otherwise, or has other data.
-            UnknownNameError: The pruner's reference is no study.
         """
         name = self.name(name)
-        check_study(self.storage, name, self.spec, self._definition(), planned=planned)
+        check_study(self.storage, name, self.spec, self._definition())
         if name not in stored_names(self.storage):
             auto = self.spec.sampler.kind == AUTO
             counts_on_all = auto or PRUNERS.takes(self.spec.pruner.kind, "max_resource")
@@ -172,10 +168,10 @@ class StudyRunner:
             keep_target: Whether a stored study keeps a target that is higher than the definition's.
 
         Raises:
-            ArgumentError: See `check`.
+            ArgumentError: See `check` and `make_study`.
             StorageError: See `check`; or the database fails.
             StudyFailedError: Three trials in a row failed.
-            UnknownNameError: See `check`.
+            UnknownNameError: The pruner's reference is no study.
         """
         self.check(name)
         study = make_study(

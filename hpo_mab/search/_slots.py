@@ -98,9 +98,16 @@ def _stacks_of(sampler: PartSpace) -> float:
         return count_values(knobs.get("presample"))
     # See `BanditSettings.structure`.
     apart = ["policy", "reward", "replacement"]
-    if any(extremes(knobs.get("correction", 0))):
+    corrected = set(map(bool, extremes(knobs.get("correction", 0))))
+    if any(corrected):
         apart.append("prior")
-    return math.prod(count_values(knobs.get(name)) for name in apart)
+    forgets = {
+        "discount" if discount is not None else "window" if memory is not None else "nothing"
+        for memory in extremes(knobs.get("memory", "auto"))
+        for discount in extremes(knobs.get("discount"))
+    }
+    kinds = len(corrected) * len(forgets)
+    return kinds * math.prod(count_values(knobs.get(name)) for name in apart)
 
 
 def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:

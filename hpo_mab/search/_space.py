@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hpo_mab._attributes import BARE, ITEM_NAMES, parameter_of
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, check_integer
 from hpo_mab._registry import Named, Registry, check_types
 from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
 from hpo_mab.search._ranges import (
@@ -26,6 +26,7 @@ from hpo_mab.search._ranges import (
     ranges,
 )
 from hpo_mab.training import DEFAULT_AVERAGE
+from hpo_mab.training._schedule import LearningCurve
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -199,7 +200,8 @@ class SearchSpace:
         average: Window of the average of the weights, as a share of the steps so far.
 
     Raises:
-        ArgumentError: A range that holds nothing, or what cannot be imported.
+        ArgumentError: A range that holds nothing, a setting of the loop outside its bound, or what
+            cannot be imported.
         UnknownNameError: An unknown optimiser, sampler, option or knob.
 
     Examples:
@@ -241,13 +243,9 @@ class SearchSpace:
             LOOP_TYPES,
         )
         check_fractions("training", self.loop, LOOP_TYPES)
+        _check_bounds(self.loop)
         #: Every batch size that a trial may have.
         self.batch_sizes = integers(self.loop["batch_size"])
-
-    def loop_extremes(self) -> Iterator[dict[str, Any]]:
-        """Settings of the loop at both ends of each range and with every choice, all combined."""
-        for values in itertools.product(*map(extremes, self.loop.values())):
-            yield dict(zip(self.loop, values, strict=True))
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Configuration:
         """Suggest a value of every range to the trial."""
@@ -290,6 +288,19 @@ class SearchSpace:
         # Some had other names in earlier versions.
         present = {ITEM_NAMES.get(name, name): value for name, value in params.items()}
         return self.suggest(optuna.trial.FixedTrial(present))
+
+
+def _check_bounds(loop: Mapping[str, Any]) -> None:
+    """Refuse settings of the training loop of which an end, or a choice, is outside its bound."""
+    for key, value in loop.items():
+        for one in extremes(value):
+            try:
+                if key == "batch_size":
+                    check_integer(key, one, 1)
+                else:
+                    LearningCurve(steps=1, **{key: one})
+            except ArgumentError as error:
+                raise ArgumentError(f"training.{error}") from None
 
 
 def _prefix(section: str) -> str:

@@ -91,8 +91,6 @@ class StackLoop(TrialLoop):
             objective.workload, slots=slots, seed=objective.seed, examples=examples
         )
         self._running: dict[int, _Running] = {}
-        if objective.workload.loop.compile:
-            objective.note("training.compile has no effect on a stack")
 
     def run(self) -> bool:
         """See `TrialLoop.run`; the masks of dropout follow from the study's seed."""
@@ -266,6 +264,7 @@ class StackLoop(TrialLoop):
             # All of the round, before a pruner compares them.
             for running, result in found:
                 running.record.evaluation_seconds = running.stack.evaluation_seconds[running.slot]
+                running.record.idle_seconds = running.stack.idle_seconds[running.slot]
                 if isinstance(result, Evaluation):
                     with contextlib.suppress(UpdateFinishedTrialError):
                         running.record.add_later(result)
@@ -292,24 +291,24 @@ class StackLoop(TrialLoop):
     def _end_of(
         self, running: _Running, result: Evaluation | TrainingDiverged, open_trials: Set[int]
     ) -> End | None:
-        """How a trial has ended with an evaluation; None if it has not."""
+        """How a trial has ended with an evaluation, its slot freed; None if it has not."""
+        end: End | None = End(running.trial, TrialState.FAIL)
         if id_of(running.trial) in open_trials:
             try:
-                return self._judge(running, result)
+                end = self._judge(running, result)
             except UpdateFinishedTrialError:
                 pass
             except optuna.TrialPruned:
-                running.stack.stop(running.slot)
-                return End(running.trial, TrialState.PRUNED)
+                end = End(running.trial, TrialState.PRUNED)
             except STORAGE_ERRORS:
                 raise
             except Exception as error:  # A user's pruner may raise anything.
                 if memory_reason(error) is not None:
                     raise
                 store_end(running.trial, error)
-        if running.slot in running.stack.busy:
+        if end is not None and running.slot in running.stack.busy:
             running.stack.stop(running.slot)
-        return End(running.trial, TrialState.FAIL)
+        return end
 
     def _judge(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
         trial, stack, slot = running.trial, running.stack, running.slot
@@ -327,7 +326,6 @@ class StackLoop(TrialLoop):
                 running.record, running.state_dict, stops=True, pruned=pruned
             )
         if pruned:
-            stack.stop(slot)
             return End(trial, TrialState.PRUNED)
         self._objective.conclude(trial, running.assignment.slot)
         return End(trial, TrialState.COMPLETE, result.accuracy)

@@ -6,9 +6,8 @@ Continuing it under another definition is refused.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -27,7 +26,7 @@ from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage, StoredDefinition, open_study, study_names
 
 #: Keys of a definition that name evidence.
-_EVIDENCE = ("pruner.evidence", "sampler.evidence")
+_EVIDENCE = {"pruner.evidence", "sampler.evidence"}
 #: Keys that may change when a study is continued, as may ``compare``: its trials mean the same.
 _MAY_CHANGE = (
     "name",
@@ -49,24 +48,20 @@ def default_name(spec: StudySpec, arm: str, *, base: str | None = None) -> str:
     return f"{base or spec.name}-{arm}-seed{spec.seed}"
 
 
-def choose_name(
-    storage: Storage, spec: StudySpec, *, arm: str, name: str | None = None, fresh: bool = False
-) -> str:
+def choose_name(spec: StudySpec, *, arm: str, name: str | None = None) -> str:
     """A study's name: as given, or from definition, arm and seed.
 
     Args:
-        storage: The study's database; read only for a ``fresh`` name.
         spec: The definition.
         arm: The study's arm in a comparison.
         name: A name of the user's choice.
-        fresh: Take the first name ``name.2``, ``name.3``, ... that no study has.
 
     Raises:
         ArgumentError: A name that cannot be printed.
     """
     chosen = name or default_name(spec, arm)
     check_name(chosen)
-    return _first_free(chosen, set(stored_names(storage)).__contains__) if fresh else chosen
+    return chosen
 
 
 def choose_names(
@@ -74,7 +69,6 @@ def choose_names(
     studies: Mapping[tuple[str, int], StudySpec],
     *,
     name: str | None = None,
-    fresh: bool = False,
 ) -> dict[tuple[str, int], str]:
     """Names of the studies of a comparison, by arm and seed.
 
@@ -84,46 +78,36 @@ def choose_names(
         storage: The studies' database; read only with a name of the user's choice.
         studies: Their definitions by arm and seed.
         name: Begins the names, in place of the definition's name.
-        fresh: Take the first beginning ``name.2``, ``name.3``, ... that gives names no study has.
 
     Raises:
         ArgumentError: A name that cannot be printed.
     """
-    for one in (name, *(spec.name for spec in studies.values())):
-        check_name(one or "")
-
-    def names(base: str | None) -> dict[tuple[str, int], str]:
-        return {(arm, seed): default_name(s, arm, base=base) for (arm, seed), s in studies.items()}
-
-    if name is None and not fresh:
-        return names(None)
-    known = set(stored_names(storage))
-    if fresh:
-        base = name or next(iter(studies.values())).name
-        return names(
-            _first_free(base, lambda one: not known.isdisjoint([one, *names(one).values()]))
-        )
-    chosen = names(name)
-    if name in known:
-        study = open_study(storage, name)
-        if StoredDefinition.is_in(study.user_attrs):
-            stored = StoredDefinition.load(study)
-            key = (stored.arm, stored.seed)
-            # A study that was run under its own name before is continued in the comparison.
-            if chosen.get(key) not in known and key in chosen:
-                chosen[key] = name
+    chosen = {(arm, seed): default_name(s, arm, base=name) for (arm, seed), s in studies.items()}
+    for one in (name or "", *chosen.values()):
+        check_name(one)
+    if name is None or name not in (known := stored_names(storage)):
+        return chosen
+    study = open_study(storage, name)
+    if StoredDefinition.is_in(study.user_attrs):
+        stored = StoredDefinition.load(study)
+        key = (stored.arm, stored.seed)
+        # A study that was run under its own name before is continued in the comparison.
+        if key in chosen and chosen[key] not in known:
+            chosen[key] = name
     return chosen
 
 
 def check_name(name: str) -> None:
+    """Refuse a name that commands could not take: ``hpo-mab report`` reads ``ARM=DATABASE#STUDY``.
+
+    Raises:
+        ArgumentError: It is such a name.
+    """
     # A tab or a line break would change the commands that are printed.
-    require(name.isprintable(), "the study's name", "printable", repr(name))
-
-
-def _first_free(name: str, is_taken: Callable[[str], bool]) -> str:
-    """The first of ``name``, ``name.2``, ``name.3``, ... that is not taken."""
-    numbered = (f"{name}.{count}" for count in itertools.count(2))
-    return next(one for one in itertools.chain([name], numbered) if not is_taken(one))
+    fits = name.isprintable() and not {*"=#"} & {*name} and not name.endswith(".json")
+    require(
+        fits, "the study's name", "printable, without = and #, and not end in .json", repr(name)
+    )
 
 
 def stored_names(storage: Storage) -> tuple[str, ...]:
@@ -152,8 +136,10 @@ def make_study(
             spec's.
 
     Raises:
-        ArgumentError: A study of that name minimizes.
+        ArgumentError: A study of that name minimizes; or the pruner's reference differs in its
+            sampler, seed, data, network or length of a trial.
         StorageError: A study of that name exists and is defined otherwise, or has other data.
+        UnknownNameError: The pruner's reference is no study.
     """
     # Several processes may start the same study at once.
     with storage.lock(name):
@@ -168,6 +154,7 @@ def make_study(
                 # A study that `hpo-mab run` made under an arm's name is that arm from now on.
                 _take_changes(study, spec, definition, takes_arm=keep_target)
         else:
+            _check_reference(storage, spec)
             # Optuna deletes a study without its curves and records of examples.
             storage.remove_orphans()
             pruner = study_pruner(spec, {})
@@ -233,10 +220,8 @@ def check_study(
     name: str,
     spec: StudySpec,
     definition: StoredDefinition | None = None,
-    *,
-    planned: Mapping[str, StudySpec] | None = None,
 ) -> None:
-    """Refuse the name of another study, and evidence or a reference that cannot be used.
+    """Refuse the name of another study, and evidence that cannot be used.
 
     A missing database is not made.
 
@@ -245,13 +230,10 @@ def check_study(
         name: Optuna's study name.
         spec: What the study should be.
         definition: The same with its data; None before they are loaded, which may take long.
-        planned: Studies that will be there when the study begins, by name.
 
     Raises:
-        ArgumentError: The evidence cannot be read, and no study of that name has a copy; or the
-            pruner's reference differs in its sampler, seed, data, network or length of a trial.
+        ArgumentError: The evidence cannot be read, and no study of that name has a copy.
         StorageError: A study of that name exists and is defined otherwise, or has other data.
-        UnknownNameError: The pruner's reference is no study.
     """
     known: Mapping[str, Any] = {}
     if name in stored_names(storage):
@@ -265,20 +247,17 @@ def check_study(
         study_pruner(spec, known)
     if not StoredDefinition.is_in(known):
         given_race(spec)
-        _check_reference(storage, spec, planned or {})
 
 
-def _check_reference(storage: Storage, spec: StudySpec, planned: Mapping[str, StudySpec]) -> None:
-    """Refuse a reference of a new study's pruner that is not there, or another one's."""
+def _check_reference(storage: Storage, spec: StudySpec) -> None:
+    """Refuse a reference of a study's pruner that is not there, or another one's."""
     reference = reference_of(spec)
     if reference is None:
         return
-    names = stored_names(storage)
-    if reference in planned:
-        _refuse_other_reference(spec, reference, planned[reference].model_dump(mode="json"))
-    elif reference not in names:
-        raise UnknownNameError("study of pruner.reference", reference, {*names, *planned})
-    elif StoredDefinition.is_in((study := open_study(storage, reference)).user_attrs):
+    names = study_names(storage)
+    if reference not in names:
+        raise UnknownNameError("study of pruner.reference", reference, names)
+    if StoredDefinition.is_in((study := open_study(storage, reference)).user_attrs):
         _refuse_other_reference(spec, reference, StoredDefinition.load(study).spec)
 
 
@@ -331,24 +310,22 @@ def _study_sampler(spec: StudySpec, pruner: BasePruner) -> PlannedSampler:
 
 
 def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> None:
-    stored = StoredDefinition.load(study)
-    before, now = dict(flat_spec(stored.spec)), dict(flat_spec(wanted))
-    for key in sorted(before.keys() | now.keys()):
-        # Studies of earlier versions lack the key.
-        raced = key in before and key == "training.examples" and now.get("sampler.kind") == AUTO
-        may_change = key in _MAY_CHANGE or key.startswith("compare.")
-        if (may_change and not raced) or before.get(key) == now.get(key):
-            continue
-        if key == "budget.early_validation" and now.get(key) == "auto":
-            # "auto" takes the part that the study began with.
-            continue
-        # The file may have been moved or renamed.
-        if key in _EVIDENCE and is_its_evidence(study, now.get(key)):
-            continue
+    before, now = dict(flat_spec(StoredDefinition.load(study).spec)), dict(flat_spec(wanted))
+    changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    allowed = {*_MAY_CHANGE, *(key for key in changed if key.startswith("compare."))}
+    # Its race has samplers that use the record. Studies of earlier versions lack the key.
+    if now.get("sampler.kind") == AUTO and "training.examples" in before:
+        allowed.discard("training.examples")
+    # "auto" takes the part that the study began with.
+    if now.get("budget.early_validation") == "auto":
+        allowed.add("budget.early_validation")
+    # The file may have been moved or renamed.
+    allowed |= {key for key in changed & _EVIDENCE if is_its_evidence(study, now.get(key))}
+    for key in sorted(changed - allowed):
         raise StorageError(
             f"Study '{study.study_name}' exists with another definition: "
             f"{key} is {_value_text(before, key)} there and {_value_text(now, key)} here. "
-            "Give --fresh or --name to start another study."
+            "Give --name to start another study."
         )
 
 
@@ -369,6 +346,6 @@ def _refuse_other_data(study: optuna.Study, wanted: StoredDefinition) -> None:
     difference = stored.data_difference(wanted.epoch_examples, wanted.data)
     if difference:
         raise StorageError(
-            f"Study '{study.study_name}' was made on other data ({difference}). Give --fresh or "
-            "--name to start another study, or check --data-root."
+            f"Study '{study.study_name}' was made on other data ({difference}). Give --name to "
+            "start another study, or check --data-root."
         )

@@ -6,20 +6,12 @@ import dataclasses
 from typing import Self
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from hpo_mab._attributes import (
-    RESUMED_KEY,
-    SLOT_KEY,
-    TARGET_KEY,
-    TotalBudget,
-)
+from hpo_mab._attributes import RESUMED_KEY, SLOT_KEY, TARGET_KEY, TotalBudget
 from hpo_mab._plan import Plan, budgets_of
 from hpo_mab.pruners import PromotionPruner
-from hpo_mab.storage import (
-    CurveStore,
-    StoredDefinition,
-)
+from hpo_mab.storage import CurveStore, StoredDefinition
 from hpo_mab.storage._optuna import id_of
 
 
@@ -69,7 +61,10 @@ class Target:
         return cls(**stored)
 
     def share_spent(self, study: optuna.Study, curves: CurveStore) -> float:
-        """Share of the total budget spent, lost and running trials included; 0 without limit."""
+        """Share of the total budget spent, lost and running trials included; 0 without limit.
+
+        The free slots of a stack count when its trials end.
+        """
         return 0.0 if self.total is None else self.share(*self.spent(study, curves))
 
     def spent(self, study: optuna.Study, curves: CurveStore) -> tuple[int, float]:
@@ -121,57 +116,31 @@ class Target:
         return isinstance(pruner, PromotionPruner) and pruner.unlimited and self.total is not None
 
 
-class _Spending:
-    """What trials have spent of a study's total budget, and what the running ones will spend.
+def shares_spent(study: optuna.Study, target: Target, curves: CurveStore) -> tuple[float, float]:
+    """Shares of the total budget: what is spent, and that with what the running trials will spend.
+
+    Seconds are estimated at the study's mean cost of an example so far.
 
     Args:
         study: The study.
         target: Its target.
         curves: Its learning curves.
     """
-
-    def __init__(self, study: optuna.Study, target: Target, curves: CurveStore) -> None:
-        self._study = study
-        self._target = target
-        # Without a definition the length of a trial is not known.
-        self._definition = (
-            StoredDefinition.load(study) if StoredDefinition.is_in(study.user_attrs) else None
-        )
-        # Read first: an evaluation stored in between then counts twice instead of not at all.
-        stored = curves.load([id_of(trial) for trial in self._running()])
-        self._reached = {name: points[-1].index for name, points in stored.items() if points}
-        self._examples, self._seconds = target.spent(study, curves)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the total budget is spent."""
-        return self._target.share(self._examples, self._seconds) >= 1
-
-    @property
-    def is_promised(self) -> bool:
-        """Whether the running trials will spend the rest if none is pruned.
-
-        In seconds at the study's mean cost of an example so far; nothing is promised without any.
-        """
-        left = self._examples_left()
-        seconds = self._seconds * (1 + left / max(self._examples, 1))
-        return self._target.share(self._examples + left, seconds) >= 1
-
-    def _running(self) -> list[FrozenTrial]:
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial for trial in running if SLOT_KEY in trial.user_attrs]
-
-    def _examples_left(self) -> int:
-        if self._definition is None:
-            return 0
-        per_budget = self._definition.settings.evaluations or 1
-        left = 0
-        for trial in self._running():
-            attrs = trial.user_attrs
+    found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    running = [trial for trial in found if SLOT_KEY in trial.user_attrs]
+    # Read first: an evaluation stored in between then counts twice instead of not at all.
+    stored = curves.load([id_of(trial) for trial in running])
+    examples, seconds = target.spent(study, curves)
+    left = 0
+    # Without a definition the length of a trial is not known.
+    if StoredDefinition.is_in(study.user_attrs):
+        definition = StoredDefinition.load(study)
+        per_budget = definition.settings.evaluations or 1
+        for trial in running:
+            points, attrs = stored.get(id_of(trial)), trial.user_attrs
             # A trial that continues from a checkpoint has this attribute once it has begun.
-            reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
-            whole = self._definition.settings.examples_of(
-                trial.params, longest=self._definition.trial_examples
-            )
+            reached = max(points[-1].index if points else 0, attrs.get(RESUMED_KEY, 0))
+            whole = definition.settings.examples_of(trial.params, longest=definition.trial_examples)
             left += (per_budget * budgets_of(attrs) - reached) * whole // per_budget
-        return left
+    more = seconds * (1 + left / max(examples, 1))
+    return target.share(examples, seconds), target.share(examples + left, more)

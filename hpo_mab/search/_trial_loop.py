@@ -20,8 +20,9 @@ from hpo_mab._interrupts import deferred_interrupts, interruptible, raise_if_int
 from hpo_mab._plan import Attempt, Next, budgets_of, slot_of
 from hpo_mab.search._claim import claim, raise_if_failing
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.storage import STORAGE_ERRORS, ExampleWriter, Storage, release
+from hpo_mab.storage import STORAGE_ERRORS, ExampleWriter, Storage
 from hpo_mab.storage._optuna import id_of, storage_of
+from hpo_mab.storage._process import release
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training._device import release_memory
 

@@ -8,7 +8,7 @@ import functools
 import json
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from hpo_mab.training import (
     Training,
 )
 from hpo_mab.training._device import check_precision, cpu_threads, random_state, seed_random
-from hpo_mab.training._schedule import CurveArguments, LearningCurve
+from hpo_mab.training._schedule import LearningCurve
 from hpo_mab.training._tally import ExampleTally
 
 
@@ -49,13 +49,12 @@ class Loop:
 
     Raises:
         ArgumentError: A number below 1.
-        UnknownNameError: No such precision.
+        UnknownNameError: No such precision, schedule or ``keep``.
     """
 
     evaluations: int = 8
     precision: str = "float32"
     channels_last: bool = False
-    compile: bool = False
     graph: bool = True
     schedule: str = "linear"
     keep: str = "trained"
@@ -64,6 +63,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+        LearningCurve(steps=1, schedule=self.schedule, keep=self.keep)
         for name in ("evaluations", "threads", "early_validation"):
             if (count := getattr(self, name)) is not None:
                 check_integer(name, count, 1)
@@ -160,25 +160,6 @@ class Workload:
                 f"batch size, got {most}."
             )
 
-    def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Refuse settings of the loop outside their bounds.
-
-        Args:
-            settings: A trial's ``batch_size``, ``warmup``, ``label_smoothing`` and ``average``.
-
-        Raises:
-            ArgumentError: One outside its bound.
-            UnknownNameError: No such schedule or ``keep``.
-        """
-        check_integer("batch_size", settings["batch_size"], 1)
-        LearningCurve(
-            steps=self._steps(self.budget, settings["batch_size"]),
-            evaluations=self.loop.evaluations,
-            schedule=self.loop.schedule,
-            keep=self.loop.keep,
-            **{key: value for key, value in settings.items() if key != "batch_size"},
-        )
-
     @contextlib.contextmanager
     def training(
         self,
@@ -208,9 +189,15 @@ class Workload:
                 this process is training.
         """
         with random_state(self.device), cpu_threads(self.loop.threads):
-            points = evaluations or self.loop.evaluations
-            curve: CurveArguments = {"evaluations": points, "budgets": budgets}
-            begin = functools.partial(self._start, configuration, seed, final, examples, **curve)
+            begin = functools.partial(
+                self._start,
+                configuration,
+                seed=seed,
+                budget=final or self.budget,
+                evaluations=evaluations or self.loop.evaluations,
+                budgets=budgets,
+                examples=examples,
+            )
             # A user's network may take long to make.
             with interruptible():
                 made = begin() if state is None else _resumed(begin, state)
@@ -369,10 +356,12 @@ class Workload:
     def _start(
         self,
         configuration: Configuration,
+        *,
         seed: int,
-        final: Budget | None,
+        budget: Budget,
+        evaluations: int,
+        budgets: int,
         examples: bool,
-        **curve: Unpack[CurveArguments],
     ) -> Training:
         # Initial weights and dropout follow from it; sampler and augmentation have their own.
         seed_random(seed)
@@ -385,14 +374,14 @@ class Workload:
             early=None if self.loop.early_validation is None else self._sweep("early"),
             sampler=self.sampler(configuration, seed=seed),
             optimizer=optimizer.make(model.parameters(), **optimizer.options),
-            steps=self._steps(final or self.budget, configuration.batch_size),
+            steps=self._steps(budget, configuration.batch_size),
+            evaluations=evaluations,
+            budgets=budgets,
             precision=self.loop.precision,
             channels_last=self.loop.channels_last,
-            compile=self.loop.compile,
             # True would refuse samplers and data that a graph cannot hold.
             graph=None if self.loop.graph else False,
             examples=self._tally(1) if examples else None,
-            **curve,
             **self._options(configuration),
         )
 

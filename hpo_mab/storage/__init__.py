@@ -14,15 +14,6 @@ if TYPE_CHECKING:
     from hpo_mab.storage._definition import StoredDefinition
     from hpo_mab.storage._examples import FIRST_TRIALS, ExampleStore, ExampleWriter
     from hpo_mab.storage._open import STORAGE_ERRORS, Storage, files_folder
-    from hpo_mab.storage._process import (
-        heartbeat,
-        hold,
-        is_gone,
-        is_held,
-        is_here,
-        release,
-        this_process,
-    )
     from hpo_mab.storage._runs import (
         MissingCurvesWarning,
         StudyRun,
@@ -48,16 +39,9 @@ __all__ = [
     "StudyRun",
     "TrialRun",
     "files_folder",
-    "heartbeat",
-    "hold",
-    "is_gone",
-    "is_held",
-    "is_here",
     "open_study",
     "read_run",
-    "release",
     "study_names",
-    "this_process",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -66,7 +50,6 @@ __getattr__, __dir__ = lazy_names(
         "CurveStore": "._curves",
         "ExampleStore ExampleWriter FIRST_TRIALS": "._examples",
         "STORAGE_ERRORS Storage files_folder": "._open",
-        "heartbeat hold is_gone is_held is_here release this_process": "._process",
         "StoredDefinition": "._definition",
         "MissingCurvesWarning StudyRun TrialRun": "._runs",
         "open_study read_run study_names": "._runs",

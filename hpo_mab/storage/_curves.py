@@ -7,18 +7,17 @@ import math
 import secrets
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.storages import InMemoryStorage, JournalStorage
 
 from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY
 from hpo_mab._errors import ArgumentError
-from hpo_mab.storage._optuna import engine_of, storage_of
+from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.storage._tables import (
     CURVES,
+    STUDIES,
     SYSTEM_ATTRIBUTES,
     TRIALS,
     USER_ATTRIBUTES,
@@ -69,18 +68,25 @@ class CurveStore:
         self._engine = engine
         prepare_tables(engine)
 
-    def check_holds(self, study: optuna.Study) -> None:
-        """Refuse a study of another database: its trials' ids are those of other trials here.
+    def check_holds(self, trial: optuna.trial.Trial) -> None:
+        """Refuse a trial of another database: its id is that of another trial here.
 
         Raises:
-            ArgumentError: The study is in memory, in a journal, or in another database.
+            ArgumentError: The trial's study is in memory, in a journal, or in another database.
         """
-        engine = engine_of(study)
-        if engine is self._engine or (engine and _place(engine) == _place(self._engine)):
+        storage, name = storage_of(trial.study), trial.study.study_name
+        if getattr(getattr(storage, "_backend", storage), "engine", None) is self._engine:
             return
-        if engine or isinstance(storage_of(study), InMemoryStorage | JournalStorage):
+        stored = (
+            sa.select(STUDIES.c.study_name)
+            .join(TRIALS, TRIALS.c.study_id == STUDIES.c.study_id)
+            .where(TRIALS.c.trial_id == id_of(trial), TRIALS.c.number == trial.number)
+        )
+        with self._engine.connect() as connection:
+            found = connection.scalar(stored)
+        if found != name:
             raise ArgumentError(
-                f"curves must be those of the database of study '{study.study_name}': make both "
+                f"curves must be those of the database of study '{name}': make both "
                 "with one hpo_mab.storage.Storage, as storage.optuna and storage.curves."
             )
 
@@ -107,21 +113,34 @@ class CurveStore:
         Args:
             study_id: Optuna's study id.
         """
-        last = _sums(_furthest(study_id))
-        taken_over = _sums(
-            _furthest(study_id)
-            .join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
-            .where(
-                USER_ATTRIBUTES.c.key == RESUMED_KEY,
-                CURVES.c.index <= sa.cast(USER_ATTRIBUTES.c.value_json, sa.Integer),
+        resumed_at = sa.cast(USER_ATTRIBUTES.c.value_json, sa.Integer)
+
+        def own(column: Any) -> Any:
+            taken_over = sa.func.max(sa.case((CURVES.c.index <= resumed_at, column), else_=0))
+            return (sa.func.max(column) - taken_over).label(column.name)
+
+        each = (
+            sa.select(own(CURVES.c.examples), own(CURVES.c.seconds))
+            .select_from(TRIALS)
+            .join(
+                SYSTEM_ATTRIBUTES,
+                sa.and_(SYSTEM_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, _is_key),
             )
+            .join(CURVES, CURVES.c.curve == _number)
+            .outerjoin(
+                USER_ATTRIBUTES,
+                sa.and_(
+                    USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id,
+                    USER_ATTRIBUTES.c.key == RESUMED_KEY,
+                ),
+            )
+            .where(TRIALS.c.study_id == study_id)
+            .group_by(CURVES.c.curve)
+            .subquery()
         )
-        # In one statement, or a trial that resumes in between would be in one sum only.
-        both = sa.select(
-            last.c.examples - taken_over.c.examples, last.c.seconds - taken_over.c.seconds
-        ).select_from(last.join(taken_over, sa.true()))
+        total = sa.select(*(sa.func.coalesce(sa.func.sum(one), 0) for one in each.c))
         with self._engine.connect() as connection:
-            examples, seconds = connection.execute(both).one()
+            examples, seconds = connection.execute(total).one()
         return int(examples), float(seconds)
 
     def load(self, trial_ids: Sequence[int]) -> dict[int, tuple[Evaluation, ...]]:
@@ -222,31 +241,6 @@ def _curve_points(
             yield tuple(row)
 
 
-def _furthest(study_id: int) -> sa.Select[tuple[int, float]]:
-    """Examples and seconds at the furthest evaluation of each curve of a study."""
-    return (
-        sa.select(
-            sa.func.max(CURVES.c.examples).label("examples"),
-            sa.func.max(CURVES.c.seconds).label("seconds"),
-        )
-        .select_from(TRIALS)
-        .join(
-            SYSTEM_ATTRIBUTES, sa.and_(SYSTEM_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, _is_key)
-        )
-        .join(CURVES, CURVES.c.curve == _number)
-        .where(TRIALS.c.study_id == study_id)
-        .group_by(CURVES.c.curve)
-    )
-
-
-def _sums(reached: sa.Select[tuple[int, float]]) -> sa.Subquery:
-    each = reached.subquery()
-    return sa.select(
-        sa.func.coalesce(sa.func.sum(each.c.examples), 0).label("examples"),
-        sa.func.coalesce(sa.func.sum(each.c.seconds), 0.0).label("seconds"),
-    ).subquery()
-
-
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), _CHUNK):
         yield items[start : start + _CHUNK]
@@ -264,12 +258,3 @@ def _evaluation(values: Sequence[Any]) -> Evaluation:
         elif name not in SAMPLER_FIGURES:
             point[name] = math.nan
     return Evaluation(**point)
-
-
-def _place(engine: sa.Engine) -> Any:
-    """Where an engine's database is; unlike that of any other where it is in memory."""
-    url = engine.url
-    if url.get_backend_name() != "sqlite":
-        return url.get_backend_name(), url.host, url.port, url.database, url.query.get("host")
-    in_memory = not url.database or url.database == ":memory:" or "mode" in url.query
-    return object() if in_memory else Path(url.database or "").resolve()

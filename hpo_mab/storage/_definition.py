@@ -98,26 +98,28 @@ class StoredDefinition:
         if cls.is_in(study.user_attrs):
             return cls.load(study)
         trials = study.get_trials(deepcopy=False)
-        attrs = [trial.user_attrs for trial in trials]
-        budgets = sorted({each[BUDGET_KEY] for each in attrs if BUDGET_KEY in each})
-        if not budgets:
+        own = [trial for trial in trials if BUDGET_KEY in trial.user_attrs]
+        if not own:
             return cls.load(study)  # Raises.
+        budgets = [trial.user_attrs[BUDGET_KEY] for trial in own]
+        sizes = [_batch_size(trial) for trial in own]
         # Batch sizes that are searched round the same examples to steps, or have the same steps.
-        lengths = [each for each in trials if BUDGET_KEY in each.user_attrs]
-        sized = all(map(_batch_size, lengths))
-        steps = {each.user_attrs[BUDGET_KEY] // _batch_size(each) for each in lengths if sized}
-        if len(steps) != 1 and budgets[-1] - budgets[0] > largest_batch(trials):
+        same_steps = (
+            all(sizes) and len({b // size for b, size in zip(budgets, sizes, strict=True)}) == 1
+        )
+        if not same_steps and max(budgets) - min(budgets) > largest_batch(trials):
             raise StorageError(
-                f"Trials of study '{study.study_name}' have different budgets, "
-                f"{budgets[0]:,} to {budgets[-1]:,} examples. Trials of one budget are compared."
+                f"Trials of study '{study.study_name}' have different budgets, {min(budgets):,} to "
+                f"{max(budgets):,} examples. Trials of one budget are compared."
             )
         kinds = {where.partition(":")[2]: kind for kind, where in NAMES.items()}
+        attrs = (trial.user_attrs for trial in trials)
         arms = {each[SAMPLER_KEY] for each in attrs if SAMPLER_KEY in each}
         arm = arms.pop() if len(arms) == 1 else study.study_name
         return cls(
             arm=kinds.get(arm, arm),
             seed=int(study.user_attrs.get(SEED_KEY, 0)),
-            trial_examples=budgets[-1],
+            trial_examples=max(budgets),
             epoch_examples=0,
             spec={},
             environment={},

@@ -67,22 +67,20 @@ class ExampleStore:
         with self._engine.begin() as connection:
             number = _number_of(connection, study_id)
             if number is None:
-                # SQLite, without foreign keys, would keep it for a later study of that id.
                 of_study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
-                if connection.scalar(of_study) is not None:
-                    number = _new_number(connection, study_id)
-                    self._insert(connection, number, counts, total, labels)
-                return
-            if (study_id, number) not in self._own:
+                if connection.scalar(of_study) is None:
+                    # Deleted. SQLite, without foreign keys, would keep it for a later study.
+                    return
+                number = _new_number(connection, study_id)
+            elif (study_id, number) not in self._own:
                 number = _own_number(connection, study_id, number)
                 self._own.add((study_id, number))
             known = _read_record(connection, number)
-            if known is not None:
-                if known.labels != labels:
-                    # The labels have changed since the study began. Sums of other labels must not
-                    # be added; continuing the study raises an error.
-                    return
-                counts = known.counts + counts
+            if known is not None and known.labels != labels:
+                # The labels have changed since the study began. Sums of other labels must not be
+                # added; continuing the study raises an error.
+                return
+            counts = counts if known is None else known.counts + counts
             connection.execute(
                 EXAMPLES.delete().where(EXAMPLES.c.record == number, EXAMPLES.c.name != _FROZEN)
             )

@@ -38,10 +38,18 @@ class JournalledConnection(sqlite3.Connection):
     several times. A killed process loses no commit. A power failure may lose the last commits; the
     database stays consistent. SQLite merges the journal into the database when the last connection
     closes.
+
+    In a folder that may not be written, where there can be no journal, the file is only read.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, database: str, *arguments: Any, **options: Any) -> None:
+        path = Path(database)
+        if path.is_file() and not os.access(path.parent, os.W_OK):
+            # Otherwise SQLite would make the journal's files to read it, too.
+            database = f"{path.resolve().as_uri()}?immutable=1"
+            super().__init__(database, *arguments, **{**options, "uri": True})
+            return
+        super().__init__(database, *arguments, **options)
         # Some file systems do not support WAL, and the file may be read-only: the mode then stays.
         with contextlib.suppress(sqlite3.Error):
             (mode,) = self.execute("PRAGMA journal_mode = WAL").fetchone()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -18,9 +18,6 @@ from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
 
 
 def queued_params(trial: optuna.trial.Trial) -> Mapping[str, Any]:
@@ -37,13 +34,6 @@ def id_of(known: optuna.Study | optuna.trial.Trial | FrozenTrial) -> int:
 def storage_of(study: optuna.Study) -> BaseStorage:
     """The storage of a study."""
     return study._storage
-
-
-def engine_of(study: optuna.Study) -> sa.Engine | None:
-    """The engine of a study's database; None if it is in no SQL database, or behind a proxy."""
-    backend = getattr(study._storage, "_backend", study._storage)
-    engine: sa.Engine | None = getattr(backend, "engine", None)
-    return engine
 
 
 def add_running(study: optuna.Study, user_attrs: dict[str, Any], **known: Any) -> int:

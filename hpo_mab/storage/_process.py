@@ -74,39 +74,12 @@ def _alive_text(pid: int) -> str:
     return "alive"
 
 
-#: The heartbeats of the trials that this process runs.
-_held: dict[tuple[str, int], contextlib.ExitStack] = {}
+#: What ends the heartbeat of each trial that this process runs, and its thread.
+_held: dict[tuple[str, int], tuple[threading.Event, threading.Thread]] = {}
 
 
 def hold(storage: RDBStorage, trial_id: int) -> None:
-    """Note that this process runs a trial, and record its `heartbeat` until `release`.
-
-    Args:
-        storage: Storage of the trial.
-        trial_id: Optuna's trial id.
-    """
-    beats = contextlib.ExitStack()
-    beats.enter_context(heartbeat(storage, trial_id))
-    _held[_key(storage, trial_id)] = beats
-
-
-def release(storage: RDBStorage, trial_id: int) -> None:
-    """Note that this process no longer runs a trial, or never has."""
-    _held.pop(_key(storage, trial_id), contextlib.ExitStack()).close()
-
-
-def is_held(storage: RDBStorage, trial_id: int) -> bool:
-    """Whether this process runs a trial."""
-    return _key(storage, trial_id) in _held
-
-
-def _key(storage: RDBStorage, trial_id: int) -> tuple[str, int]:
-    return str(storage.engine.url), trial_id
-
-
-@contextlib.contextmanager
-def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
-    """Record Optuna's heartbeat of a trial for as long as the context lasts.
+    """Note that this process runs a trial, and record Optuna's heartbeat of it until `release`.
 
     Unlike Optuna's own thread it continues after a heartbeat that could not be written.
 
@@ -131,11 +104,24 @@ def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
 
     thread = threading.Thread(target=beat, name=f"heartbeat-{trial_id}", daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
+    _held[_key(storage, trial_id)] = stop, thread
+
+
+def release(storage: RDBStorage, trial_id: int) -> None:
+    """Note that this process no longer runs a trial, or never has."""
+    if held := _held.pop(_key(storage, trial_id), None):
+        stop, thread = held
         stop.set()
         thread.join()
+
+
+def is_held(storage: RDBStorage, trial_id: int) -> bool:
+    """Whether this process runs a trial."""
+    return _key(storage, trial_id) in _held
+
+
+def _key(storage: RDBStorage, trial_id: int) -> tuple[str, int]:
+    return str(storage.engine.url), trial_id
 
 
 _FREE = "Free some space, then give the same command again; what is stored stays."

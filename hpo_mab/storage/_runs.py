@@ -138,6 +138,8 @@ class StudyRun:
         spec: The definition the study was made from, as JSON-like values.
         trials: All trials.
         training_examples: Size of the training part; None in records of earlier versions.
+        environment: Versions and hardware that it began with; empty if not known.
+        retrained: Test accuracies of its best configuration, trained again by a comparison.
 
     Examples:
         >>> from hpo_mab.storage import StudyRun
@@ -152,6 +154,8 @@ class StudyRun:
     spec: Mapping[str, Any]
     trials: tuple[TrialRun, ...]
     training_examples: int | None = None
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    retrained: tuple[float, ...] = ()
 
     @property
     def settings(self) -> StudySettings:
@@ -306,6 +310,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
         spec=definition.spec,
         trials=tuple(_trial_run(trial, curves.get(id_of(trial), ())) for trial in trials),
         training_examples=definition.epoch_examples or None,
+        environment=definition.environment,
     )
     if run.missing_curves:
         warnings.warn(

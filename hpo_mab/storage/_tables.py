@@ -1,11 +1,7 @@
 """Tables of a study's database, Optuna's and ours, with their statements and our version.
 
-A table of ours changes in two places. New databases get the tables defined here. A function in
-`_UPGRADES` changes existing databases, by Alembic's operations. The curves have a column for each
-field of `Evaluation`; the function of a new one is::
-
-    def _add_name(op: Operations) -> None:
-        op.add_column("hpo_mab_curves", sa.Column("name", sa.Double, nullable=True))
+The curves have a column for each field of `Evaluation`. A column that is added to a table of ours
+must allow NULL, and needs a higher `VERSION`: existing databases then get it, too.
 
 A process that finds an older version upgrades the database, with its lock held, when it opens it.
 """
@@ -18,7 +14,7 @@ import functools
 import json
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
@@ -29,9 +25,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from hpo_mab._errors import StorageError, hide_passwords
 from hpo_mab.storage._process import Locks
 from hpo_mab.training import Evaluation
-
-if TYPE_CHECKING:
-    from alembic.operations import Operations
 
 #: Optuna's own tables.
 STUDIES = models.StudyModel.__table__
@@ -255,28 +248,8 @@ EXAMPLES = sa.Table(
 )
 
 
-# Upgrades of databases that earlier versions of this package have made.
-#
-# MySQL commits at each change of a table, and so does SQLite at the first. So every step of an
-# upgrade can be repeated after the process was killed in it. A table that is made here is made as
-# it is now, so an upgrade that adds a column checks that there is none.
-
-
-#: Table of curves of the first schema, which had no version.
-_FIRST_CURVES = "hpo_mab_evaluations"
-
-
-def _add_examples(op: Operations) -> None:
-    """Make the table of the records of examples."""
-    EXAMPLES.create(op.get_bind(), checkfirst=True)
-
-
-#: What changes a database of the version before, by the version that it has afterwards.
-_UPGRADES: dict[int, Callable[[Operations], None]] = {
-    3: _add_examples,
-}
-#: The version of the tables above.
-VERSION = max(_UPGRADES)
+#: The version of the tables above; one more than before if they change.
+VERSION = 3
 
 
 def prepare_tables(engine: sa.Engine) -> None:
@@ -292,24 +265,26 @@ def prepare_tables(engine: sa.Engine) -> None:
         if _is_current(engine):
             return
         with engine.begin() as connection:
-            found = _version(connection)
-            if found is None:
-                _metadata.create_all(connection)
-                _set_version(connection, VERSION)
-            else:
-                _upgrade(connection, found)
+            _complete(connection)
+            _set_version(connection, VERSION)
 
 
-def _upgrade(connection: sa.Connection, found: int) -> None:
-    """Run the upgrades that a database lacks; one that was cut off is run again from its start."""
+def _complete(connection: sa.Connection) -> None:
+    """Make the tables and columns that are missing.
+
+    MySQL commits at each change of a table, and so does SQLite at the first. So this can be
+    repeated after the process was killed in it.
+    """
     from alembic.migration import MigrationContext
     from alembic.operations import Operations
 
     op = Operations(MigrationContext.configure(connection))
-    for version, upgrade in sorted(_UPGRADES.items()):
-        if version > found:
-            upgrade(op)
-            _set_version(connection, version)
+    _metadata.create_all(connection)
+    for table in _metadata.sorted_tables:
+        known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                op.add_column(table.name, sa.Column(column.name, column.type, nullable=True))
 
 
 def _is_current(engine: sa.Engine) -> bool:
@@ -326,16 +301,12 @@ def _is_current(engine: sa.Engine) -> bool:
 
 def _version(connection: sa.Connection) -> int | None:
     """The version of our tables in a database; None where it has none of them."""
-    has_table = sa.inspect(connection).has_table
-    if not has_table(VERSION_TABLE):
-        if has_table(_FIRST_CURVES):
-            raise StorageError("This hpo-mab cannot read the database's first schema; use another.")
+    if not sa.inspect(connection).has_table(VERSION_TABLE):
         return None
     found = connection.scalar(sa.select(_versions.c.version_num))
     return None if found is None else int(found)
 
 
 def _set_version(connection: sa.Connection, version: int) -> None:
-    _versions.create(connection, checkfirst=True)
     connection.execute(_versions.delete())
     connection.execute(_versions.insert().values(version_num=str(version)))

@@ -112,7 +112,6 @@ class TimedSampler:
         self.sampler = sampler
         self.seconds = 0.0
         self._clock = clock
-        self._ahead: Tensor | None = None
 
     def __len__(self) -> int:
         """Batches in one pass."""
@@ -125,19 +124,8 @@ class TimedSampler:
             yield batch
 
     def draw(self) -> Tensor:
-        """The sampler's next batch of indices, int64 [B]; the one drawn ahead if there is one."""
-        if self._ahead is None:
-            return self._timed(self.sampler.draw)
-        ahead, self._ahead = self._ahead, None
-        return ahead
-
-    def draw_ahead(self) -> None:
-        """Draw what the next `draw` returns.
-
-        Right after an `update` this gives the same draw as later, and is cheaper. The bandits'
-        tables are still in the processor's caches; the backward pass evicts them.
-        """
-        self._ahead = self._timed(self.sampler.draw)
+        """The sampler's next batch of indices, int64 [B]."""
+        return self._timed(self.sampler.draw)
 
     def next_draw(self) -> Draw:
         """The sampler's next batch with its weights."""
@@ -312,6 +300,10 @@ def to_device(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Te
     )
 
 
+#: What a sweep's labels are, for errors.
+EVALUATED = "labels of the examples to evaluate on"
+
+
 class Sweep(Protocol):
     """Evaluation examples; each iteration is one pass over all of them.
 
@@ -427,5 +419,7 @@ class LoaderSweep:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, targets in self._loader:
             labels = class_labels(targets, name="targets")
+            if (low := int(labels.min())) < 0:
+                raise ArgumentError(f"{EVALUATED} must be at least 0, got {low}.")
             self.highest_label = max(self.highest_label, int(labels.max()))
             yield to_device(inputs, labels, self.device)

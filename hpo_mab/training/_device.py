@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.samplers import BatchSampler
+from hpo_mab.samplers._feedback import check_logits
 from hpo_mab.training._batches import Batches, DeviceBatches, LoaderBatches
 from hpo_mab.training._optimizers import is_fused
 
@@ -120,6 +121,14 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
+def to_channels_last(model: nn.Module) -> None:
+    """Give a network's weights and buffers of four dimensions the memory format channels last."""
+    # Not `Module.to`, which raises for the weights of 3D convolutions.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+
+
 #: Lock of the thread that trains; re-entrant, because a training may start another one.
 _training_thread = threading.RLock()
 
@@ -173,38 +182,17 @@ def check_index_range(sampler: BatchSampler, count: int) -> None:
         )
 
 
-def choose_capture(
-    graph: bool | None, batches: Batches, sampler: BatchSampler, optimizer: Optimizer
-) -> tuple[bool, str | None]:
-    """Whether a training takes its steps by `DeviceStep`.
-
-    Args:
-        graph: Whether it must; None: where a graph can be captured.
-        batches: Its training examples.
-        sampler: Its batch sampler.
-        optimizer: Its optimiser.
-
-    Returns:
-        Whether it does and, with ``graph=None`` on a CUDA device, why it does not.
-
-    Raises:
-        ArgumentError: It must, and batches, sampler or optimiser do not allow it.
-    """
-    weights = (weight for group in optimizer.param_groups for weight in group["params"])
-    on_cuda = any(weight.device.type == "cuda" for weight in weights)
-    reason = None
+def why_no_graph(batches: Batches, sampler: BatchSampler, optimizer: Optimizer) -> str | None:
+    """Why a training cannot take its steps by `DeviceStep`; None if it can."""
     if not isinstance(batches, DeviceBatches):
         loaded = isinstance(batches, LoaderBatches)
-        reason = f"{'a DataLoader' if loaded else type(batches).__name__} brings the batches"
-    elif sampler.weighs_by_losses:
-        reason = f"{type(sampler).__name__} weighs a batch by its own losses"
-    elif on_cuda and not is_fused(optimizer):
-        reason = f"the optimiser {type(optimizer).__name__} has no fused form"
-    if graph and reason is not None:
-        raise ArgumentError(f"graph must not be True here: {reason}.")
-    if graph is None:
-        return on_cuda and reason is None, reason if on_cuda else None
-    return graph, None
+        return f"{'a DataLoader' if loaded else type(batches).__name__} brings the batches"
+    if sampler.weighs_by_losses:
+        return f"{type(sampler).__name__} weighs a batch by its own losses"
+    # Elsewhere nothing is captured.
+    if batches.data.device.type == "cuda" and not is_fused(optimizer):
+        return f"the optimiser {type(optimizer).__name__} has no fused form"
+    return None
 
 
 def logits_of(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, precision: str) -> Tensor:
@@ -212,11 +200,3 @@ def logits_of(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, precision:
     with autocast(inputs.device, precision):
         logits = check_logits(forward(inputs))
     return logits.float()
-
-
-def check_logits(outputs: Any) -> Tensor:
-    """What a network has returned for a batch; raises `ArgumentError` if it is not logits."""
-    if isinstance(outputs, Tensor) and outputs.ndim == 2:
-        return outputs
-    got = f"shape {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-    raise ArgumentError(f"logits must be a tensor [B, C], got {got}.")

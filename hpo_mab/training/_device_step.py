@@ -84,8 +84,9 @@ class DeviceStep:
             generators=(batches.generator, own if self._sampler_in_graph else None),
             capture=capture,
         )
-        #: The batch of the step, at fixed addresses, which a graph reads.
-        self._held: Draw | None = None
+        #: The batch of the step as tensors at fixed addresses, which a graph reads: ``indices``,
+        #: ``weights`` and, of a sampler in the graph, ``context``. Empty before the first step.
+        self._held: dict[str, Tensor] = {}
         self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
         if drawn is not None:
             self._continue(drawn)
@@ -108,7 +109,7 @@ class DeviceStep:
 
     def __call__(self, *, step: int) -> None:
         """Take one optimiser step; ``step`` counts from 1."""
-        if not self._sampler_in_graph or self._held is None:
+        if not self._sampler_in_graph or not self._held:
             self._store_draw(self._sampler.next_draw())
         waiting = self._sampler.sampler._outstanding
         draws = list(waiting)
@@ -140,12 +141,10 @@ class DeviceStep:
 
     def _body(self) -> None:
         """The step itself: operations on tensors at fixed addresses only."""
-        held = self._held
-        if held is None or held.weights is None:
-            raise RuntimeError("a step needs a batch drawn before it")
+        indices = self._held["indices"]
         # Cloned: the backward pass needs the weights after the next draw has overwritten them.
-        weights = held.weights.clone()
-        inputs, targets = self._batches.fetch(held.indices)
+        weights = self._held["weights"].clone()
+        inputs, targets = self._batches.fetch(indices)
         logits = logits_of(self._forward, inputs, precision=self._precision)
         self._sampler.sampler.check_outputs(logits)
         losses = F.cross_entropy(
@@ -158,7 +157,7 @@ class DeviceStep:
         if self._examples is not None:
             with self._step.on_second_stream():
                 # Before the next draw overwrites the indices; both are on the second stream.
-                self._examples.keep(held.indices, outputs[0], outputs[1])
+                self._examples.keep(indices, outputs[0], outputs[1])
         if self._sampler_in_graph:
             with self._step.on_second_stream():
                 self._sampler.update(outputs[0], logits=outputs[1], targets=targets)
@@ -183,51 +182,36 @@ class DeviceStep:
         draws = list(waiting)
         waiting.clear()
         try:
-            yield self._drawn(draws[0]) if draws else None
+            yield {**self._held, "weighted": draws[0].weights is not None} if draws else None
         finally:
             waiting.extend(draws)
-
-    @staticmethod
-    def _drawn(draw: Draw) -> dict[str, Any]:
-        """A draw as tensors, and whether it has importance weights."""
-        ones = torch.ones_like(draw.indices, dtype=torch.float32)
-        return {
-            "indices": draw.indices,
-            "weights": ones if draw.weights is None else draw.weights,
-            "context": draw.context,
-            "weighted": draw.weights is not None,
-        }
 
     def _continue(self, drawn: Mapping[str, Any]) -> None:
         """Restore the batch that was drawn before the state was saved."""
         device = self._batches.data.device
-        indices, weights, context = (
-            drawn[name].to(device, copy=True) for name in ("indices", "weights", "context")
-        )
-        self._held = Draw(indices, weights, context)
-        waiting = Draw(indices, weights if drawn["weighted"] else None, context)
+        names = ("indices", "weights", "context")
+        held = self._held = {name: drawn[name].to(device, copy=True) for name in names}
+        weights = held["weights"] if drawn["weighted"] else None
+        waiting = Draw(held["indices"], weights, held["context"])
         self._sampler.sampler._outstanding.append(waiting)
 
     def _store_draw(self, draw: Draw) -> None:
-        """Copy a draw into the memory of the first one."""
-        weights = torch.ones_like(draw.indices, dtype=torch.float32)
-        if draw.weights is not None:
-            weights.copy_(draw.weights)
-        device = self._batches.data.device
-        held = self._held
-        if held is None or held.weights is None:
-            held = self._held = Draw(draw.indices.to(device, copy=True), weights.to(device))
-            if self._sampler_in_graph:
-                held.context = draw.context.clone()
+        """Copy a draw into the memory that a graph reads."""
+        ones = torch.ones_like(draw.indices, dtype=torch.float32)
+        weights = ones if draw.weights is None else draw.weights.float()
+        given = {"indices": draw.indices, "weights": weights}
+        if self._sampler_in_graph:
+            given["context"] = draw.context
+        if not self._held:
+            device = self._batches.data.device
+            self._held = {name: tensor.to(device, copy=True) for name, tensor in given.items()}
         else:
-            held.indices.copy_(draw.indices, non_blocking=True)
-            held.weights.copy_(weights, non_blocking=True)
-            if self._sampler_in_graph:
-                held.context.copy_(draw.context)
+            for name, tensor in given.items():
+                self._held[name].copy_(tensor, non_blocking=True)
         if self._sampler_in_graph:
             # The next replay reads the outstanding draw at these addresses.
-            draw.indices, draw.context = held.indices, held.context
-            draw.weights = None if draw.weights is None else held.weights
+            draw.indices, draw.context = self._held["indices"], self._held["context"]
+            draw.weights = None if draw.weights is None else self._held["weights"]
 
 
 def _move_learning_rates(optimizer: Optimizer, device: torch.device) -> None:

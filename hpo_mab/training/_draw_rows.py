@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_mab._errors import ArgumentError, name_of
+from hpo_mab._errors import ArgumentError
 from hpo_mab.bandits import DeviceEngine
 from hpo_mab.samplers import BatchSampler, HardMiningSampler, MABSampler
 
@@ -91,7 +91,9 @@ class DrawRows:
         self._position.zero_()
 
     def takes(self, sampler: BatchSampler) -> bool:
-        """Whether the stack can serve a sampler: by its bandits, candidates or planned batches."""
+        """Whether the stack can serve a sampler, see `StackedTrainer.takes`."""
+        if needs_training(type(sampler)):
+            return False
         if self.candidates not in (None, _candidates_of(sampler)):
             return False
         if not _stack_draws_for(sampler) or self.engine is None:
@@ -107,21 +109,16 @@ class DrawRows:
             ArgumentError: The sampler needs the network, or has bandits or candidates that do not
                 fit the stack's.
         """
-        if needs_training(type(sampler)):
+        if not self.takes(sampler):
             raise ArgumentError(
-                f"{type(sampler).__name__} needs the network within its step, which a stack "
-                "does not give; use Training."
+                f"{type(sampler).__name__} does not fit this stack: it needs a Training, or a "
+                "stack of its own, see StackedTrainer.takes."
             )
-        count = _candidates_of(sampler)
         if self.candidates is None:
-            self.candidates = count
-            if count:
-                self._planned = self._planned.new_zeros(*self._planned.shape[:2], count)
-        if count != self.candidates:
-            raise ArgumentError(
-                f"all samplers of a stack must choose among as many candidates, {self.candidates}, "
-                f"got {count}; 0 is a sampler that does not choose."
-            )
+            self.candidates = _candidates_of(sampler)
+            if self.candidates:
+                shape = (*self._planned.shape[:2], self.candidates)
+                self._planned = self._planned.new_zeros(shape)
         if not _stack_draws_for(sampler):
             self._by_bandits[slot] = False
             self.samplers[slot] = sampler
@@ -138,14 +135,6 @@ class DrawRows:
                 torch.Generator(self._drawn.device).manual_seed(self._seed),
                 stack=self._slots,
                 capacity=self._capacity,
-            )
-        if not self.takes(sampler):
-            raise ArgumentError(
-                "bandits of a stack must share policy, reward, replacement, way of forgetting and, "
-                "with a correction, the prior, "
-                f"draw from {self._examples} examples and remember at most {self._capacity} pulls: "
-                f"{_words(settings.structure)} with {sampler.num_examples} examples and a memory "
-                f"of {window_of(sampler)} does not fit {_words(self._structure)}."
             )
         indices, weights, arms = self.engine.begin(slot, shares, settings, seed=sampler.seed)
         size = self._drawn.shape[1]
@@ -181,7 +170,7 @@ class DrawRows:
         """Of a slot's sampler or bandits, see `BatchSampler.statistics`."""
         if slot in self.samplers:
             return self.samplers[slot].statistics()
-        return {} if self.engine is None else self.engine.figures_of(slot).shares()
+        return {} if self.engine is None else self.engine.figures(slot)
 
     def tensors(self) -> dict[str, Tensor]:
         """The bandits' batch of the next step; the first dimension is the row."""
@@ -224,10 +213,6 @@ class DrawRows:
         for slot, sampler in self.samplers.items():
             if _stack_chooses_for(sampler):
                 sampler.count(self._chosen[slot, :steps])
-
-
-def _words(structure: Sequence[Any] | None) -> str:
-    return ", ".join(name_of(one) if callable(one) else str(one) for one in structure or ())
 
 
 def _stack_draws_for(sampler: BatchSampler) -> TypeGuard[MABSampler]:

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hpo_mab._errors import ArgumentError, memory_reason
+from hpo_mab.samplers._feedback import check_range
+from hpo_mab.training._batches import EVALUATED
 from hpo_mab.training._device import autocast, logits_of
 
 #: Bytes that the tensors of an evaluation may take on a CPU; on CUDA a share of the device's
@@ -37,21 +39,6 @@ class _Largest(TorchFunctionMode):
         if isinstance(made, Tensor) and made.shape[:1] == (self._count,):
             self.nbytes = max(self.nbytes, made.nbytes // self._count)
         return made
-
-
-def check_highest(
-    label: int, *, outputs: int, what: str = "labels of the examples to evaluate on"
-) -> None:
-    """Raise `ArgumentError` if a network has no output for the highest label of some examples.
-
-    On CUDA a label out of range fails an assertion, and every later CUDA call of the process then
-    fails. So this check comes before the loss.
-    """
-    if label >= outputs:
-        raise ArgumentError(
-            f"{what} must be in [0, {outputs}) for a model of {outputs} outputs, got {label}; "
-            "give the model more outputs."
-        )
 
 
 def examples_at_once(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
@@ -153,7 +140,8 @@ def _score_sums(
     logits = logits_of(forward, inputs, precision=precision)
     # On another device the largest label of a batch would wait for it.
     highest = None if targets.is_cpu else getattr(examples, "highest_label", None)
-    check_highest(int(targets.max()) if highest is None else highest, outputs=logits.shape[1])
+    low, high = map(int, torch.aminmax(targets)) if highest is None else (0, highest)
+    check_range(low, high, outputs=logits.shape[1], what=EVALUATED)
     loss = F.cross_entropy(logits, targets, reduction="sum")
     correct = (logits.argmax(dim=1) == targets).sum()
     return torch.stack([correct.float(), loss, torch.full_like(loss, len(targets))])

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -124,6 +124,15 @@ _UNGUARDED = types.SimpleNamespace(
 def is_fused(optimizer: Optimizer) -> bool:
     """Whether the optimiser's step reads the learning rate on the device: its fused form."""
     return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
+    """Set the learning rate of each group; a tensor's in place, because a graph reads it there."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 #: Optimisers. One from elsewhere is a class of `torch.optim.Optimizer`, or a function that makes
@@ -349,20 +358,14 @@ def _check_options(name: Named, options: Mapping[str, Any]) -> None:
 
 
 def _check_bounds(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse knobs outside their bounds."""
+    """Refuse knobs outside their bounds; ``nesterov``, a boolean, is always within them."""
     for knob, value in options.items():
-        if knob != "nesterov":
-            _check_bound(name, knob, value)
-
-
-def _check_bound(name: str, knob: str, value: Any) -> None:
-    bound = "at least 0"
-    good = value >= 0
-    if knob in _SHARES:
-        bound, good = "in [0, 1)", 0 <= value < 1
-    elif knob in _POSITIVE:
-        bound, good = "above 0", value > 0
-    if value == math.inf:
-        bound, good = "finite", False
-    if not good:
-        raise ArgumentError(f"{knob} of optimizer '{name}' must be {bound}, got {value}.")
+        bound, good = "at least 0", value >= 0
+        if knob in _SHARES:
+            bound, good = "in [0, 1)", 0 <= value < 1
+        elif knob in _POSITIVE:
+            bound, good = "above 0", value > 0
+        if value == math.inf:
+            bound, good = "finite", False
+        if not good:
+            raise ArgumentError(f"{knob} of optimizer '{name}' must be {bound}, got {value}.")

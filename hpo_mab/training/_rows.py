@@ -1,8 +1,10 @@
-"""The rows of a stack of trainings, one row a training: networks and numbers."""
+"""The rows of a stack of trainings, one row a training: networks, numbers, curves."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +14,12 @@ from torch.func import vmap
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.models import stackable
+from hpo_mab.samplers._feedback import check_logits, check_range
 from hpo_mab.training._average import average_share, averaged_buffers, call_with
-from hpo_mab.training._batches import DeviceSweep
-from hpo_mab.training._device import check_logits
-from hpo_mab.training._evaluate import check_highest, examples_at_once
+from hpo_mab.training._batches import EVALUATED, DeviceSweep, TrainingDiverged
+from hpo_mab.training._evaluate import examples_at_once
 from hpo_mab.training._optimizers import require_trainable
-from hpo_mab.training._schedule import LearningCurve
+from hpo_mab.training._schedule import Evaluation, LearningCurve, sampler_figures
 
 #: Most images that an evaluation holds on the device at once, over all networks.
 _EVALUATED_AT_ONCE = 16_384
@@ -156,6 +158,17 @@ class NetworkRows:
         outputs: Tensor = batched(dict(weights), dict(buffers), inputs)
         return outputs.float()
 
+    def logits(self, inputs: Tensor, *, highest: int) -> Tensor:
+        """Logits [K, n, C] of each network's own inputs, which are below one another, [K * n, ...].
+
+        Raises:
+            ArgumentError: The networks have no output for the ``highest`` label.
+        """
+        inputs = inputs.view(len(self.weights), -1, *inputs.shape[1:])
+        logits = self.forward(self.leaves, self.buffers, inputs, in_dim=0)
+        check_range(0, highest, outputs=logits.shape[2])
+        return logits
+
     def scores(
         self, slots: Sequence[int], examples: DeviceSweep, *, averaged: bool
     ) -> dict[int, tuple[float, float]]:
@@ -172,7 +185,8 @@ class NetworkRows:
                 self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self.model, few))
             for inputs, targets in examples.batches(max(1, self._at_once // len(slots))):
                 logits = self.forward(weights, buffers, inputs, in_dim=None)
-                check_highest(examples.highest_label, outputs=logits.shape[2])
+                high = examples.highest_label
+                check_range(0, high, outputs=logits.shape[2], what=EVALUATED)
                 losses = stacked_cross_entropy(logits, targets.expand(len(slots), -1), None)
                 correct = (logits.argmax(dim=2) == targets).sum(dim=1)
                 total += torch.stack((correct.float(), losses.sum(dim=1)), dim=1)
@@ -232,6 +246,97 @@ def stacked_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Tensor | N
         return loss
     # Without smoothing a logit of -inf, of a class that is masked, must not make 0 * inf.
     return (1 - smoothing) * loss - torch.where(smoothing > 0, smoothing * log.mean(dim=2), 0.0)
+
+
+@dataclasses.dataclass
+class SlotTraining:
+    """A training in a slot of a stack.
+
+    Attributes:
+        curve: Its learning curve.
+        peak: Peak of its learning rate.
+        batch_size: Examples a step.
+        done: Steps done.
+        seconds: Training seconds spent: of each step, the share of one slot.
+    """
+
+    curve: LearningCurve
+    peak: float
+    batch_size: int
+    done: int = 0
+    seconds: float = 0.0
+
+    def evaluated(
+        self,
+        averaged: bool,
+        accuracy: float,
+        loss: float,
+        *,
+        loss_sum: float,
+        statistics: Mapping[str, float],
+    ) -> Evaluation | TrainingDiverged:
+        """Add an evaluation to the curve; returns it, or the error if a loss is not finite.
+
+        Args:
+            averaged: Whether the averaged weights were evaluated.
+            accuracy: Validation accuracy.
+            loss: Mean validation loss.
+            loss_sum: Sum of the batches' mean training losses since the last evaluation.
+            statistics: Of the sampler, see `BatchSampler.statistics`.
+        """
+        done, seconds = self.curve.done
+        train_loss = loss_sum / (self.done - done)
+        for what, value in (("training", train_loss), ("validation", loss)):
+            if not math.isfinite(value):
+                diverged = TrainingDiverged(self.done, f"the {what} loss is {value}")
+                diverged.examples = (self.done - done) * self.batch_size
+                diverged.seconds = self.seconds - seconds
+                return diverged
+        point = Evaluation(
+            index=len(self.curve.points) + 1,
+            steps=self.done,
+            examples=self.done * self.batch_size,
+            seconds=self.seconds,
+            sampler_seconds=0.0,
+            accuracy=accuracy,
+            loss=loss,
+            train_loss=train_loss,
+            learning_rate=self.peak * self.curve.schedule.factor(self.done - 1),
+            averaged=averaged,
+            **sampler_figures(statistics),
+        )
+        self.curve.points.append(point)
+        return point
+
+
+#: Rings of the bandits' last pulls. Their length is what the stack's first sampler needs; a bandit
+#: uses the first of them, as many as it remembers.
+_RINGS = {"bandits.window_arms", "bandits.window_rewards"}
+
+
+def matched(
+    row: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, window: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Tensors of a row of a stack, each with its value in a saved state.
+
+    Args:
+        row: The row's tensors, by name.
+        saved: Those of the state.
+        window: Pulls that a bandit of the row remembers.
+
+    Raises:
+        ArgumentError: They have other names or shapes.
+    """
+    own, other = dict(row), dict(saved)
+    # ``training.examples`` may change when a study is continued; the sums then begin at zero.
+    for name in [name for name in own.keys() ^ other.keys() if name.startswith("examples.")]:
+        own.pop(name, None)
+        other.pop(name, None)
+    for name in _RINGS & own.keys() & other.keys():
+        own[name], other[name] = own[name][:, :window], other[name][:, :window]
+    if _shapes_of(own) != _shapes_of(other):
+        raise ArgumentError("the state is of a training on a stack of other networks.")
+    return [(tensor, other[name]) for name, tensor in own.items()]
 
 
 class NumberRows:

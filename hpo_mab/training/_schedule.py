@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, TypedDict
 
 from hpo_mab._errors import ArgumentError, UnknownNameError, plain, require
 
@@ -266,27 +266,15 @@ class LearningCurve:
         self.points: list[Evaluation] = []
         self._keep = keep
 
-    @classmethod
-    def of(cls, owner: str, *, steps: int, **curve: Unpack[CurveArguments]) -> Self:
-        """The learning curve of a function that takes ``steps`` and ``**curve``.
-
-        Args:
-            owner: The function's name, for the error.
-            steps: Budget in optimiser steps.
-            **curve: Other arguments of the function.
-
-        Raises:
-            TypeError: The function has no such argument.
-        """
-        for name in curve:
-            if name not in CurveArguments.__annotations__:
-                raise TypeError(f"{owner}() got an unexpected keyword argument '{name}'")
-        return cls(steps=steps, **curve)
-
     @property
     def complete(self) -> bool:
         """Whether the last evaluation was made."""
         return len(self.points) == len(self.stops)
+
+    @property
+    def done(self) -> tuple[int, float]:
+        """Steps and training seconds of the last evaluation so far; 0 before the first."""
+        return (self.points[-1].steps, self.points[-1].seconds) if self.points else (0, 0.0)
 
     @property
     def next_stop(self) -> int:

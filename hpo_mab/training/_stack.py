@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
@@ -19,25 +19,16 @@ from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverg
 from hpo_mab.training._captured import Captured, host_decisions
 from hpo_mab.training._device import check_index_range, check_precision, synchronize
 from hpo_mab.training._draw_rows import DrawRows, window_of
-from hpo_mab.training._evaluate import check_highest
 from hpo_mab.training._optimizers import RowOptimizer
-from hpo_mab.training._rows import NetworkRows, NumberRows, stacked_cross_entropy
-from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
+from hpo_mab.training._rows import (
+    NetworkRows,
+    NumberRows,
+    SlotTraining,
+    matched,
+    stacked_cross_entropy,
+)
+from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve
 from hpo_mab.training._tally import ExampleTally
-
-#: Rings of the bandits' last pulls. Their length is what the stack's first sampler needs; a bandit
-#: uses the first of them, as many as it remembers.
-_RINGS = {"bandits.window_arms", "bandits.window_rewards"}
-
-
-@dataclasses.dataclass
-class _Slot:
-    """A training in a slot of the stack."""
-
-    curve: LearningCurve
-    peak: float
-    done: int = 0
-    seconds: float = 0.0
 
 
 class StackedTrainer:
@@ -128,6 +119,8 @@ class StackedTrainer:
         self._early = validation if early is None else early
         #: Seconds of evaluation of each slot's training: its share of those of the stack.
         self.evaluation_seconds = [0.0] * slots
+        #: Its part of the seconds of free slots, of each training.
+        self.idle_seconds = [0.0] * slots
         self._capture = capture
         self._clock = clock
         self._device = device = batches.data.device
@@ -137,7 +130,7 @@ class StackedTrainer:
         self._numbers = NumberRows(slots, device)
         self._draws = DrawRows(slots, batch_size, device, seed=seed)
         #: With trainings that ended at the last `advance`, of which a state can still be saved.
-        self._running: dict[int, _Slot] = {}
+        self._running: dict[int, SlotTraining] = {}
         #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
         self._outputs: tuple[Tensor, Tensor, Tensor]
         self._step = self._new_step()
@@ -204,7 +197,7 @@ class StackedTrainer:
             )
         check_index_range(sampler, len(self._batches.data))
         self._networks.check(model)
-        planned = LearningCurve.of("StackedTrainer.start", steps=steps, **curve)
+        planned = LearningCurve(steps=steps, **curve)
         # Of the training that has ended there.
         self._running.pop(slot, None)
         peak = self._optimizer.begin(slot, **(optimizer or {}))
@@ -218,11 +211,12 @@ class StackedTrainer:
         self._numbers.begin(slot, planned)
         if self.examples is not None:
             self.examples.begin(slot)
-        each = _Slot(curve=planned, peak=peak)
+        each = SlotTraining(planned, peak=peak, batch_size=self.batch_size)
         if state is not None:
             window = window_of(sampler) if isinstance(sampler, MABSampler) else 0
             self._resume(slot, each, state, window=window)
         self.evaluation_seconds[slot] = 0.0
+        self.idle_seconds[slot] = 0.0
         self._running[slot] = each
 
     def evaluations(self, slot: int) -> int:
@@ -230,7 +224,13 @@ class StackedTrainer:
         return len(self._training_in(slot).curve.stops)
 
     def takes(self, sampler: BatchSampler) -> bool:
-        """Whether the stack can serve a sampler: by its bandits, candidates or planned batches."""
+        """Whether the stack can serve a sampler: by its bandits, candidates or planned batches.
+
+        All bandits share policy, reward, replacement, way of forgetting and, with a correction, the
+        prior. They draw from equally many examples, and remember at most as many pulls as a bandit
+        has arms, or as those of the first sampler do. All samplers choose among equally many
+        candidates, and none needs a `Training`.
+        """
         return self._draws.takes(sampler)
 
     def stop(self, slot: int) -> None:
@@ -238,7 +238,7 @@ class StackedTrainer:
         self._training_in(slot)
         self._running.pop(slot)
 
-    def _training_in(self, slot: int) -> _Slot:
+    def _training_in(self, slot: int) -> SlotTraining:
         if slot not in self._running:
             known = tuple(sorted(self._running))
             raise ArgumentError(f"slot must be one with a training, {known}, got {slot}.")
@@ -269,14 +269,16 @@ class StackedTrainer:
         if each is None or not points or each.done != points[-1].steps:
             raise ArgumentError(f"slot must be one that was evaluated just now, got {slot}.")
         sampler = self._draws.samplers.get(slot)
-        return {
+        held = self._tensors(bandits=sampler is None)
+        state = {
             "points": [dataclasses.asdict(point) for point in points],
-            "tensors": {
-                name: tensor[slot].detach().to("cpu", copy=True)
-                for name, tensor in self._tensors(bandits=sampler is None).items()
-            },
+            "tensors": {name: tensor[slot] for name, tensor in held.items()},
             "sampler": None if sampler is None else sampler.state_dict(),
         }
+        copied: dict[str, Any] = tree_map_only(
+            Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state
+        )
+        return copied
 
     def advance(self) -> list[tuple[int, Evaluation | TrainingDiverged]]:
         """Train until the next evaluation of one training or more, and evaluate these.
@@ -294,10 +296,13 @@ class StackedTrainer:
         start = self._clock()
         self._take(steps)
         synchronize(self._device)
-        share = (self._clock() - start) / len(self._running)
-        for each in self._running.values():
+        # A step takes as long with free slots, which must not make a training look slow.
+        elapsed = self._clock() - start
+        share = elapsed / self.slots
+        for slot, each in self._running.items():
             each.done += steps
             each.seconds += share
+            self.idle_seconds[slot] += elapsed / len(self._running) - share
         due = [slot for slot, each in self._running.items() if each.done == each.curve.next_stop]
         found = self._evaluate(due)
         for slot, result in found:
@@ -305,27 +310,20 @@ class StackedTrainer:
                 self.stop(slot)
         return found
 
-    def _resume(self, slot: int, each: _Slot, state: Mapping[str, Any], *, window: int) -> None:
+    def _resume(
+        self, slot: int, each: SlotTraining, state: Mapping[str, Any], *, window: int
+    ) -> None:
         points = each.curve.stored(state["points"])
         sampler = self._draws.samplers.get(slot)
         held = self._tensors(bandits=sampler is None)
-        tensors = {name: tensor[slot] for name, tensor in held.items()}
-        saved = dict(state["tensors"])
-        # ``training.examples`` may change when a study is continued; the sums then begin at zero.
-        for name in [n for n in saved.keys() ^ tensors.keys() if n.startswith("examples.")]:
-            saved.pop(name, None)
-            tensors.pop(name, None)
-        for name in _RINGS & saved.keys() & tensors.keys():
-            tensors[name], saved[name] = tensors[name][:, :window], saved[name][:, :window]
-        if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in tensors.items()}:
-            raise ArgumentError("the state is of a training on a stack of other networks.")
+        row = {name: tensor[slot] for name, tensor in held.items()}
+        pairs = matched(row, state["tensors"], window=window)
         if sampler is not None:
             sampler.load_state_dict(state["sampler"])
-        for name, tensor in tensors.items():
-            tensor.copy_(saved[name])
+        for tensor, saved in pairs:
+            tensor.copy_(saved)
         each.curve.points.extend(points)
-        each.done = points[-1].steps
-        each.seconds = points[-1].seconds
+        each.done, each.seconds = each.curve.done
 
     def _tensors(self, *, bandits: bool) -> dict[str, Tensor]:
         """The tensors that a training changes, [K, ...] each; with those of its bandits, if any."""
@@ -359,7 +357,13 @@ class StackedTrainer:
                 self._draws.plan(slot, progress)
             self._draws.rewind()
             for step in range(count):
-                self._take_one(check=begin == step == 0)
+                # Of the first step only: reading them takes time.
+                before = host_decisions() if begin == step == 0 else None
+                self._step(self._body)
+                drew = before is not None and before != host_decisions()
+                if drew or self._step.reason == DRAWS:
+                    # The network is called once for all slots, which would share the decisions.
+                    raise RuntimeError(DRAWS)
                 if self.examples is not None:
                     self.examples.count()
                 self._draws.learn(*self._outputs)
@@ -367,13 +371,6 @@ class StackedTrainer:
         if self.examples is not None:
             # Here, because the caller handles out of memory by halving the slots.
             self.examples.add_up()
-
-    def _take_one(self, *, check: bool) -> None:
-        before = host_decisions() if check else None
-        self._step(self._body)
-        if self._step.reason == DRAWS or (check and before != host_decisions()):
-            # The network is called once for all slots, which would share the decisions.
-            raise RuntimeError(DRAWS)
 
     def _body(self) -> None:
         """One step of all networks: operations on tensors at fixed addresses only."""
@@ -384,7 +381,7 @@ class StackedTrainer:
         inputs, targets = self._batches.fetch(indices.flatten())
         targets = targets.view(self.slots, self.batch_size)
         networks.model.train()
-        logits = self._logits(inputs)
+        logits = networks.logits(inputs, highest=self._highest_label)
         losses = stacked_cross_entropy(logits, targets, numbers.label_smoothing)
         # A reference is kept until the step's end. Without it a kernel of the main stream could get
         # the memory before the second stream's bandits read it.
@@ -410,17 +407,10 @@ class StackedTrainer:
         """Losses [K, n] of each network's unaugmented examples [K, n], in evaluation mode."""
         self._networks.model.eval()
         flat = indices.flatten()
-        logits = self._logits(self._batches.inputs(flat))
+        inputs = self._batches.inputs(flat)
+        logits = self._networks.logits(inputs, highest=self._highest_label)
         targets = self._batches.data.labels.index_select(0, flat).view_as(indices)
         return stacked_cross_entropy(logits, targets, None)
-
-    def _logits(self, inputs: Tensor) -> Tensor:
-        """Logits [K, n, C] of each network's own inputs, which are below one another, [K * n]."""
-        networks = self._networks
-        inputs = inputs.view(self.slots, -1, *inputs.shape[1:])
-        logits = networks.forward(networks.leaves, networks.buffers, inputs, in_dim=0)
-        check_highest(self._highest_label, outputs=logits.shape[2], what="labels")
-        return logits
 
     def _evaluate(self, due: list[int]) -> list[tuple[int, Evaluation | TrainingDiverged]]:
         sums = self._numbers.read()
@@ -441,38 +431,14 @@ class StackedTrainer:
                 self.evaluation_seconds[slot] += share
                 if slot not in scores or accuracy >= scores[slot][1]:
                     scores[slot] = (averaged, accuracy, loss)
-        return [(slot, self._result(slot, sums[slot], *scores[slot])) for slot in due]
-
-    def _result(
-        self, slot: int, loss_sum: float, averaged: bool, accuracy: float, loss: float
-    ) -> Evaluation | TrainingDiverged:
-        each = self._running[slot]
-        before = each.curve.points[-1].steps if each.curve.points else 0
-        train_loss = loss_sum / (each.done - before)
-        self._numbers.forget(slot)
-        for what, value in (("training", train_loss), ("validation", loss)):
-            if not math.isfinite(value):
-                diverged = TrainingDiverged(each.done, f"the {what} loss is {value}")
-                diverged.examples = (each.done - before) * self.batch_size
-                known = each.curve.points[-1].seconds if each.curve.points else 0.0
-                diverged.seconds = each.seconds - known
-                return diverged
-        curve = each.curve
-        point = Evaluation(
-            index=len(curve.points) + 1,
-            steps=each.done,
-            examples=each.done * self.batch_size,
-            seconds=each.seconds,
-            sampler_seconds=0.0,
-            accuracy=accuracy,
-            loss=loss,
-            train_loss=train_loss,
-            learning_rate=each.peak * curve.schedule.factor(each.done - 1),
-            averaged=averaged,
-            **sampler_figures(self._draws.statistics(slot)),
-        )
-        curve.points.append(point)
-        return point
+        results = []
+        for slot in due:
+            result = self._running[slot].evaluated(
+                *scores[slot], loss_sum=sums[slot], statistics=self._draws.statistics(slot)
+            )
+            self._numbers.forget(slot)
+            results.append((slot, result))
+        return results
 
     def scores(
         self, slots: Sequence[int], *, averaged: bool, examples: DeviceSweep | None = None

@@ -30,15 +30,16 @@ from hpo_mab.training._batches import (
 from hpo_mab.training._device import (
     check_index_range,
     check_precision,
-    choose_capture,
     logits_of,
     random_states,
     set_random_states,
     synchronize,
+    to_channels_last,
+    why_no_graph,
 )
 from hpo_mab.training._device_step import DeviceStep
 from hpo_mab.training._evaluate import evaluate
-from hpo_mab.training._optimizers import require_trainable
+from hpo_mab.training._optimizers import require_trainable, set_rates
 from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 
@@ -78,7 +79,6 @@ class Training(Iterator[Evaluation]):
         precision: ``"float32"``, or ``"bfloat16"`` for mixed precision.
         channels_last: Whether the model has the memory format channels last; its inputs may have
             either. About a third faster on CPUs, and for bfloat16 on GPUs.
-        compile: Whether to compile the training step's forward pass by ``torch.compile``.
         graph: Whether to take steps by `DeviceStep`, which on CUDA replays them from a graph; only
             with `DeviceBatches`. A graph that holds a capturable sampler reports no seconds of it.
             None: where a graph can be captured, see `loop_reason`. The default is False.
@@ -126,7 +126,6 @@ class Training(Iterator[Evaluation]):
         steps: int,
         precision: str = "float32",
         channels_last: bool = False,
-        compile: bool = False,
         graph: bool | None = False,
         examples: ExampleTally | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -136,11 +135,16 @@ class Training(Iterator[Evaluation]):
         require_trainable(model)
         if isinstance(batches, DeviceBatches):
             check_index_range(sampler, len(batches.data))
-        self._curve = LearningCurve.of("Training", steps=steps, **curve)
-        self._graph, self._loop_reason = choose_capture(graph, batches, sampler, optimizer)
+        self._curve = LearningCurve(steps=steps, **curve)
+        reason = why_no_graph(batches, sampler, optimizer)
+        if graph and reason is not None:
+            raise ArgumentError(f"graph must not be True here: {reason}.")
+        self._device = next(model.parameters()).device
+        wanted = self._device.type == "cuda" if graph is None else graph
+        self._graph = wanted and reason is None
+        self._loop_reason = reason if wanted else None
         self.model = model
         self.sampler = sampler
-        self._forward = torch.compile(model) if compile else model
         self._batches = batches
         self.examples = examples
         self._validation = validation
@@ -151,17 +155,14 @@ class Training(Iterator[Evaluation]):
         self._clock = clock
         if channels_last:
             # Before the average and a graph are made: both use the weights' memory as it is then.
-            # Not `Module.to`, which raises for the weights of 3D convolutions.
-            for tensor in (*model.parameters(), *model.buffers()):
-                if tensor.ndim == 4:
-                    tensor.data = tensor.data.to(memory_format=torch.channels_last)
+            to_channels_last(model)
         window = self._curve.average
         self._average = WeightAverage(model, window=window) if window else None
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self._device_step: DeviceStep | None = None
         #: The batch that a loaded state had drawn for its next step.
         self._drawn: Mapping[str, Any] | None = None
-        self._meter = LossMeter(next(model.parameters()).device)
+        self._meter = LossMeter(self._device)
         self._yielded = 0
         #: Evaluations that came from a loaded state; 0 without one.
         self.resumed_at = 0
@@ -234,14 +235,13 @@ class Training(Iterator[Evaluation]):
     def _advance(self) -> None:
         """Train up to the next stop and evaluate; the clock runs while training only."""
         points = self._curve.points
-        done, seconds = (points[-1].steps, points[-1].seconds) if points else (0, 0.0)
+        done, seconds = self._curve.done
         if not self._begun:
             self._begin()
         stop = self._curve.next_stop
-        device = next(self.model.parameters()).device
         start, trained = self._clock(), None
         try:
-            self._take_steps(done, stop, device)
+            self._take_steps(done, stop)
             trained = self._clock() - start
             train_loss = self._meter.read(step=stop)
             points.append(self._evaluation(stop, seconds + trained, train_loss=train_loss))
@@ -250,20 +250,20 @@ class Training(Iterator[Evaluation]):
             error.seconds = self._clock() - start if trained is None else trained
             raise
         # On a CPU `_take_steps` has reported each step.
-        if self.on_progress is not None and device.type != "cpu":
+        if self.on_progress is not None and self._device.type != "cpu":
             self.on_progress(stop / self._curve.stops[-1])
 
-    def _take_steps(self, done: int, stop: int, device: torch.device) -> None:
-        on_step = self.on_progress if device.type == "cpu" else None
+    def _take_steps(self, done: int, stop: int) -> None:
+        on_step = self.on_progress if self._device.type == "cpu" else None
         for step in range(done, stop):
             self._set_budget_spent(step)
             if self._device_step is not None:
                 self._device_step(step=step + 1)
             else:
-                self._loop_step(step + 1, draw_ahead=self._draws_ahead and step + 1 < stop)
+                self._loop_step(step + 1)
             if on_step is not None:
                 on_step((step + 1) / self._curve.stops[-1])
-        synchronize(device)
+        synchronize(self._device)
 
     def _begin(self) -> None:
         self._begun = True
@@ -272,7 +272,7 @@ class Training(Iterator[Evaluation]):
             self._set_scorer()
         if self._graph and isinstance(self._batches, DeviceBatches):
             self._device_step = DeviceStep(
-                forward=self._forward,
+                forward=self.model,
                 batches=self._batches,
                 sampler=self._timed,
                 optimizer=self._optimizer,
@@ -284,11 +284,6 @@ class Training(Iterator[Evaluation]):
                 precision=self._precision,
             )
             return
-        # A loader decides when it draws. A sampler that scores candidates with the network must
-        # draw after the optimiser's step. So neither can draw ahead.
-        self._draws_ahead = (
-            isinstance(self._batches, DeviceBatches) and not self.sampler.asks_network
-        )
         self._stream = self._batches.stream(self._timed)
         self._at_end.callback(self._stream.close)
 
@@ -297,31 +292,20 @@ class Training(Iterator[Evaluation]):
         sampler: Any = self.sampler
         # A weak reference: otherwise sampler and network form a cycle, whose memory is not freed
         # before the next trial.
-        score = weakref.WeakMethod(self._score)
-
-        def scorer(indices: Tensor) -> Tensor:
-            method = score()
-            if method is None:
-                raise RuntimeError("the training whose network scores examples has ended")
-            return method(indices)
-
-        sampler.scorer = scorer
+        training = weakref.proxy(self)
+        sampler.scorer = lambda indices: training._score(indices)
         self._at_end.callback(setattr, sampler, "scorer", None)
 
     def _set_budget_spent(self, step: int) -> None:
         """Give sampler and optimiser the share of the budget that is spent before ``step``."""
         self.sampler.set_progress(self._curve.progress(step))
         factor = self._curve.schedule.factor(step)
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(peak * factor)
-            else:
-                group["lr"] = peak * factor
+        set_rates(self._optimizer, [peak * factor for peak in self._peaks])
 
-    def _loop_step(self, number: int, *, draw_ahead: bool) -> None:
-        """Take step ``number``, from 1; with ``draw_ahead`` draw the next batch before backward."""
+    def _loop_step(self, number: int) -> None:
+        """Take step ``number``, from 1."""
         inputs, targets = next(self._stream)
-        logits = logits_of(self._forward, inputs, precision=self._precision)
+        logits = logits_of(self.model, inputs, precision=self._precision)
         self.sampler.check_outputs(logits)
         losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self._curve.label_smoothing
@@ -331,9 +315,6 @@ class Training(Iterator[Evaluation]):
             self.examples.keep(indices, losses.detach(), logits.detach())
             self.examples.count()
         loss = self._timed.update(losses, logits=logits, targets=targets)
-        if draw_ahead:
-            self.sampler.set_progress(self._curve.progress(number))
-            self._timed.draw_ahead()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -420,7 +401,7 @@ class Training(Iterator[Evaluation]):
                 "sampler": self.sampler.state_dict(),
                 "average": None if self._average is None else self._average.state_dict(),
                 "augmentation": None if generator is None else generator.get_state(),
-                "random": random_states(next(self.model.parameters()).device),
+                "random": random_states(self._device),
                 "drawn": drawn,
                 "examples": None if self.examples is None else self.examples.tensors(),
             }
@@ -445,7 +426,7 @@ class Training(Iterator[Evaluation]):
             self._average.load_state_dict(state["average"])
         if self._generator is not None:
             self._generator.set_state(state["augmentation"].cpu())
-        set_random_states(next(self.model.parameters()).device, state["random"])
+        set_random_states(self._device, state["random"])
         if self.examples is not None and state.get("examples") is not None:
             self.examples.load(state["examples"])
         self._drawn = state["drawn"]

@@ -26,9 +26,9 @@ from hpo_mab.search._definition import Slots
 from hpo_mab.search._runner import RunHere
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import FinishedTrials
-from hpo_mab.storage import STORAGE_ERRORS, Storage, is_here
-from hpo_mab.storage._process import this_process
-from hpo_mab.workers._room import Later, WorkerWarning
+from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.storage._process import is_here, this_process
+from hpo_mab.workers._room import WorkerWarning
 
 
 class WorkerProcess:
@@ -97,6 +97,8 @@ class WorkerProcess:
 
 _SECONDS_BETWEEN_POLLS = 0.5
 _DEATHS_IN_A_ROW = 3
+#: Seconds of work left for which another process is worth its start, about five seconds of a core.
+_WORTH_SECONDS = 20.0
 #: Exit statuses of ``hpo-mab`` after which a worker is not replaced.
 _DONE, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 
@@ -105,13 +107,15 @@ class ProcessLauncher:
     """Runs a study's trials here and in other processes, see `hpo_mab.search.StudyRunner.run`.
 
     This process trains from the start, the others as soon as they have loaded the data. With
-    `Later` they are started when it is known here that enough is left to do. A worker that dies is
-    replaced, and its trial is tried again. At the first Ctrl-C every worker ends its trial as
-    interrupted, to be tried again when the study is continued. The second one kills the workers.
+    `later_devices` they are started when it is known here that 20 seconds of work are left, of a
+    core or card each. A worker that dies is replaced, and its trial is tried again. At the first
+    Ctrl-C every worker ends its trial as interrupted, to be tried again when the study is
+    continued. The second one kills the workers.
 
     Args:
         storage: The study's database.
-        devices: One device for each other process, which starts at once; or `Later`.
+        devices: One device for each other process, which starts at once; or `later_devices` with
+            device and threads, called with the trials that are left and the slots of a process.
         data_root: Folder of the data.
         slots: Trials that each process trains at the same time; None takes the definition's.
 
@@ -131,7 +135,7 @@ class ProcessLauncher:
         self,
         storage: Storage,
         *,
-        devices: Sequence[str] | Later,
+        devices: Sequence[str] | Callable[..., Sequence[str]],
         data_root: str,
         slots: Slots | None = None,
     ) -> None:
@@ -165,7 +169,7 @@ class ProcessLauncher:
         watch = FinishedTrials(study, on_trial)
         workers = _Workers(functools.partial(self._start, study))
         here = None
-        if isinstance(self._devices, Later):
+        if callable(self._devices):
             here = _OthersStarter(study, self._storage, watch, workers, later=self._devices)
         else:
             workers.start(self._devices)
@@ -230,7 +234,7 @@ class _OthersStarter:
         storage: Its database.
         watch: Passes the trials on until the others are started, which another thread follows.
         workers: The others.
-        later: When they are started, and how many.
+        later: Devices of the others, see `ProcessLauncher`.
     """
 
     def __init__(
@@ -240,14 +244,14 @@ class _OthersStarter:
         watch: FinishedTrials,
         workers: _Workers,
         *,
-        later: Later,
+        later: Callable[..., Sequence[str]],
     ) -> None:
         self._study = study
         self._curves = storage.curves
         self._watch = watch
         self._workers = workers
         #: None once it is decided.
-        self._later: Later | None = later
+        self._later: Callable[..., Sequence[str]] | None = later
         self._began = time.monotonic()
         self._spent_before = Target.load(study).share_spent(study, self._curves)
         self._finished = 0
@@ -259,7 +263,7 @@ class _OthersStarter:
             return
         self._watch.report(trial)
         ended = Attempt.of(trial)
-        if ended.finished:
+        if ended.finished and not ended.unbegun:
             self._finished += 1
             self._start_if_worth(self._finished, slots=ended.attrs.get(STACK_KEY, 1))
 
@@ -272,7 +276,7 @@ class _OthersStarter:
         if self._later is None or self._finished or self._has_checked or not shares:
             return
         # Not at once, as the first steps are slow; and once, as this is called after every step.
-        if time.monotonic() - self._began > self._later.worth / 4:
+        if time.monotonic() - self._began > _WORTH_SECONDS / 4:
             self._has_checked = True
             with deferred_interrupts():  # It reads the database.
                 self._start_if_worth(sum(shares.values()), slots=len(shares))
@@ -286,8 +290,8 @@ class _OthersStarter:
             self._study, self._curves, done=done, spent_before=self._spent_before
         )
         each = (time.monotonic() - self._began) / done
-        if trials * each > self._later.worth:
-            devices = self._later.devices(trials=trials, slots=slots)
+        if trials * each > _WORTH_SECONDS:
+            devices = self._later(trials=trials, slots=slots)
             self._later = None
             self._workers.start(devices)
 

@@ -8,9 +8,6 @@ from hpo_mab import _machine, training
 from hpo_mab._errors import ArgumentError, require
 from hpo_mab.search._slots import ROUNDS
 
-#: Seconds of work left for which another process is worth its start, about five seconds of a core.
-_WORTH_SECONDS = 20.0
-
 
 class WorkerWarning(UserWarning):
     """Fewer workers run than were requested.
@@ -77,40 +74,23 @@ def _cards(device: torch.device) -> list[int]:
     return [device.index] if device.index is not None else list(range(torch.cuda.device_count()))
 
 
-class Later:
-    """Other processes that a run starts once they are worth it.
+def later_devices(
+    *, trials: int, slots: int = 1, device: str = "auto", threads: int = 1
+) -> tuple[str, ...]:
+    """A device for each process to start; none where this one is enough.
+
+    Each core or card has one worker, this process among them. Together they train at most a quarter
+    of the trials left at a time. Each needs as much memory as this process holds now.
 
     Args:
+        trials: Trials that are left.
+        slots: Trials that a process trains at the same time.
         device: As for `worker_devices`.
         threads: CPU threads of a trial, at least 1.
-        worth: Seconds of work that must be left.
-
-    Examples:
-        >>> from hpo_mab.workers import Later
-        >>> Later(device="cpu").devices(trials=7)  # too few for two workers
-        ()
     """
-
-    def __init__(
-        self, *, device: str = "auto", threads: int = 1, worth: float = _WORTH_SECONDS
-    ) -> None:
-        self.worth = worth
-        self._device = device
-        self._threads = threads
-
-    def devices(self, *, trials: int, slots: int = 1) -> tuple[str, ...]:
-        """A device for each process to start; none where this one is enough.
-
-        Each core or card has one worker, this process among them. Together they train at most a
-        quarter of the trials left at a time. Each needs as much memory as this process holds now.
-
-        Args:
-            trials: Trials that are left.
-            slots: Trials that a process trains at the same time.
-        """
-        workers = min(room(device=self._device, threads=self._threads), trials // ROUNDS // slots)
-        free, held = _machine.available_memory(), _machine.resident_memory()
-        if free is not None and held:
-            workers = min(workers, 1 + free // held)
-        # This process has the first.
-        return worker_devices(max(1, workers), device=self._device)[1:]
+    workers = min(room(device=device, threads=threads), trials // ROUNDS // slots)
+    free, held = _machine.available_memory(), _machine.resident_memory()
+    if free is not None and held:
+        workers = min(workers, 1 + free // held)
+    # This process has the first.
+    return worker_devices(max(1, workers), device=device)[1:]

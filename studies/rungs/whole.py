@@ -104,27 +104,23 @@ def run_seed(
     return found
 
 
-def named(found: Mapping[str, ComparisonRuns]) -> tuple[list[StudyRun], dict[Any, Any]]:
-    """Studies and re-trained scores, with the weights as a part of the arm's name."""
-    runs, scores = [], {}
-    for weights, part in found.items():
-        runs += [dataclasses.replace(run, arm=f"{run.arm}_{weights}") for run in part.runs]
-        for (arm, seed), values in part.retrained.items():
-            scores[f"{arm}_{weights}", seed] = values
-    return runs, scores
+def named(found: Mapping[str, ComparisonRuns]) -> list[StudyRun]:
+    """Studies, with the weights as a part of the arm's name."""
+    return [
+        dataclasses.replace(run, arm=f"{run.arm}_{weights}")
+        for weights, part in found.items()
+        for run in part.runs
+    ]
 
 
 def record(found: Iterable[Mapping[str, ComparisonRuns]]) -> dict[str, Any]:
     """Every trial's end and cost, the re-trained scores, and a summary of each arm."""
     runs: list[StudyRun] = []
-    scores: dict[Any, Any] = {}
     environment: dict[str, Any] = {}
     for seed in found:
-        more, retrained = named(seed)
-        runs += more
-        scores |= retrained
+        runs += named(seed)
         environment = next(iter(seed.values())).environment
-    summary = summarise(runs, reference=REFERENCE, retrained=scores)
+    summary = summarise(runs, reference=REFERENCE)
     return {
         "environment": environment,
         "reference": REFERENCE,
@@ -144,7 +140,7 @@ def record(found: Iterable[Mapping[str, ComparisonRuns]]) -> dict[str, Any]:
             {
                 "arm": run.arm,
                 "seed": run.seed,
-                "retrained": scores.get((run.arm, run.seed), ()),
+                "retrained": run.retrained,
                 "trials": [[t.number, t.state, t.value, t.own_examples] for t in run.trials],
             }
             for run in runs

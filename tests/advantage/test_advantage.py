@@ -46,13 +46,11 @@ def simulate(rng, *, pairs, factor=1.0, noise=0.01):
 def test_equal_arms_have_no_advantage_as_often_as_promised(pairs):
     # 120 repetitions of 95%: standard error 2 points; 3.5 of them below.
     rng = np.random.default_rng(pairs)
-    ahead, faster = np.zeros(5), np.zeros(5)
+    ahead = np.zeros(5)
     for _ in range(REPETITIONS):
         made = simulate(rng, pairs=pairs)
         ahead += [e.low <= 0 <= e.high for e in advantage(made, resamples=300)]
-        faster += [e.low <= 1 <= e.high for e in acceleration(made, resamples=300)]
     assert np.all(ahead / REPETITIONS >= 0.88)
-    assert np.all(faster / REPETITIONS >= 0.88)
     # An interval that always covered would be no 95% interval.
     assert ahead.mean() / REPETITIONS <= 0.985
 
@@ -181,8 +179,6 @@ def test_lengths_and_options_are_checked():
     with pytest.raises(ArgumentError, match="as many as budgets, 2, got 0"):
         equivalent_budget([1, 2], [])
     made = simulate(np.random.default_rng(0), pairs=3)
-    with pytest.raises(ArgumentError, match="confidence"):
-        acceleration(made, confidence=95)
     with pytest.raises(ArgumentError, match="resamples"):
         advantage(made, resamples=1)
 
@@ -195,14 +191,14 @@ INTERVAL_REPETITIONS = 1_000
 def test_normal_mean_is_covered_as_promised(n):
     # Independent columns: one call simulates all repetitions.
     values = np.random.default_rng(n).standard_normal((n, INTERVAL_REPETITIONS)) + 0.3
-    low, high = mean_limits(values, seed=1)
+    low, high = mean_limits(values)
     covered = np.mean((low <= 0.3) & (high >= 0.3))
     assert 0.929 <= covered <= 0.985
 
 
 def test_skewed_mean_is_covered_better_than_by_students_t():
     values = np.random.default_rng(0).exponential(size=(8, 2 * INTERVAL_REPETITIONS))
-    low, high = mean_limits(values, seed=1)
+    low, high = mean_limits(values)
     half = stats.t.ppf(0.975, 7) * values.std(axis=0, ddof=1) / math.sqrt(8)
     by_t = np.mean(np.abs(values.mean(axis=0) - 1) <= half)
     covered = np.mean((low <= 1) & (high >= 1))
@@ -233,12 +229,6 @@ def test_one_distinct_value_among_many_is_not_certainty():
 def test_missing_values_are_left_out():
     found = mean_estimate(np.array([1.0, math.nan, 3.0]))
     assert (found.value, found.n) == (2.0, 2)
-
-
-def test_seed_decides():
-    values = np.random.default_rng(0).standard_normal(12)
-    assert mean_estimate(values, seed=3) == mean_estimate(values, seed=3)
-    assert mean_estimate(values, seed=3).low != mean_estimate(values, seed=4).low
 
 
 @pytest.mark.parametrize(

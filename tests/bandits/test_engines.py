@@ -16,6 +16,7 @@ from scipy import stats
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.bandits import BanditEngine, BanditSettings
+from hpo_mab.bandits._thompson import columns_of
 
 LOSSES = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.nan, math.inf, -math.inf])
 
@@ -30,17 +31,15 @@ class Recount:
         self.decay = decay
 
     def learn(self, arms: list[int], losses: list[float]) -> None:
-        finite = [loss for loss in losses if math.isfinite(loss)]
-        if not finite:
+        if not all(map(math.isfinite, losses)):
             return
-        mean = sum(finite) / len(finite)
+        mean = sum(losses) / len(losses)
         weights = [self.decay**age for age in reversed(range(len(self.means)))]
         before = zip(weights, self.means, strict=True)
         threshold = sum(w * m for w, m in before) / sum(weights) if weights else mean
         self.means.append(mean)
         for pulls, arm, loss in zip(self.pulls, arms, losses, strict=True):
-            if math.isfinite(loss):
-                pulls.append((arm, int(np.float32(loss) >= np.float32(threshold))))
+            pulls.append((arm, int(np.float32(loss) >= np.float32(threshold))))
 
     def counts(self) -> np.ndarray:
         counts = np.zeros(self.shape)
@@ -84,10 +83,10 @@ def test_counts_equal_a_recount_of_the_last_pulls(
 
 
 @pytest.mark.parametrize("memory", [None, 150])
-def test_many_states_are_kept_apart_while_columns_are_made_and_used_again(
+def test_counts_and_states_agree_after_hundreds_of_pulls_of_an_arm(
     memory: int | None, make_engine: Callable[..., Any], teach: Callable[..., Any]
 ) -> None:
-    # One bandit's arm rises through hundreds of states, most of which have no arm any more.
+    # One bandit's arm rises through all states, then is drawn by itself.
     recount = Recount(3, 70, memory, 0.99)
     engine = make_engine("host", examples=210, bandits=3, memory=memory)
     rng = np.random.default_rng(0)
@@ -100,6 +99,9 @@ def test_many_states_are_kept_apart_while_columns_are_made_and_used_again(
             assert engine.counts().tolist() == recount.counts().tolist()
     # The propensities look up every state: one mistaken for another would not add up.
     assert torch.allclose(engine.propensities().sum(dim=1), torch.ones(3, dtype=torch.float64))
+    pairs = engine.counts().numpy().reshape(-1, 2)
+    states = columns_of(pairs, engine._shared).reshape(3, 70)
+    assert engine._members.states.tolist() == states.tolist()
 
 
 def test_discount_decays_all_counts_of_a_bandit_at_each_of_its_pulls(
@@ -107,13 +109,15 @@ def test_discount_decays_all_counts_of_a_bandit_at_each_of_its_pulls(
 ) -> None:
     engine = make_engine("device", examples=4, bandits=2, discount=0.5, loss_decay=0.0)
     teach(engine, [0, 0], [1.0, 3.0])  # Judged by 2: failure, success.
-    teach(engine, [1, 0], [5.0, math.nan])  # Judged by 2: success, no pull.
-    teach(engine, [1, 1], [4.0, 6.0])  # Judged by 5: failure, success.
-    assert engine.counts().tolist() == [[[0, 0.25], [0.5, 1]], [[0.5, 0], [1, 0]]]
+    teach(engine, [1, 0], [5.0, math.nan])  # Nothing changes.
+    teach(engine, [1, 0], [5.0, 1.0])  # Judged by 2: success, failure.
+    teach(engine, [1, 1], [2.0, 6.0])  # Judged by 3: failure, success.
+    assert engine.counts().tolist() == [[[0, 0.25], [0.5, 1]], [[0.25, 0.5], [1, 0]]]
 
 
-def test_batch_without_a_finite_loss_changes_nothing(
-    engine_kind: str, make_engine: Callable[..., Any], teach: Callable[..., Any]
+@pytest.mark.parametrize("bad", [[math.nan, math.inf, -math.inf], [9.0, math.nan, 0.0]])
+def test_a_batch_with_a_loss_that_is_not_finite_changes_nothing(
+    bad: list[float], engine_kind: str, make_engine: Callable[..., Any], teach: Callable[..., Any]
 ) -> None:
     def state_after(*lessons: list[float]) -> dict[str, object]:
         engine = make_engine(engine_kind, examples=12, bandits=3, memory=2)
@@ -125,9 +129,29 @@ def test_batch_without_a_finite_loss_changes_nothing(
             for name, value in found.items()
         }
 
-    bad = [math.nan, math.inf, -math.inf]
     assert state_after([1.0, 2.0, 3.0], bad) == state_after([1.0, 2.0, 3.0])
     assert state_after(bad, [1.0, 2.0, 3.0]) == state_after([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("memory", [None, 126, 127, 128, 129])
+def test_an_arm_that_fills_the_window_is_counted_whole(
+    memory: int | None, make_engine: Callable[..., Any], teach: Callable[..., Any]
+) -> None:
+    def always(losses: Any, average: Any) -> Any:
+        return losses > 0
+
+    engine = make_engine("host", examples=6, bandits=2, memory=memory, reward=always)
+    for _ in range(300):
+        teach(engine, [0, 1], [1.0, 1.0])
+    assert engine.counts()[:, :2, 0].tolist() == [[memory or 300, 0], [0, memory or 300]]
+
+
+def test_counts_of_draws_do_not_wrap_around(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine("host", examples=4, bandits=2)
+    engine._draws[:] = 65534
+    for _ in range(6):
+        engine.draw(uniform=False)
+    assert engine._draws.tolist() == [65535] * 4
 
 
 def test_engines_agree_after_a_long_history(
@@ -243,7 +267,7 @@ def test_draw_and_learn_never_wait_for_the_host(
         for step in range(20):
             _, _, arms = engine.draw(uniform=step % 5 == 4)
             engine.learn(arms, losses)
-    assert engine.figures().judged == 20 * 32
+    assert engine._tally[0, 1] == 20 * 32
 
 
 @pytest.mark.cuda
@@ -271,7 +295,7 @@ def test_a_graph_draws_and_learns_at_each_replay(
         graph.replay()
         drawn.add(tuple(indices.tolist()))
     assert len(drawn) == 10
-    assert engine.figures().judged == 13 * 32
+    assert engine._tally[0, 1] == 13 * 32
 
 
 @pytest.mark.parametrize("kind", ["host", "device"])

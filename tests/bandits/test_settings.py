@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.bandits import BanditSettings, stratified_shares
-from hpo_mab.bandits._settings import LossBinarizer, TensorLossBinarizer, above_average
+from hpo_mab.bandits._settings import (
+    LossBinarizer,
+    MovingAverage,
+    above_average,
+    draw_figures,
+)
 
 BAD: list[tuple[str, Any]] = [
     ("prior", (0.0, 1.0)),
@@ -139,10 +144,32 @@ def test_bandits_of_different_rules_do_not_share_a_stack() -> None:
 @pytest.mark.parametrize("loss", [0.1, 1.7, 2.302585])
 def test_a_loss_equal_to_the_average_is_rewarded_by_either_engine(loss: float) -> None:
     host = LossBinarizer(0.97, above_average)
-    device = TensorLossBinarizer(torch.tensor([0.97], dtype=torch.float64), above_average)
+    device = MovingAverage(torch.tensor([0.97], dtype=torch.float64))
     losses = torch.full((7,), loss)
     for _ in range(200):
-        rewards, _ = host.rewards(losses.numpy())
-        rewarded, _ = device.rewards(losses)
+        rewards = host.rewards(losses.numpy())
+        average, _ = device.before(losses[None])
+        assert rewards is not None
         assert rewards.all()
-        assert rewarded.all()
+        assert above_average(losses, average).all()
+
+
+def test_a_batch_with_a_loss_that_is_not_finite_moves_no_average() -> None:
+    averages = MovingAverage(torch.tensor([0.5, 0.5], dtype=torch.float64))
+    losses = torch.tensor([[1.0, 3.0], [1.0, math.inf]])
+    before, valid = averages.before(losses)
+    assert before[0].tolist() == [2.0]
+    assert valid.tolist() == [[True], [False]]
+    before, valid = averages.before(losses.clamp(max=9.0))
+    assert before.tolist() == [[2.0], [5.0]]
+    assert valid.all()
+
+
+def test_figures_without_a_value_are_left_out() -> None:
+    draws = torch.tensor([[4, 1, 0], [3, 2, 0]])
+    assert draw_figures(draws, examples=4, rewarded=3, judged=4) == {
+        "reward_rate": 0.75,
+        "concentration": 0.4,
+    }
+    assert draw_figures(draws, examples=11, rewarded=0, judged=0) == {"concentration": 0.7}
+    assert draw_figures(0 * draws, examples=4, rewarded=0, judged=2) == {"reward_rate": 0.0}

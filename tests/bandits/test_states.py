@@ -11,53 +11,81 @@ import pytest
 import torch
 from scipy import stats
 
-from hpo_mab.bandits._states import MIN_BLOCK, PullWindow, StateMembers
+from hpo_mab.bandits._host import PullWindow
+from hpo_mab.bandits._thompson import (
+    MIN_BLOCK,
+    MOST_PULLS,
+    PRIOR,
+    StateMembers,
+    columns_after,
+    columns_of,
+    states_within,
+)
 
 BANDITS = 4
 
 
-@pytest.mark.parametrize("memory", [1, 5, None])
-@pytest.mark.parametrize("missing", [0.0, 0.1])
-def test_a_bandit_drops_the_pull_that_leaves_its_window(memory: int | None, missing: float) -> None:
+@pytest.mark.parametrize("pulls", [1, 2, MOST_PULLS])
+def test_each_state_has_one_column(pulls: int) -> None:
+    states = states_within(pulls)
+    shared = len(states) - 1
+    assert len({tuple(pair) for pair in states.tolist()}) == len(states)
+    assert columns_of(states[:shared], shared).tolist() == list(range(shared))
+    assert states[PRIOR].tolist() == [0, 0]
+    more = [[pulls + 1, 0], [0, pulls + 1], [7, pulls - 1], [60, 9], [100, 27]]
+    assert columns_of(np.array(more, dtype=np.int8), shared).tolist() == [shared] * 5
+
+
+def test_a_pull_more_and_less_leads_back() -> None:
+    states = states_within(MOST_PULLS)
+    shared = len(states) - 1
+    less, more = columns_after(states)
+    for reward in (0, 1):
+        for column, (successes, failures) in enumerate(states[:shared].tolist()):
+            added = int(more[column, reward])
+            if successes + failures < MOST_PULLS:
+                assert states[added].tolist() == [successes + reward, failures + 1 - reward]
+                assert less[added, reward] == column
+            else:
+                assert added == shared
+        assert more[shared, reward] == less[shared, reward] == shared
+
+
+@pytest.mark.parametrize("memory", [1, 5])
+def test_a_bandit_drops_the_pull_that_leaves_its_window(memory: int) -> None:
     rng = np.random.default_rng(0)
     window = PullWindow(BANDITS, memory, arms=300)
-    kept = [collections.deque[tuple[int, int]]() for _ in range(BANDITS)]
-    for step in range(60):
-        # In step at first.
-        bandits = np.flatnonzero(rng.random(BANDITS) >= (missing if step > 20 else 0))
-        arms = rng.integers(0, 300, len(bandits))
-        rewards = rng.integers(0, 2, len(bandits)).astype(np.int8)
-        expected = []
-        for bandit, arm, reward in zip(bandits, arms, rewards, strict=True):
-            kept[bandit].append((int(arm), int(reward)))
-            if memory is not None and len(kept[bandit]) > memory:
-                expected.append((int(bandit), *kept[bandit].popleft()))
-        forgotten = window.push(bandits, arms, rewards)
-        assert list(zip(*(found.tolist() for found in forgotten), strict=True)) == expected
+    kept = collections.deque[tuple[list[int], list[int]]]()
+    for _ in range(60):
+        arms = rng.integers(0, 300, BANDITS)
+        rewards = rng.integers(0, 2, BANDITS).astype(np.int8)
+        kept.append((arms.tolist(), rewards.tolist()))
+        expected = kept.popleft() if len(kept) > memory else None
+        leaving = window.push(arms, rewards)
+        found = None if leaving is None else tuple(part.tolist() for part in leaving)
+        assert found == expected
 
 
-@pytest.mark.parametrize("out_of_step", [False, True])
-def test_a_restored_window_continues(out_of_step: bool) -> None:
+def test_a_restored_window_continues() -> None:
     window, restored = (PullWindow(BANDITS, 3, arms=300) for _ in range(2))
-    everyone = np.arange(BANDITS)
 
-    def push(window: PullWindow, bandits: np.ndarray, step: int) -> list[list[int]]:
-        rewards = np.zeros(len(bandits), dtype=np.int8)
-        return [found.tolist() for found in window.push(bandits, 10 * step + bandits, rewards)]
+    def push(window: PullWindow, step: int) -> list[list[int]]:
+        rewards = np.full(BANDITS, step % 2, dtype=np.int8)
+        leaving = window.push(10 * step + np.arange(BANDITS), rewards)
+        return [part.tolist() for part in leaving or ()]
 
     for step in range(5):
-        push(window, everyone[1:] if out_of_step and step == 2 else everyone, step)
+        push(window, step)
     restored.load_state({name: array.copy() for name, array in window.state().items()})
     for step in range(5, 9):
-        assert push(restored, everyone, step) == push(window, everyone, step)
+        assert push(restored, step) == push(window, step) != []
 
 
 @pytest.mark.parametrize("arms", [3, MIN_BLOCK, MIN_BLOCK + 1, 1000, 5000])
 def test_picks_are_uniform_among_the_members_of_a_state(arms: int) -> None:
     rng = np.random.default_rng(arms)
     # Unequal bandits, two states at random, and a third with one arm.
-    members = StateMembers(np.array([arms, arms - 1]))
-    members.resize(4)
+    members = StateMembers(np.array([arms, arms - 1]), 4)
     states = rng.integers(0, 2, (2, arms))
     states[:, arms // 2] = 3
     states[1, -1] = -1
@@ -81,18 +109,14 @@ def test_picks_are_uniform_among_the_members_of_a_state(arms: int) -> None:
 @pytest.mark.parametrize("arms", [200, 3 * MIN_BLOCK])
 def test_moves_keep_counts_and_members_in_step(arms: int) -> None:
     rng = np.random.default_rng(0)
-    members = StateMembers(np.array([arms, arms - 1, arms]))
-    members.resize(5)
-    members.fill()
+    members = StateMembers(np.array([arms, arms - 1, arms]), 5)
     for _ in range(500):
-        bandits = np.flatnonzero(rng.random(3) < 0.7)
-        pulled = rng.integers(0, arms - 1, len(bandits))
-        old = members.columns_of(bandits, pulled)
-        members.move(bandits, pulled, old, rng.integers(0, 5, len(bandits)).astype(np.int16))
+        pulled = rng.integers(0, arms - 1, 3)
+        old = members.columns_of(members.rows, pulled)
+        members.move(pulled, old, rng.integers(0, 5, 3).astype(np.int16))
     held = [np.bincount(row[row >= 0], minlength=5) for row in members.states]
     assert members.counts.tolist() == np.array(held).tolist()
-    fresh = StateMembers(members.sizes)
-    fresh.resize(5)
+    fresh = StateMembers(np.array([arms, arms - 1, arms]), 5)
     fresh.restore(members.states)
     uniforms, rows = rng.random(3), np.arange(3)
     for column in range(5):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from scipy import special, stats
 
-from hpo_mab.bandits._host import GroupedBandits
+from hpo_mab.bandits import BanditSettings, HostEngine
 from hpo_mab.bandits._thompson import (
     LOG_HAZARD_HIGH,
     LOG_HAZARD_LOW,
@@ -26,24 +30,23 @@ HISTORIES = {
 
 
 def bandits_of(
-    history: np.ndarray,
-    *,
-    prior: tuple[float, float],
-    copies: int,
-    seed: int,
-    limit: int | None = None,
-) -> GroupedBandits:
+    history: np.ndarray, *, prior: tuple[float, float], copies: int, seed: int, **knobs: Any
+) -> HostEngine:
     """``copies`` equal bandits, each with the given successes and failures of its arms."""
-    policy = ThompsonPolicy(prior, len(history))
-    rng = np.random.default_rng(seed)
-    bandits = GroupedBandits(
-        np.full(copies, len(history)), policy=policy, memory=None, rng=rng, limit=limit
+    shares = np.arange(copies * len(history), dtype=np.int32).reshape(copies, -1)
+    settings = BanditSettings(
+        prior=prior,
+        memory=None,
+        replacement=True,
+        reward=lambda losses, average: losses > 0,
+        **knobs,
     )
+    engine = HostEngine(shares, settings, np.random.default_rng(seed))
     for arm, counts in enumerate(history):
-        for reward, times in ((1, counts[0]), (0, counts[1])):
+        for reward, times in ((1.0, counts[0]), (0.0, counts[1])):
             for _ in range(times):
-                bandits.learn(np.full(copies, arm), np.full(copies, reward, dtype=np.int8))
-    return bandits
+                engine.learn(np.full(copies, arm), torch.full((copies,), reward))
+    return engine
 
 
 CASES = [
@@ -68,14 +71,13 @@ def dense_wins(history: np.ndarray, prior: tuple[float, float], draws: int) -> n
     return wins
 
 
-@pytest.mark.parametrize("limit", [None, 4])
 @pytest.mark.parametrize(("name", "prior"), CASES)
 def test_grouped_draws_are_distributed_as_dense_draws(
-    name: str, prior: tuple[float, float], limit: int | None
+    name: str, prior: tuple[float, float]
 ) -> None:
     history, draws = HISTORIES[name], 60_000
-    grouped = bandits_of(history, prior=prior, copies=500, seed=1, limit=limit)
-    chosen = np.concatenate([grouped.select() for _ in range(draws // 500)])
+    grouped = bandits_of(history, prior=prior, copies=500, seed=1)
+    chosen = np.concatenate([grouped.draw(uniform=False)[2] for _ in range(draws // 500)])
     ours = np.bincount(chosen, minlength=len(history))
     table = np.stack([ours, dense_wins(history, prior, draws)])
     rare = table.sum(axis=0) < 20
@@ -88,20 +90,21 @@ def test_grouped_draws_are_distributed_as_dense_draws(
 def test_propensities_do_not_depend_on_what_is_counted_by_state(
     name: str, prior: tuple[float, float]
 ) -> None:
-    bandits, plain = (
-        bandits_of(HISTORIES[name], prior=prior, copies=1, seed=0, limit=limit)
-        for limit in (4, None)
-    )
-    exact = plain.propensities()
-    np.testing.assert_allclose(bandits.propensities(), exact, rtol=1e-4, atol=1e-9)
-    for arm in (0, len(HISTORIES[name]) - 1):
-        assert bandits.propensities_of(np.array([arm])) == pytest.approx(exact[:, arm], rel=1e-4)
+    history = HISTORIES[name]
+    engine = bandits_of(history, prior=prior, copies=1, seed=0, correction=1.0)
+    # Each arm is a state of its own.
+    each = np.ones((1, len(history)), dtype=np.int32)
+    exact = ThompsonPolicy(prior, len(history)).propensities(each, history.astype(np.int32))
+    np.testing.assert_allclose(engine.propensities(), exact, rtol=1e-4, atol=1e-9)
+    _, weights, arms = engine.draw(uniform=False)
+    assert weights is not None
+    assert weights.numpy() == pytest.approx(1 / (len(history) * exact[0, arms]), rel=1e-4)
 
 
 @pytest.mark.parametrize(("name", "prior"), CASES[:-2])
-def test_propensities_match_a_million_dense_draws(name: str, prior: tuple[float, float]) -> None:
-    history, draws = HISTORIES[name], 1_000_000
-    exact = bandits_of(history, prior=prior, copies=1, seed=0).propensities()[0]
+def test_propensities_match_dense_draws(name: str, prior: tuple[float, float]) -> None:
+    history, draws = HISTORIES[name], 250_000
+    exact = bandits_of(history, prior=prior, copies=1, seed=0).propensities()[0].numpy()
     assert exact.sum() == pytest.approx(1)
     frequency = dense_wins(history, prior, draws) / draws
     # At most 4.5 standard errors over about 80 arms: a false alarm in 2000 runs of fresh seeds.
@@ -134,3 +137,12 @@ def test_quantile_table_is_accurate_between_its_points(a: float, b: float) -> No
     below = -np.expm1(found[~upper])
     back[~upper] = np.log(-np.log(special.betainc(a, b, below)))
     assert np.abs(back - between).max() < 0.01
+
+
+def test_copies_hold_no_quantile_tables() -> None:
+    policy = ThompsonPolicy((2.0, 0.5), 30)
+    held = pickle.dumps(policy)
+    assert len(held) < 1000
+    race, columns = np.linspace(-30, 3, 91), np.arange(91, dtype=np.int32)
+    expected = policy.best_draws(race.copy(), columns)
+    assert pickle.loads(held).best_draws(race.copy(), columns).tolist() == expected.tolist()

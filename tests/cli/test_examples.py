@@ -7,14 +7,18 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from optuna_dashboard import get_note
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from hpo_mab.cli._examples import _examples_page
+from hpo_mab.search._examples import Example
 from hpo_mab.storage import Storage, open_study
 
 Cli = Any
@@ -57,6 +61,20 @@ def test_a_page_and_a_table(cli: Cli, study: str, tmp_path: Path) -> None:
     assert len({row["index"] for row in rows}) == len(rows) > 1000
 
 
+def test_names_on_the_page_are_escaped() -> None:
+    found: Any = SimpleNamespace(
+        name="<b>study</b>",
+        record=SimpleNamespace(summary=lambda: "<b>1</b> trial"),
+        picture=lambda one: torch.zeros(1, 2, 2, dtype=torch.uint8),
+    )
+    names = {"label": "<b>", "predicted": "<b>", "file": "<img src=x>.png"}
+    one = Example(index=0, row=0, score=1.0, visits=1, **names)
+    page = _examples_page(found, {"suspicious": [one]})
+    assert "<b>" not in page
+    assert page.count("<img ") == 1
+    assert "&lt;img src=x&gt;.png" in page
+
+
 def test_the_lists_name_the_sample_that_they_show(
     cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +102,8 @@ def test_what_is_dropped_is_not_trained_on(cli: Cli, study: str, tmp_path: Path)
     status, _, err = cli("examples", "clean", "--drop", "2", "-o", "out.json")
     assert (status, "--output must be another file" in err) == (2, True)
     assert "and 7 that the study leaves out" in cli("examples", "clean", "--drop", "2")[1]
+    # Another study may need the file.
+    assert "exclude.json exists; name a file" in cli.refusal("examples", study, "--drop", "2")
     both = json.loads((tmp_path / "exclude.json").read_text())["indices"]
     assert set(dropped) < set(both)
     assert len(both) == 9

@@ -107,24 +107,6 @@ def _goes_on(cli: Cli, short: str, path: Path) -> None:
     assert report.trials == len(after) == int(TRIALS)
 
 
-def test_a_study_on_a_full_disk_continues_when_there_is_room(
-    cli: Cli, short: str, small_disk: Path
-) -> None:
-    path = small_disk / "studies.db"
-    assert cli("run", short, "--trials", "1", "--storage", str(path), "--quiet")[0] == 0
-    free = shutil.disk_usage(small_disk).free
-    (small_disk / "other").write_bytes(b"x" * (free - ROOM))
-    status, out, err = cli("run", short, "--trials", TRIALS, "--storage", str(path))
-    assert (status, out) == (2, "")
-    _is_one_line(err.splitlines(keepends=True)[-1], ["disk is full", "Free some space", str(path)])
-    # Still full: the same line, before anything is trained.
-    status, out, err = cli("run", short, "--trials", TRIALS, "--storage", str(path), "--quiet")
-    assert (status, out) == (2, "")
-    _is_one_line(err, ["full", "Free some space"])
-    (small_disk / "other").unlink()
-    _goes_on(cli, short, path)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of a file's size")
 def test_a_study_whose_file_cannot_grow_continues_when_it_can(
     cli: Cli, short: str, tmp_path: Path

@@ -286,10 +286,11 @@ def test_what_was_loaded_is_shown_once(capsys: pytest.CaptureFixture[str]) -> No
         for seed in (0, 1):  # As a comparison loads them.
             data.load_splits("digits", validation=0.2, seed=seed)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith(
-        "digits: 1,149 training, 288 validation, 360 test images, 10 classes"
+    assert lines[0] == (
+        "digits: 1,149 training, 288 validation, 360 test images, 10 classes, 8x8 pixels"
     )
     assert [line.partition(":")[0] for line in lines] == ["digits", "Training images by class"]
+    assert lines[1].startswith("Training images by class: 0 1")
     with shown_data(quiet=True):
         data.load_splits("digits")
     data.load_splits("digits")

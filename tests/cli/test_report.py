@@ -30,11 +30,14 @@ Cli = Any
 
 @pytest.fixture(name="stored")
 def _stored(run_once: Callable[..., None], tiny: str, tmp_path: Path) -> Path:
-    """Two databases with one arm each; a record of both arms together in a third."""
+    """Two databases with one arm each; records of both arms together in two others."""
+    pairs = ("--set", "search.initial=4", "--set", "compare.retrain=0")
     run_once(
         ("compare", tiny, "--quiet", "--record", "record.json"),
         ("run", tiny, "--quiet", "--storage", "one.db"),
         ("run", tiny, "--quiet", "--storage", "two.db", "--sampler", "uniform"),
+        # With as many pairs as evidence needs.
+        ("compare", tiny, "--quiet", "--record", "pairs.json", "--storage", "pairs.db", *pairs),
     )
     return tmp_path
 
@@ -144,8 +147,11 @@ def test_mistakes_name_the_next_step(cli: Cli, stored: Path) -> None:
     assert "compare --record" in err
 
 
-def test_the_version_is_that_of_the_package(cli: Cli) -> None:
+def test_the_version_is_that_of_the_package(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.out("--version") == f"hpo-mab {importlib.metadata.version('hpo_mab')}\n"
+    # As from a checkout on PYTHONPATH.
+    monkeypatch.setattr("hpo_mab._machine.version_of", lambda name: None)
+    assert cli.out("--version") == "hpo-mab not installed\n"
 
 
 def test_completion_and_help_for_every_command(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,26 +169,24 @@ def test_completion_and_help_for_every_command(cli: Cli, monkeypatch: pytest.Mon
 
 
 def test_evidence_of_stored_studies_and_of_their_record_prunes_another(
-    cli: Cli, tiny: str, tmp_path: Path
+    cli: Cli, tiny: str, stored: Path
 ) -> None:
-    pairs = ("--set", "search.initial=4", "--set", "compare.retrain=0")
-    assert cli("compare", tiny, *pairs, "--quiet", "--record", "record.json")[0] == 0
-
-    out = cli.out("evidence", "tiny-*")
+    at = ("--storage", "pairs.db")
+    out = cli.out("evidence", "tiny-*", *at)
     assert out.startswith("4 pairs: tiny, 1 seed, mab/uniform.")
     assert out.splitlines()[-1] == (
-        'Next: pruner = { kind = "advantage", evidence = "evidence.json" }'
+        "Next: hpo-mab run with --pruner advantage --set pruner.evidence=evidence.json"
     )
-    stored = Evidence.load("evidence.json")
-    assert (stored.pairs, stored.data, stored.model) == (4, "digits", "mlp")
+    first = Evidence.load("evidence.json")
+    assert (first.pairs, first.data, first.model) == (4, "digits", "mlp")
 
-    out = cli.out("evidence", "record.json", "-o", "again.json", "--json")
-    assert json.loads(out) == json.loads((tmp_path / "again.json").read_text())
+    out = cli.out("evidence", "pairs.json", "-o", "again.json", "--json")
+    assert json.loads(out) == json.loads((stored / "again.json").read_text())
     for command in ("evidence", "report"):
-        status, _, err = cli(command, "record.json", "-o", "record.json")
-        assert (status, "record.json is the record that is read" in err) == (2, True)
+        status, _, err = cli(command, "pairs.json", "-o", "pairs.json")
+        assert (status, "pairs.json is the record that is read" in err) == (2, True)
     for given in (
-        ("report", "record.json", "-o", "out", "--record", "out"),
+        ("report", "pairs.json", "-o", "out", "--record", "out"),
         ("compare", "digits", "--report", "out", "--record", "./out"),
         ("examples", "any", "--html", "out", "--csv", "out"),
     ):
@@ -190,26 +194,26 @@ def test_evidence_of_stored_studies_and_of_their_record_prunes_another(
     # Records are rounded to six digits.
     again = Evidence.load("again.json")
     assert [one.value for one in again.advantage] == pytest.approx(
-        [one.value for one in stored.advantage], abs=1e-5
+        [one.value for one in first.advantage], abs=1e-5
     )
 
     later = ("--pruner", "advantage", "--set", "pruner.evidence=evidence.json", "--seed", "1")
     assert cli("run", tiny, *later, "--quiet", "--storage", "later.db")[0] == 0
     storage = Storage("sqlite:///later.db")
     kept = storage.optuna.get_study_user_attrs(storage.optuna.get_all_studies()[0]._study_id)
-    assert kept["hpo_mab:evidence"] == stored.to_json()
+    assert kept["hpo_mab:evidence"] == first.to_json()
 
-    assert "mab, uniform" in cli.refusal("evidence", "tiny-*", "--arm", "bandit", "-o", "none.json")
-    assert "arm 'uniform'" in cli.refusal("evidence", "tiny-mab-seed0", "-o", "none.json")
-    assert not (tmp_path / "none.json").exists()
+    assert "mab, uniform" in cli.refusal(
+        "evidence", "tiny-*", *at, "--arm", "bandit", "-o", "none.json"
+    )
+    assert "arm 'uniform'" in cli.refusal("evidence", "tiny-mab-seed0", *at, "-o", "none.json")
+    assert not (stored / "none.json").exists()
 
 
 def test_evidence_that_was_moved_breaks_no_study_that_has_a_copy(
-    cli: Cli, tiny: str, tmp_path: Path
+    cli: Cli, tiny: str, stored: Path
 ) -> None:
-    pairs = ("--set", "search.initial=4", "--set", "compare.retrain=0")
-    assert cli("compare", tiny, *pairs, "--quiet", "--record", "record.json")[0] == 0
-    assert cli("evidence", "record.json")[0] == 0
+    assert cli("evidence", "pairs.json")[0] == 0
     given = ("--pruner", "advantage", "--set", "pruner.evidence=evidence.json", "--seed", "1")
     at = ("--storage", "later.db", "--quiet")
     assert cli("run", tiny, *given, *at)[0] == 0
@@ -226,9 +230,7 @@ def test_evidence_that_was_moved_breaks_no_study_that_has_a_copy(
     ):
         status, _, err = cli(*command)
         assert (status, err) == (0, ""), command
-    (tmp_path / "other.json").write_text(
-        (tmp_path / "moved.json").read_text().replace("pairs", "p")
-    )
+    (stored / "other.json").write_text((stored / "moved.json").read_text().replace("pairs", "p"))
     status, _, err = cli("run", tiny, *given, *at, "--set", "pruner.evidence=other.json")
     assert (status, "pruner.evidence" in err) == (2, True)
     # One without a copy needs the file, before anything is run.

@@ -102,20 +102,6 @@ def test_workers_survive_a_kill_and_ctrl_c_and_lose_nothing(
     _goes_on(cli, tiny, url)
 
 
-def test_workers_whose_launcher_is_killed_stop_and_lose_nothing(
-    cli: Cli, tiny: str, tmp_path: Path, runs: Callable[[int], bool]
-) -> None:
-    url = f"sqlite:///{tmp_path / 'hpo_mab.db'}"
-    with _launched(tiny, tmp_path, workers=3) as parent:
-        _wait(lambda: _finished(url) >= 1 and len(_children(parent.pid)) == 2)
-        workers = _children(parent.pid)
-        _wait(lambda: all(_has_trained(url, pid) for pid in workers))
-        parent.kill()
-        _wait(lambda: not any(runs(pid) for pid in workers))
-    assert _finished(url) < 20000
-    _goes_on(cli, tiny, url)
-
-
 def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
     cli: Cli, tiny: str, tmp_path: Path
 ) -> None:
@@ -207,5 +193,5 @@ def test_others_start_later_where_they_can_reach_the_study(
     for given, later in ((auto, 1), (one, 0), (memory, 0)):
         status, _, err = cli(command, tiny, *few, *given)
         assert (status, err) == (0, "")
-        assert [type(devices) for devices in made] == [workers.Later] * later
+        assert list(map(callable, made)) == [True] * later
         made.clear()

@@ -12,7 +12,6 @@ from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare import figures, summarise
 from hpo_mab.compare._tables import too_wide
-from hpo_mab.compare._text import arm_words
 from hpo_mab.compare.figures._search import shuffled_concentration
 
 _STUDIES = Path(__file__).parents[2] / "studies"
@@ -44,9 +43,8 @@ def _drawn(runs, summary):
 
 def lines(figure, name):
     """Traces that show an arm, without its bands."""
-    words = arm_words(name)
     arms = (t for t in figure.data if t.legendgroup == name and t.fill is None)
-    return [t for t in arms if t.name == words]
+    return [t for t in arms if t.name == name]
 
 
 def with_contrast(summary, **changes):
@@ -99,7 +97,7 @@ def test_titles_and_units(drawn):
 
 def test_an_arm_has_one_colour_everywhere(drawn):
     for arm in ("mab", "uniform"):
-        shown = [t for figure in drawn.values() for t in figure.data if t.name == arm_words(arm)]
+        shown = [t for figure in drawn.values() for t in figure.data if t.name == arm]
         used = {colour(t) for t in shown}
         assert len(used) == 1, arm
         assert used <= OKABE_ITO
@@ -241,7 +239,7 @@ def test_every_arm_is_in_the_legend_of_the_knobs(trial, run):
         run([trial([0.5], params={"sampler.presample": 3})], arm="gradnorm"),
     ]
     shown = [t.name for t in figures.knob_slices(runs).data if t.showlegend]
-    assert sorted(shown) == ["gradient norm", "mab"]
+    assert sorted(shown) == ["gradnorm", "mab"]
 
 
 def test_six_seeds_have_an_interval_of_the_median(study):

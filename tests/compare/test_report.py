@@ -19,7 +19,6 @@ from hpo_mab.compare import (
     verdict,
 )
 from hpo_mab.compare._records import winner
-from hpo_mab.compare._tables import in_arm_words
 from hpo_mab.compare._text import parameter_rows
 from hpo_mab.search import make_spec
 
@@ -79,7 +78,7 @@ def test_what_a_reader_looks_for_comes_first(page, runs, summary):
         "network",
         "made_up",
         "budget per trial",
-        *verdict(in_arm_words(summary)).splitlines(),
+        *verdict(summary).splitlines(),
         "What each arm found",
         "Figures",
         "more figures",
@@ -89,22 +88,6 @@ def test_what_a_reader_looks_for_comes_first(page, runs, summary):
     ]
     places = [words.index(part) for part in parts]
     assert places == sorted(places)
-
-
-def test_arms_are_named_in_words(study):
-    arms = ("uniform_hyperband", "mab_advantage", "gradnorm_median")
-    runs = [study(arm, seed, rewards=0.5) for arm in arms for seed in range(2)]
-    summary = summarise(runs, reference="uniform_hyperband")
-    made = [report_html([dataclasses.replace(run, name="s") for run in runs], summary, title="t")]
-    words = "".join(Page(made[0]).text)
-    for arm, name in zip(
-        arms, ("uniform, Hyperband", "mab, advantage", "gradient norm, median"), strict=True
-    ):
-        assert arm not in words
-        assert name in words
-    # Two arms of one name could not be distinguished.
-    twins = summarise([study(arm, 0) for arm in ("top_k", "topk", "uniform")])
-    assert in_arm_words(twins) is twins
 
 
 def test_the_search_space_is_that_of_the_definition(run):
@@ -141,6 +124,17 @@ def test_the_winner_has_its_values_and_their_ranges(trial, run):
 def test_title_is_escaped(text, page):
     assert "<b>or</b>" not in text
     assert "Bandit <b>or</b> uniform & co" in "".join(page.text)
+
+
+def test_names_and_values_of_a_database_are_escaped(runs):
+    name = "</script><img src=x>"
+    trials = [dataclasses.replace(one, params={"<b>": "<b>"}) for one in runs[0].trials]
+    changed = (dataclasses.replace(runs[0], name=name, arm=name, trials=tuple(trials)), *runs[1:])
+    page = Page(report_html(changed, summarise(changed), title="t"))
+    assert not {"img", "b"} & {tag for tag, _ in page.tags}
+    words = "".join(page.text)
+    assert name in words
+    assert "<b>=<b>" in words
 
 
 def test_every_trial_is_on_record(page, runs):
@@ -181,7 +175,7 @@ def test_a_record_has_no_paths_of_the_machine(runs):
         "compare": {"arms": {"a": {"sampler": None, "pruner": {"evidence": "/home/me/arm.json"}}}},
     }
     changed = (dataclasses.replace(runs[0], spec=spec), *runs[1:])
-    found = ComparisonRuns(reference="uniform", runs=changed, retrained={}, interrupted=False)
+    found = ComparisonRuns(reference="uniform", runs=changed)
     text = comparison_record(found, summarise(changed))
     assert "/home" not in text
     assert all(name in text for name in ("exclude.json", "choice.json", "pairs.json", "arm.json"))
@@ -191,7 +185,7 @@ def test_a_record_with_unknown_losses_is_json_and_is_read_again(tmp_path, runs):
     curve = tuple(dataclasses.replace(one, loss=math.nan) for one in runs[0].trials[0].curve)
     trials = (dataclasses.replace(runs[0].trials[0], curve=curve), *runs[0].trials[1:])
     changed = (dataclasses.replace(runs[0], trials=trials), *runs[1:])
-    found = ComparisonRuns(reference="uniform", runs=changed, retrained={}, interrupted=False)
+    found = ComparisonRuns(reference="uniform", runs=changed)
     text = comparison_record(found, summarise(changed))
     json.loads(text, parse_constant=pytest.fail)
     path = tmp_path / "record.json"
@@ -202,8 +196,15 @@ def test_a_record_with_unknown_losses_is_json_and_is_read_again(tmp_path, runs):
 
 
 def test_the_statistics_of_a_record_are_those_of_its_studies(tmp_path, runs):
-    found = ComparisonRuns(reference="uniform", runs=runs, retrained={}, interrupted=False)
+    known = {"cpu": "a", "gpus": []}
+    runs = tuple(
+        dataclasses.replace(run, retrained=(0.9, 0.8 + run.seed / 100), environment=known)
+        for run in runs
+    )
+    found = ComparisonRuns(reference="uniform", runs=runs)
     path = tmp_path / "record.json"
     path.write_text(comparison_record(found, found.summarise()))
+    for one, other in zip(read_record(path).runs, runs, strict=True):
+        assert (one.retrained, one.environment) == (other.retrained, other.environment)
     # As texts: NaN is not equal to itself.
     assert repr(read_record(str(path)).summarise()) == repr(found.summarise())

@@ -41,23 +41,11 @@ def test_subsets_of_subsets_share_the_images() -> None:
     assert torch.equal(torch.cat(list(data.blocks(2))), data.images)
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([0, 2], r"rows must be in \[0, 2\), got values from 0 to 2"),
-        ([-1, 0], r"rows must be in \[0, 2\), got values from -1 to 0"),
-        ([], "rows must not be empty"),
-        ([[0, 1]], r"rows must be int64 \[N\], got torch.int64 \[1, 2\]"),
-    ],
-)
-def test_unusable_rows_are_refused(rows: list[int], message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        ImageData(
-            images=torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
-            labels=torch.tensor([0, 1]),
-            classes=("a", "b"),
-            rows=torch.tensor(rows, dtype=torch.int64),
-        )
+@pytest.mark.parametrize("indices", [[], [1, -1]])
+def test_a_subset_has_examples_counted_from_zero(indices: list[int]) -> None:
+    data = ImageData.from_arrays(np.zeros((2, 2, 2), dtype=np.uint8), [0, 1])
+    with pytest.raises(ArgumentError, match="indices must name at least one example"):
+        data.subset(torch.tensor(indices, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +195,10 @@ def test_same_seed_same_batch_other_seed_other_batch() -> None:
     assert not torch.equal(first, other)
 
 
+def own_images() -> None:
+    """A data set of a user's, by its name."""
+
+
 def test_pad_out_of_bounds_is_refused() -> None:
     with pytest.raises(ArgumentError, match="pad must be at least 0 pixels, got -1"):
         Augmentation(pad=-1)
@@ -222,6 +214,8 @@ def test_pad_out_of_bounds_is_refused() -> None:
         ("fashion_mnist", 28, 3, True),
         ("cifar10", 32, 4, True),
         ("svhn", 32, 4, False),
+        ("image_folder", 64, 8, True),
+        (f"{__name__}:own_images", 8, 1, False),
     ],
 )
 def test_defaults_never_mirror_characters(name: str, size: int, pad: int, flip: bool) -> None:

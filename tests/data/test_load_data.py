@@ -272,18 +272,6 @@ def test_real_data(
     assert train.labels.bincount().tolist() == [shape[0] // classes] * classes
 
 
-def test_an_empty_file_of_the_cache_is_written_again(tmp_path: Path) -> None:
-    _put(tmp_path)
-    first, _ = data.load("mnist", root=tmp_path, download=False)
-    expected = first.images.clone()
-    (empty,) = (tmp_path / ".hpo_mab_cache").glob("*/train-images.npy")
-    empty.unlink()
-    empty.touch()
-    again, _ = data.load("mnist", root=tmp_path, download=False)
-    assert torch.equal(again.images, expected)
-    assert empty.stat().st_size > 0
-
-
 def test_what_a_killed_process_left_in_the_cache_is_removed_after_a_day(tmp_path: Path) -> None:
     _put(tmp_path)
     cache = tmp_path / ".hpo_mab_cache"

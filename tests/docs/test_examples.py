@@ -96,14 +96,6 @@ def test_each_example_of_the_readme_runs_alone_and_prints(position: int, capsys:
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's.
-def test_the_lightning_example_runs() -> None:
-    pytest.importorskip("lightning", reason="needs Lightning (extra 'lightning')")
-    page = ROOT / "docs/how-to/lightning.md"
-    for block in blocks(page, "py"):
-        run(page, block)
-
-
 def test_the_samplers_example_passes_the_contract_that_it_names(tmp_path: Path) -> None:
     page = ROOT / "docs/how-to/own-sampler.md"
     (sampler,), (tests,) = blocks(page, "python"), blocks(page, "py")
@@ -299,9 +291,6 @@ def test_the_readmes_figures_of_rungs_are_those_of_the_tables() -> None:
     for kind in ("averaged", "raw"):
         one, two, three = (f"{tau(name, kind)['single']:.2f}" for name in names)
         assert f"{one}, {two} and {three}" in said, kind
-    concepts = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
-    one, two = (f"{tau('cifar10', kind)['single']:.2f}" for kind in ("averaged", "raw"))
-    assert f"{one} on CIFAR-10, and {two} with trained weights" in concepts
     long = ("cifar10_8epochs", "cifar10_30epochs")
     one, two = (f"{tau(name, 'averaged')['mean']:.2f}" for name in long)
     assert f"tau is {one} and {two}" in said

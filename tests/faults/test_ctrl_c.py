@@ -63,18 +63,6 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "hpo_mab", *sys.argv[1:]])
 """
 
-# A training step that never returns to Python, like a call that hangs in a library or a driver.
-HANGING = """
-import signal, sqlite3
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from hpo_mab.training import Training
-Training.__next__ = lambda self: {call}
-from hpo_mab.cli import _main
-_main._SECONDS_TO_TIDY = 0.3
-_main.main()
-"""
-
-
 #: Seconds to wait for an expected event; a busy machine may need them.
 PATIENCE = 240.0
 
@@ -161,16 +149,6 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., _Terminal]]:
         one.close()
 
 
-def _is_asked_to_stop(worker: int, *, by: int) -> bool:
-    """Whether a process has closed the pipe to a worker's standard input."""
-    pipe = Path(f"/proc/{worker}/fd/0").readlink()
-    held = set()
-    for entry in Path(f"/proc/{by}/fd").iterdir():
-        with contextlib.suppress(OSError):  # Closed since it was listed.
-            held.add(entry.readlink())
-    return pipe not in held
-
-
 def _make(folder: Path, *, epochs: int) -> None:
     (folder / "long.toml").write_text(DEFINITION.format(epochs=epochs))
 
@@ -208,49 +186,6 @@ def test_ctrl_c_twice_at_a_terminal_ends_a_long_trial_in_seconds(
     assert _until(lambda: not mine.processes())
     assert "Traceback" not in mine.said
     _is_tried_again(tmp_path)
-
-
-def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
-    tmp_path: Path, terminal: Callable[..., _Terminal], runs: Callable[[int], bool]
-) -> None:
-    _make(tmp_path, epochs=100_000)
-    mine = terminal("run", "long.toml", "--workers", "2")
-    assert _until(lambda: _running(tmp_path)), mine.said
-    workers = [pid for pid in mine.processes() if pid != mine.process.pid]
-    assert len(workers) == 1
-    # Stopped, a worker hears nothing: as deep in a library's call, or in a driver's.
-    for pid in workers:
-        os.kill(pid, signal.SIGSTOP)
-    mine.press_ctrl_c()
-    assert _until(lambda: _is_asked_to_stop(workers[0], by=mine.process.pid)), mine.said
-    # The first one waits for it, however long that takes.
-    assert not mine.ends_within(1)
-    mine.press_ctrl_c()
-    assert mine.ends_within(PATIENCE), mine.said
-    assert mine.process.returncode in INTERRUPTED, mine.said
-    assert _until(lambda: not any(runs(pid) for pid in workers))
-    assert "Traceback" not in mine.said
-    _is_tried_again(tmp_path)
-
-
-def test_the_second_ctrl_c_ends_a_comparison_that_does_not_answer_the_first(
-    tmp_path: Path, deaf: Any
-) -> None:
-    _make(tmp_path, epochs=1)
-    command = [sys.executable, "-c", HANGING.format(call=deaf.call), "compare", "long.toml"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
-        try:
-            assert _until(lambda: deaf.has_begun() or child.poll() is not None)
-            child.send_signal(signal.SIGINT)
-            assert _until(lambda: deaf.has_taken_signals(child.pid))
-            with pytest.raises(subprocess.TimeoutExpired):
-                child.wait(1)
-            child.send_signal(signal.SIGINT)
-            assert child.wait(PATIENCE) == 130
-            assert child.stderr is not None
-            assert "Traceback" not in child.stderr.read()
-        finally:
-            child.kill()
 
 
 def test_a_connection_left_half_reset_prints_no_traceback(
@@ -332,10 +267,12 @@ def _study(folder: Path) -> tuple[Storage, optuna.Study]:
 
 
 @pytest.mark.usefixtures("python_handler")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("statement", range(1, 60, 9))
+@pytest.mark.parametrize(
+    ("number", "statement"),
+    [*((signal.SIGINT, statement) for statement in range(1, 60, 9)), (signal.SIGTERM, 28)],
+)
 def test_ctrl_c_within_a_transaction_leaves_no_lock_and_loses_no_trial(
-    tmp_path: Path, statement: int, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, statement: int
 ) -> None:
     """In the gap before the transaction ends, an interrupt would leave its lock held."""
     part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.pruners import BasePruner, SuccessiveHalvingPruner
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
@@ -148,6 +148,26 @@ def test_values_that_say_nothing_leave_the_evidence(direction: str, bad: float |
     assert len(pairs) == 12
     assert pairs.ended == (0 if bad is None else 12)
     assert not np.isinf(pairs.difference).any()
+
+
+def test_trials_of_a_slot_with_other_parameters_are_no_pair() -> None:
+    ranges = {"lr": FloatDistribution(0.0, 1.0), "sampler.floor": FloatDistribution(0.0, 1.0)}
+
+    def trial(sampler: str, slot: int, lr: float, **more: float) -> FrozenTrial:
+        params = {"lr": lr, **more}
+        return optuna.create_trial(
+            value=0.5,
+            params=params,
+            distributions={name: ranges[name] for name in params},
+            intermediate_values={1: 0.4, 2: 0.5},
+            user_attrs={"hpo_mab:slot": slot, "hpo_mab:sampler": sampler},
+        )
+
+    trials = [
+        *(trial("mab", slot, 0.1, **{"sampler.floor": 0.2}) for slot in range(3)),
+        *(trial("uniform", slot, 0.2 if slot == 1 else 0.1) for slot in range(3)),
+    ]
+    assert len(pairs_of_trials(trials, full=2)) == 2
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
@@ -408,9 +428,10 @@ def test_choices_may_be_lists(accelerated: Curves) -> None:
 
 
 def test_integers_of_numpy_are_integers() -> None:
-    AdvantagePruner(
+    pruner = AdvantagePruner(
         min_resource=np.int64(2), reduction_factor=np.int32(3), max_resource=np.int64(9)
     )
+    assert pruner.uniform_step(0) == 2
 
 
 @pytest.mark.parametrize(
@@ -422,7 +443,6 @@ def test_integers_of_numpy_are_integers() -> None:
         ({"max_resource": 0}, "max_resource"),
         ({"refresh": 0}, "refresh"),
         ({"margin": 1.5}, r"margin must be in \[0, 1\], got 1.5"),
-        ({"confidence": 1.0}, r"confidence must be in \(0, 1\), got 1.0"),
         ({"evidence": {}}, "evidence must have version 1, got None"),
         ({"evidence": "no/such.json"}, "'no/such.json' cannot be read"),
         ({"evidence": {}, "reference": "x"}, "not both"),

@@ -16,7 +16,6 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Adambs": ("adambs", {}, {"unbiased": True}),
     "Contextual": ("contextual", {}, {"workers": True}),
     "Csgd": ("csgd", {}, {}),
-    "CsgdCorrected": ("csgd", {"corrected": True, "budget": 1.0}, {}),
     "Curriculum": ("curriculum", {}, {"workers": True}),
     "Gradnorm": ("gradnorm", {}, {}),
     "GradnormAlwaysOn": (

@@ -181,9 +181,8 @@ def test_losses_that_are_not_one_an_example_are_refused(losses: Any, message: st
         (torch.tensor([0, 1, 2, torch.nan]), "got nan at position 3"),
     ],
 )
-@pytest.mark.parametrize("kind", ["mab", "psgd", "gradnorm"])
-def test_targets_that_are_no_classes_are_refused(kind: str, targets: Any, message: str) -> None:
-    sampler = samplers.create(kind, [0, 1, 2, 3], batch_size=4)
+def test_targets_that_are_no_classes_are_refused(targets: Any, message: str) -> None:
+    sampler = samplers.create("gradnorm", [0, 1, 2, 3], batch_size=4)
     sampler.draw()
     with pytest.raises(FeedbackError, match=message):
         sampler.update(torch.ones(4), logits=torch.ones(4, 4), targets=targets)
@@ -198,7 +197,7 @@ def test_labels_beyond_the_outputs_are_refused() -> None:
             sampler.update(torch.ones(4), logits=logits, **given)
     sampler.update(torch.ones(4), logits=logits, targets=sampler.labels[indices] - 1)
     sampler.draw()
-    with pytest.raises(ArgumentError, match=r"logits must be \[B, C\], got shape \[4\]"):
+    with pytest.raises(ArgumentError, match=r"logits must be a tensor \[B, C\], got shape \[4\]"):
         sampler.update(torch.ones(4), logits=logits[:, 0])
 
 
@@ -206,8 +205,6 @@ def test_labels_beyond_the_outputs_are_refused() -> None:
     ("labels", "message"),
     [
         ([0, 3.7], r"labels must be one integer for each example, got 3\.7 at position 1"),
-        (["a", "b"], "got 'a' at position 0; number the classes"),
-        (torch.eye(3), "of one-hot rows use argmax"),
         (None, "got shape"),
     ],
 )

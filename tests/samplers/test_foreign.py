@@ -88,6 +88,7 @@ def test_pytorchs_foreign_samplers_have_names() -> None:
         (lambda batch_size: [[-1] * batch_size], r"must draw indices in \[0, 49\], got -1 to -1"),
         (lambda batch_size: [[0.5] * batch_size], "must draw integers, got torch.float32"),
         (lambda batch_size: [["a"] * batch_size], "must draw integers: too many dimensions"),
+        (lambda: [[[1, 2], [3]] * 4], "must draw integers: expected sequence of length 2"),
     ],
 )
 def test_what_is_no_batch_of_examples_is_refused_at_once(
@@ -130,12 +131,3 @@ def test_a_state_of_other_options_is_refused() -> None:
         samplers.create(RandomSampler, LABELS, batch_size=8, replacement=False).load_state_dict(
             state
         )
-
-
-def test_a_batch_of_unequal_parts_is_refused() -> None:
-    class Ragged(Sampler[Any]):
-        def __iter__(self) -> Iterator[Any]:
-            yield [[1, 2], [3]]
-
-    with pytest.raises(ArgumentError):
-        samplers.create(lambda labels: Ragged(), LABELS, batch_size=2).draw()

@@ -247,11 +247,14 @@ def test_the_bandit_goes_on_after_the_budget_unless_it_is_active_for_a_part(
         assert seen == expected
 
 
-def test_a_loss_that_is_not_finite_is_no_reward() -> None:
-    sampler = MABSampler(LABELS, batch_size=3)
-    sampler.draw()
-    sampler.update(torch.tensor([math.inf, math.inf, 1.0]))
-    assert sampler.statistics()["reward_rate"] == 1.0
+@pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
+def test_a_batch_with_a_loss_that_is_not_finite_is_not_judged(knobs: dict[str, Any]) -> None:
+    sampler = MABSampler(LABELS, batch_size=3, **knobs)
+    for losses in ([math.inf, 3.0, 1.0], [0.0, 1.0, 5.0]):
+        sampler.draw()
+        sampler.update(torch.tensor(losses))
+    # Of the second batch, one loss reaches the mean.
+    assert sampler.statistics()["reward_rate"] == 1 / 3
 
 
 @pytest.mark.parametrize(

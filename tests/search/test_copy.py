@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from optuna.artifacts import get_all_artifact_meta, upload_artifact
 
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.dashboard import publish_study
-from hpo_mab.dashboard._files import artifact_folder, artifact_store
+from hpo_mab.dashboard._files import Artifacts, artifact_folder
 from hpo_mab.search import StudyRunner, StudySpec, copy_study
 from hpo_mab.storage import CurveStore, MissingCurvesWarning, Storage, read_run, study_names
 
@@ -37,77 +38,86 @@ def other(tmp_path: Path) -> Iterator[Storage]:
     opened.close()
 
 
-def _run(storage: Storage, tiny: Make) -> None:
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory, tiny: Make) -> Path:
+    """A folder with a study of three trials, its pages and their files."""
+    folder = tmp_path_factory.mktemp("made")
+    storage = Storage(str(folder / "studies.db"))
     outcome = StudyRunner(tiny(budget={"trials": 3}), storage).run("study", score=False)
     assert not publish_study(storage, outcome.run).problem
+    storage.close()
+    return folder
 
 
-def test_a_copy_is_the_study(storage: Storage, target: Storage, tiny: Make) -> None:
-    _run(storage, tiny)
+@pytest.fixture
+def published(_made: Path, tmp_path: Path) -> Iterator[Storage]:
+    """A database of the test's own with that study."""
+    shutil.copytree(_made, tmp_path, dirs_exist_ok=True)
+    opened = Storage(str(tmp_path / "studies.db"))
+    yield opened
+    opened.close()
+
+
+def test_a_copy_is_the_study(published: Storage, target: Storage, tiny: Make) -> None:
     # So that ids differ.
     optuna.create_study(storage=target.optuna).add_trial(optuna.create_trial(value=1.0))
-    before = read_run(storage, "study")
-    copied = copy_study(storage, "study", target)
+    before = read_run(published, "study")
+    copied = copy_study(published, "study", target)
     assert (copied.trials, copied.curves) == (3, 3)
     assert read_run(target, "study") == before
-    assert read_run(storage, "study") == before
+    assert read_run(published, "study") == before
     # And continues as the study would.
     spec = tiny(budget={"trials": 4})
-    ours, theirs = (StudyRunner(spec, s).run("study", score=False) for s in (storage, target))
+    ours, theirs = (StudyRunner(spec, s).run("study", score=False) for s in (published, target))
     assert ours.run.trials[3].params == theirs.run.trials[3].params
     assert ours.run.examples == theirs.run.examples
 
 
-def test_a_moved_study_is_in_one_place(storage: Storage, target: Storage, tiny: Make) -> None:
-    _run(storage, tiny)
-    before = read_run(storage, "study")
-    copy_study(storage, "study", target, to_name="moved", move=True)
-    assert study_names(storage) == ()
+def test_a_moved_study_is_in_one_place(published: Storage, target: Storage) -> None:
+    before = read_run(published, "study")
+    copy_study(published, "study", target, to_name="moved", move=True)
+    assert study_names(published) == ()
     assert read_run(target, "moved").trials == before.trials
     # The copy holds what the study has left, and nothing is left.
-    copy_study(target, "moved", storage, to_name="back")
-    assert read_run(storage, "back").trials == before.trials
+    copy_study(target, "moved", published, to_name="back")
+    assert read_run(published, "back").trials == before.trials
 
 
 def test_a_copy_has_what_its_database_can_store(
-    storage: Storage, target: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    published: Storage, other: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _run(storage, tiny)
     storable = CurveStore._storable
 
     def without_losses(self: CurveStore, row: Any) -> dict[str, Any]:
         row = storable(self, row)
-        return {**row, "loss": None} if self is target.curves else row
+        return {**row, "loss": None} if self is other.curves else row
 
     monkeypatch.setattr(CurveStore, "_storable", without_losses)
-    copy_study(storage, "study", target, to_name="copied")
+    copy_study(published, "study", other, to_name="copied")
     for own, copied in zip(
-        read_run(storage, "study").trials, read_run(target, "copied").trials, strict=True
+        read_run(published, "study").trials, read_run(other, "copied").trials, strict=True
     ):
         assert [math.isnan(point.loss) for point in copied.curve] == [True] * len(own.curve)
 
 
-def test_a_copy_in_the_same_database_remains_without_the_study(
-    storage: Storage, tiny: Make
-) -> None:
-    _run(storage, tiny)
-    before = read_run(storage, "study")
-    copy_study(storage, "study", storage, to_name="copy", move=True)
-    assert study_names(storage) == ("copy",)
-    assert read_run(storage, "copy").trials == before.trials
+def test_a_copy_in_the_same_database_remains_without_the_study(published: Storage) -> None:
+    before = read_run(published, "study")
+    copy_study(published, "study", published, to_name="copy", move=True)
+    assert study_names(published) == ("copy",)
+    assert read_run(published, "copy").trials == before.trials
 
 
-def test_notes_on_trials_are_on_the_same_trials(storage: Storage, target: Storage) -> None:
+def test_notes_on_trials_are_on_the_same_trials(storage: Storage, other: Storage) -> None:
     from optuna_dashboard import save_note
 
-    optuna.create_study(storage=target.optuna).add_trial(optuna.create_trial(value=1.0))
+    optuna.create_study(storage=other.optuna).add_trial(optuna.create_trial(value=1.0))
     study = optuna.create_study(study_name="noted", storage=storage.optuna)
     study.add_trials([optuna.create_trial(value=1.0), optuna.create_trial(value=2.0)])
     save_note(study, "on the study")
     trial = study.trials[1]._trial_id
     study._storage.set_study_system_attr(study._study_id, f"dashboard:{trial}:note_ver", 1)
-    copy_study(storage, "noted", target)
-    copy = optuna.load_study(study_name="noted", storage=target.optuna)
+    copy_study(storage, "noted", other)
+    copy = optuna.load_study(study_name="noted", storage=other.optuna)
     attrs = copy._storage.get_study_system_attrs(copy._study_id)
     assert attrs["dashboard:note_str:0"] == "on the study"
     assert f"dashboard:{copy.trials[1]._trial_id}:note_ver" in attrs
@@ -126,7 +136,7 @@ def test_a_copy_has_the_artifacts(
             study_or_trial=owner,
             storage=storage.optuna,
             file_path=str(tmp_path / "note.txt"),
-            artifact_store=artifact_store(artifact_folder(storage)),
+            artifact_store=Artifacts(artifact_folder(storage)),
         )
     study.tell(trial, 1.0)
     copy_study(storage, "study", target)
@@ -148,7 +158,7 @@ def test_a_copy_within_one_database_takes_its_artifacts_however_it_is_named(
         study_or_trial=study,
         storage=one.optuna,
         file_path=str(tmp_path / "note.txt"),
-        artifact_store=artifact_store(artifact_folder(one)),
+        artifact_store=Artifacts(artifact_folder(one)),
     )
     copy_study(one, "study", other, to_name="copy")
     copy = optuna.load_study(study_name="copy", storage=other.optuna)
@@ -159,18 +169,17 @@ def test_a_copy_within_one_database_takes_its_artifacts_however_it_is_named(
 
 
 def test_a_copy_that_cannot_be_finished_leaves_nothing(
-    storage: Storage, other: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    published: Storage, other: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _run(storage, tiny)
 
     def die(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(CurveStore, "copy", die)
     with pytest.raises(KeyboardInterrupt):
-        copy_study(storage, "study", other, move=True)
+        copy_study(published, "study", other, move=True)
     assert study_names(other) == ()
-    assert study_names(storage) == ("study",)
+    assert study_names(published) == ("study",)
 
 
 def test_what_cannot_be_copied_is_said(storage: Storage, other: Storage) -> None:
@@ -187,9 +196,10 @@ def test_what_cannot_be_copied_is_said(storage: Storage, other: Storage) -> None
         copy_study(storage, "study", other, to_name="copy")
 
 
-def test_optunas_copy_has_no_cost_and_says_so(storage: Storage, other: Storage, tiny: Make) -> None:
-    _run(storage, tiny)
-    optuna.copy_study(from_study_name="study", from_storage=storage.optuna, to_storage=other.optuna)
+def test_optunas_copy_has_no_cost_and_says_so(published: Storage, other: Storage) -> None:
+    optuna.copy_study(
+        from_study_name="study", from_storage=published.optuna, to_storage=other.optuna
+    )
     with pytest.warns(MissingCurvesWarning, match="3 of 3 trials of 'study' .*hpo-mab copy"):
         run = read_run(other, "study")
     assert (run.examples, run.seconds, run.saved_examples) == (None, None, None)
@@ -197,7 +207,7 @@ def test_optunas_copy_has_no_cost_and_says_so(storage: Storage, other: Storage, 
 
 
 def test_a_copy_does_not_end_a_trial_of_a_loop_of_your_own(
-    storage: Storage, target: Storage
+    storage: Storage, other: Storage
 ) -> None:
     study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
     trial = optuna.create_trial(
@@ -205,5 +215,5 @@ def test_a_copy_does_not_end_a_trial_of_a_loop_of_your_own(
     )
     study.add_trial(trial)
     with pytest.raises(StorageError, match="running"):
-        copy_study(storage, "own", target, to_name="copy")
+        copy_study(storage, "own", other, to_name="copy")
     assert study.trials[0].state == optuna.trial.TrialState.RUNNING

@@ -214,7 +214,7 @@ def test_the_share_counts_its_own_unit_only() -> None:
 
 def test_a_range_without_fractions_is_refused_before_data_are_loaded() -> None:
     average = {"low": 0, "high": 1}
-    with pytest.raises(ArgumentError, match=r"training\.average: a range of integers from 0 to 1"):
+    with pytest.raises(SpecError, match=r"training\.average: a range of integers from 0 to 1"):
         make_spec({"name": "own", "budget": {"epochs": 1}, "training": {"average": average}})
 
 

@@ -101,9 +101,7 @@ def test_a_valid_definition_with_one_change_is_refused_in_words(
 
 
 _JSON: Sequence[Any] = (
-    None, True, 3, -1, 0.5, "1e-3", "none", [], [0.1, 0.2], [[1]], {}, {"low": 1, "high": 2},
-    {"low": 0.1, "high": 0.9}, {"choices": ["a", 2]}, {"choices": [[1, 2], "none"]}, {"a": 1},
-    2**40, 1e300,
+    None, True, -1, 0.5, "none", [], [[1]], {}, {"low": 1, "high": 2}, {"choices": ["a", 2]}, 1e300,
 )  # fmt: skip
 
 _NAMED: dict[str, Sequence[str]] = {
@@ -143,7 +141,7 @@ def test_every_key_of_another_type_is_refused_in_words(splits: ImageSplits) -> N
     for what, raw in _definitions():
         try:
             spec = make_spec(raw)
-            if spec.data.name == "digits" and not spec.training.compile and not _is_large(spec):
+            if spec.data.name == "digits" and not _is_large(spec):
                 # An objective does not depend on these sections, but for two facts.
                 read = spec.model_dump_json(exclude={"name", "search", "pruner", "compare"})
                 key = (read, spec.search.initial, spec.has_pilot)
@@ -236,4 +234,4 @@ def test_random_assignments_are_refused_in_words(key: str, text: str) -> None:
     from hpo_mab.cli import _options as options
 
     with _refused_in_one_line():
-        options.load("digits", [f"{key}={text}"], {})
+        load_spec("digits", dict([options._assignment(f"{key}={text}")]))

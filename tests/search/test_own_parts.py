@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler, TensorDataset
 
+from hpo_mab._attributes import STACK_KEY
 from hpo_mab._errors import HpoMabError, SpecError
 from hpo_mab.compare import run_comparison
 from hpo_mab.search import (
@@ -25,9 +27,9 @@ from hpo_mab.search import (
     make_spec,
     replay,
 )
-from hpo_mab.storage import Storage
+from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget
-from hpo_mab.workers import ProcessLauncher
+from hpo_mab.workers._processes import WorkerProcess
 
 Make = Callable[..., StudySpec]
 
@@ -145,6 +147,30 @@ def test_a_sampler_of_ours_that_is_the_users_own_gets_losses(
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"optimizer": {"name": "torch.optim:Adagrad", "lr": 0.1}},
+            "the optimizer 'torch.optim:Adagrad' is not one of hpo_mab's",
+        ),
+        (
+            {"data": {"name": "mine:blobs"}, "model": {"name": "mine:Net", "width": 8}},
+            "a DataLoader brings the batches",
+        ),
+        ({"training": {"slots": 4, "graph": False}}, "training.graph is off"),
+    ],
+)
+def test_what_no_stack_can_train_is_trained_alone(
+    storage: Storage, tiny: Make, change: dict[str, Any], reason: str
+) -> None:
+    options = {"budget": {"trials": 1}, "training": {"slots": 4}, **change}
+    outcome = _run(tiny(**options), storage, score=False)
+    assert outcome.run.trials[0].state == "complete"
+    assert STACK_KEY not in outcome.run.trials[0].attrs
+    assert outcome.loop_reasons == (f"trials are trained one at a time: {reason}",)
+
+
 def test_images_of_the_users_own_are_split_as_ours(storage: Storage, tiny: Make) -> None:
     runner = StudyRunner(tiny(data={"name": "mine:stripes"}, budget={"trials": 1}), storage)
     # A fifth is the test part, a fifth of the rest is for validation.
@@ -163,14 +189,17 @@ def test_a_comparison_trains_and_scores_the_users_own(storage: Storage, tiny: Ma
     spec = tiny(**OWN, search={"initial": 2}, budget={"trials": 2}, compare={"retrain": 1})
     found = run_comparison(spec, storage)
     assert [run.arm for run in found.runs] == ["mine:Shuffled", "uniform"]
-    scored = {key: len(scores) for key, scores in found.retrained.items()}
-    assert scored == {("mine:Shuffled", 0): 1, ("uniform", 0): 1}
+    assert [len(run.retrained) for run in found.runs] == [1, 1]
 
 
 def test_worker_processes_find_what_this_process_can_import(storage: Storage, tiny: Make) -> None:
-    launch = ProcessLauncher(storage, devices=["cpu"], data_root="data")
-    outcome = _run(tiny(**OWN, budget={"trials": 2}), storage, launch=launch, score=False)
-    assert len([trial for trial in outcome.run.trials if trial.curve]) == 2
+    _run(tiny(**OWN, budget={"trials": 2}), storage, score=False, launch=lambda *_: False)
+    worker = WorkerProcess(["--study", "study", "--device", "cpu"], storage=storage.secret_url)
+    while worker.status is None:
+        time.sleep(0.05)
+    assert worker.status == 0, worker.last_line()
+    worker.close()
+    assert len([trial for trial in read_run(storage, "study").trials if trial.curve]) == 2
 
 
 @pytest.mark.parametrize("kind", ["mine:Shuffled", "torch.utils.data:RandomSampler"])

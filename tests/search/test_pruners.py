@@ -19,7 +19,8 @@ from hpo_mab.search import StudyRunner, StudySpec, make_spec
 from hpo_mab.search._pruners import is_continuable, study_pruner
 from hpo_mab.search._queue import close_lost
 from hpo_mab.search._target import Target
-from hpo_mab.storage import Storage, open_study, this_process
+from hpo_mab.storage import Storage, open_study
+from hpo_mab.storage._process import this_process
 
 
 def first_rung(definition: dict[str, Any]) -> int | None:
@@ -140,7 +141,7 @@ def test_which_trials_can_continue_beyond_their_budget(
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_without_given_evidence_the_pruner_measures_its_own(tiny: Make) -> None:
     spec = tiny(
-        pruner={"kind": "advantage", "evidence": "none"},
+        pruner={"kind": "advantage", "evidence": "none", "reference": "none"},
         search={"initial": 4, "n_startup_trials": 4},
     )
     assert spec.has_pilot

@@ -66,6 +66,16 @@ def test_the_default_portfolio() -> None:
     assert load_spec("cifar10").sampler.portfolio == list(PORTFOLIO)
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_samplers_that_use_the_record_enter_where_there_is_one(keeps: bool) -> None:
+    study = optuna.create_study(direction="maximize")
+    race = Race(parse_portfolio(None), initial=10, trials=60)
+    race.advance(study, [], has_record=(lambda: True) if keeps else None)
+    left_out = [] if keeps else ["easy_first", "trimmed"]
+    expected = [name for name in _CHALLENGERS if name not in left_out]
+    assert list(study.user_attrs["hpo_mab:race"]["challengers"]) == expected
+
+
 @pytest.mark.parametrize(
     ("entries", "error", "message"),
     [
@@ -280,7 +290,6 @@ class _Trials:
     def __init__(self, **options: Any) -> None:
         self.study = optuna.create_study(direction="maximize")
         self.race = Race(parse_portfolio(None), initial=10, **options)
-        self.race.keeps_record = True
         self.slots = 0
 
     def add(
@@ -417,12 +426,14 @@ def test_studies_of_one_objective_have_a_race_each() -> None:
     assert known.sampler == "mab"
     assert stored_choice(second) is None
     assert first.race.sampler(second) == "uniform"
+    assert first.race.end(second) == 0
+    first.race.advance(second, [], has_record=lambda: True)
     assert first.race.end(second) > 0
-    assert "hpo_mab:race" in second.user_attrs
 
 
 def test_a_race_that_no_sampler_can_win_ends_early() -> None:
     trials = _Trials(trials=100)
+    trials.race.advance(trials.study, [], has_record=lambda: True)
     assert trials.race.end(trials.study) == 26
     choice = trials.run({})
     assert choice.sampler == "uniform"
@@ -539,19 +550,19 @@ def test_a_study_trains_with_the_sampler_that_was_chosen(
     assert made[-6:] == [expected] * 6
 
 
-@pytest.mark.parametrize("where", [(3, 1), (4, 2), (13, 1)])
 def test_an_interrupted_race_resumes_to_the_same(
-    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any, where: tuple[int, int]
+    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any
 ) -> None:
     spec = tiny(**_RACE)
     whole = StudyRunner(spec, storage).run("whole", score=False)
-    with ctrl_c_at(*where):
-        assert StudyRunner(spec, storage).run("parts", score=False).interrupted
-    parts = StudyRunner(spec, storage).run("parts", score=False)
-    assert essence(parts.run) == essence(whole.run)
-    assert parts.choice is not None
     assert whole.choice is not None
-    assert parts.choice.sampler == whole.choice.sampler
+    for at, where in enumerate([(3, 1), (4, 2), (13, 1)]):
+        with ctrl_c_at(*where):
+            assert StudyRunner(spec, storage).run(f"parts{at}", score=False).interrupted
+        parts = StudyRunner(spec, storage).run(f"parts{at}", score=False)
+        assert essence(parts.run) == essence(whole.run), where
+        assert parts.choice is not None
+        assert parts.choice.sampler == whole.choice.sampler
 
 
 def test_a_plan_stays_when_a_study_is_continued(storage: Storage, tiny: Make) -> None:

@@ -302,26 +302,46 @@ def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(storage: Stor
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
         (
             {"budget_examples": 10, "evaluations": 0},
+            ArgumentError,
             "evaluations must be an integer of at least 1, got 0",
         ),
-        ({"budget_examples": 3, "evaluations": 4}, "budget_examples must be at least .* 4, got 3"),
-        ({"budget_examples": 8, "average": 1.5}, r"average must be a share in \[0, 1\], got 1.5"),
+        (
+            {"budget_examples": 3, "evaluations": 4},
+            ArgumentError,
+            "budget_examples must be at least .* 4, got 3",
+        ),
+        (
+            {"budget_examples": 8, "average": 1.5},
+            ArgumentError,
+            r"average must be a share in \[0, 1\], got 1.5",
+        ),
+        ({"budget_examples": 40, "schedule": "cosine"}, UnknownNameError, "schedule 'cosine'"),
     ],
 )
-def test_arguments_outside_their_bound_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
+def test_arguments_outside_their_bound_are_named(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         TrialReporter(_study().ask(), **options)
 
 
-@pytest.mark.parametrize("accuracy", [-0.1, 86.2])
-def test_accuracies_in_percent_are_refused(accuracy: float) -> None:
+@pytest.mark.parametrize(
+    ("accuracy", "message"),
+    [
+        (-0.1, r"accuracy must be in \[0, 1\], percent divided"),
+        (86.2, r"accuracy must be in \[0, 1\], percent divided"),
+        (None, "accuracy must be a number, got None"),
+        ("high", "accuracy must be a number, got 'high'"),
+    ],
+)
+def test_what_is_no_accuracy_is_refused(accuracy: Any, message: str) -> None:
     with TrialReporter(_study().ask(), budget_examples=20, evaluations=1) as reporter:
         reporter.step(20)
-        with pytest.raises(ArgumentError, match=r"accuracy must be in \[0, 1\], percent divided"):
+        with pytest.raises(ArgumentError, match=message):
             reporter.report(accuracy=accuracy)
         reporter.report(accuracy=0.5)
 
@@ -330,6 +350,10 @@ def test_examples_are_whole_numbers_also_of_a_tensor() -> None:
     with TrialReporter(_study().ask(), budget_examples=20, evaluations=1) as reporter:
         with pytest.raises(ArgumentError, match=r"examples must be a whole number, got 33.3"):
             reporter.step(33.3)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match=r"examples must be a whole number, got 2\.5"):
+            reporter.report(accuracy=0.5, examples=2.5)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match="examples must be at least 0, got -5"):
+            reporter.step(-5)
         reporter.step(torch.ones(20).bool().sum())  # type: ignore[arg-type]
         assert type(reporter.examples) is int
         reporter.report(accuracy=0.5)
@@ -497,11 +521,6 @@ def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
     assert [point.averaged for point in curve] == [True, True, True, schedule == "constant"]
 
 
-def test_a_reporter_refuses_a_schedule_that_it_does_not_know() -> None:
-    with pytest.raises(UnknownNameError, match="schedule 'cosine'"):
-        TrialReporter(_study().ask(), budget_examples=40, schedule="cosine")
-
-
 @pytest.mark.parametrize(
     ("options", "read", "own", "averaged"),
     [
@@ -601,17 +620,6 @@ def test_another_number_of_evaluations_is_warned_of() -> None:
     study.optimize(objective, n_trials=1)
     with pytest.warns(UserWarning, match="evaluations is 4, of trial 0 it was 2"):
         study.optimize(objective, n_trials=1)
-
-
-@pytest.mark.parametrize("accuracy", [None, "high"])
-def test_counts_and_accuracies_must_be_numbers(accuracy: Any) -> None:
-    reporter = TrialReporter(_study().ask(), budget_examples=20, evaluations=1)
-    with pytest.raises(ArgumentError, match="examples must be at least 0, got -5"):
-        reporter.step(-5)
-    with pytest.raises(ArgumentError, match=r"examples must be a whole number, got 2\.5"):
-        reporter.report(accuracy=0.5, examples=2.5)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match=f"accuracy must be a number, got {accuracy!r}"):
-        reporter.report(accuracy=accuracy)
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.search.ShortTrialWarning")

@@ -10,7 +10,9 @@ import pytest
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
+from hpo_mab._plan import Plan
 from hpo_mab.search import StudySpec, load_splits, make_objective
+from hpo_mab.search._queue import requeue
 from hpo_mab.search._searchers import OwnHistory, PlannedSampler, sampler_factory
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
@@ -208,3 +210,16 @@ def test_a_grid_has_one_order_and_counts_only_what_it_has_proposed() -> None:
         study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=1)
     own = [trial.params["x"] for trial in study.trials if trial.number != 8]
     assert sorted(own) == list(range(9))
+
+
+def test_a_retry_keeps_its_point_of_a_grid() -> None:
+    study = optuna.create_study(sampler=PlannedSampler(_Nine, seed=0, initial=0))
+    study.ask()  # Cut off before its parameter was suggested.
+    study.tell(0, state=TrialState.FAIL)
+    storage, first = study._storage, study.trials[0]
+    for key, value in (("slot", 0), ("interrupted", True)):
+        first.user_attrs[f"hpo_mab:{key}"] = value
+    assert requeue(study, [first], Plan([first])) == 1
+    study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=1)
+    point = storage.get_all_trials(study._study_id)[0].system_attrs["grid_id"]
+    assert study.trials[1].system_attrs["grid_id"] == point

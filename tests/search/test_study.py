@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.search import StudyRunner, StudySpec
+from hpo_mab.data import ImageSplits
+from hpo_mab.search import RunOutcome, StudyRunner, StudySpec, _study, make_objective
 from hpo_mab.search._study import make_study
 from hpo_mab.search._trial_loop import TrialLoop
-from hpo_mab.storage import Storage, open_study, read_run
+from hpo_mab.storage import Storage, StoredDefinition, open_study, read_run, study_names
 
 Make = Callable[..., StudySpec]
 
@@ -73,3 +77,45 @@ def test_what_diverges_was_not_saved_by_a_pruner(storage: Storage, tiny: Make) -
     run = StudyRunner(spec, storage).run(score=False).run
     assert [trial.state for trial in run.trials] == ["pruned"]
     assert run.saved_examples == 0
+
+
+def test_processes_that_start_one_study_at_once_make_one(
+    database_url: str, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names(storage: Storage) -> tuple[str, ...]:
+        found = study_names(storage)
+        time.sleep(0.1)  # Time for the other one to look as well.
+        return found
+
+    monkeypatch.setattr(_study, "study_names", names)
+    spec = tiny()
+    storages = [Storage(database_url) for _ in range(2)]
+    # Made one after the other: two in one process would share one random state.
+    runners = [
+        StudyRunner(spec, storage, objective=make_objective(spec, splits)) for storage in storages
+    ]
+    both = threading.Barrier(2, timeout=60)
+    found: list[RunOutcome] = []
+    saved: list[str] = []
+    save = StoredDefinition.save
+
+    def note(definition: StoredDefinition, study: Any) -> None:
+        saved.append(study.study_name)
+        save(definition, study)
+
+    monkeypatch.setattr(StoredDefinition, "save", note)
+
+    def start(runner: StudyRunner) -> None:
+        both.wait()
+        found.append(runner.run("same", launch=lambda *_: False, score=False))
+
+    threads = [threading.Thread(target=start, args=(runner,)) for runner in runners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(240)
+    assert [outcome.run.name for outcome in found] == ["same"] * 2
+    assert study_names(storages[0]) == ("same",)
+    assert saved == ["same"]
+    for storage in storages:
+        storage.close()

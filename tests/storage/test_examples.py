@@ -56,29 +56,29 @@ def test_sums_of_trials_add_up(anywhere: Storage, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(record.counts.predictions, expected)
 
 
-def test_its_size_does_not_grow_with_trials(anywhere: Storage) -> None:
-    study = _study(anywhere)
+def test_its_size_does_not_grow_with_trials(storage: Storage) -> None:
+    study = _study(storage)
     for seed in range(5):
-        anywhere.examples.add(study, _counts(seed), total=50, labels="abc")
-    assert _rows(anywhere) == 2
+        storage.examples.add(study, _counts(seed), total=50, labels="abc")
+    assert _rows(storage) == 2
 
 
-def test_a_record_without_predictions(anywhere: Storage) -> None:
-    study = _study(anywhere)
+def test_a_record_without_predictions(storage: Storage) -> None:
+    study = _study(storage)
     counts = ExampleCounts(trials=1, sums=_counts(0).sums, predictions=None)
     for _ in range(2):
-        anywhere.examples.add(study, counts, total=50, labels="abc")
-    record = _load(anywhere, study)
+        storage.examples.add(study, counts, total=50, labels="abc")
+    record = _load(storage, study)
     assert record.counts.predictions is None
     assert record.preferred() is None
     np.testing.assert_allclose(record.counts.sums, 2 * counts.sums)
 
 
-def test_sums_of_other_labels_are_not_added(anywhere: Storage) -> None:
-    study = _study(anywhere)
-    anywhere.examples.add(study, _counts(0), total=50, labels="abc")
-    anywhere.examples.add(study, _counts(1), total=50, labels="xyz")
-    assert _load(anywhere, study).trials == 1
+def test_sums_of_other_labels_are_not_added(storage: Storage) -> None:
+    study = _study(storage)
+    storage.examples.add(study, _counts(0), total=50, labels="abc")
+    storage.examples.add(study, _counts(1), total=50, labels="xyz")
+    assert _load(storage, study).trials == 1
 
 
 def test_a_record_goes_with_its_study(anywhere: Storage) -> None:
@@ -128,32 +128,32 @@ class _Clock:
 
 
 def test_a_writer_spends_a_hundredth_of_its_time_and_drops_what_is_tried_again(
-    anywhere: Storage,
+    storage: Storage,
 ) -> None:
-    study, clock = _study(anywhere), _Clock()
+    study, clock = _study(storage), _Clock()
 
     @contextlib.contextmanager
     def slow() -> Iterator[None]:
         clock.now += 2.0
         yield
 
-    writer = ExampleWriter(anywhere.examples, study, total=50, labels="abc", lock=slow, clock=clock)
+    writer = ExampleWriter(storage.examples, study, total=50, labels="abc", lock=slow, clock=clock)
     writer.offer(1, _Sums(_counts(0)))
     writer.flush_if_due()
-    assert anywhere.examples.load(study) is None
+    assert storage.examples.load(study) is None
     writer.settle(1, counts=True)
     writer.flush_if_due()
-    assert _load(anywhere, study).trials == 1
+    assert _load(storage, study).trials == 1
     for trial, counts in ((2, True), (3, False), (4, True)):
         writer.offer(trial, _Sums(_counts(trial)))
         writer.settle(trial, counts=counts)
     clock.now += 199.0
     writer.flush_if_due()
-    assert _load(anywhere, study).trials == 1
+    assert _load(storage, study).trials == 1
     clock.now += 1.0
     writer.flush_if_due()
     writer.flush()
-    record = _load(anywhere, study)
+    record = _load(storage, study)
     assert record.trials == 3
     expected = sum(_counts(seed).sums for seed in (0, 2, 4))
     np.testing.assert_allclose(record.counts.sums, expected, rtol=1e-6)

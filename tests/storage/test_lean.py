@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -322,7 +323,8 @@ def test_both_make_and_end_the_same(storage: Storage, plain: RDBStorage) -> None
         assert abs((other.datetime_complete - one.datetime_start).total_seconds()) < 60
 
 
-def test_a_database_that_fails_is_an_error_of_storage(storage: Storage) -> None:
+def test_a_database_that_fails_is_an_error_of_storage(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "studies.db"))
     lean = storage.optuna
     trial_id = lean.create_new_trial(lean.create_new_study(MAX, "study"))
     with lean.engine.begin() as connection:
@@ -330,3 +332,4 @@ def test_a_database_that_fails_is_an_error_of_storage(storage: Storage) -> None:
     with pytest.raises(StorageInternalError) as caught:
         lean.set_trial_user_attr(trial_id, "a", 1)
     assert "trial_user_attributes" in str(storage.error(caught.value))
+    storage.close()

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
 
 from hpo_mab._errors import StorageError, UnknownNameError
+from hpo_mab.search import TrialReporter
 from hpo_mab.storage import Storage, files_folder, open_study, read_run, study_names
 
 
@@ -64,8 +68,6 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_study_offers_the_nearest(tmp_path: Path) -> None:
-    import optuna
-
     storage = Storage(str(tmp_path / "studies.db"))
     with pytest.raises(StorageError, match="There is no study"):
         open_study(storage, "digits")
@@ -114,3 +116,29 @@ def test_a_database_that_does_not_answer_is_waited_for(
     assert not storage.wait_until_back(seconds=0)
     assert storage.wait_until_back(seconds=60)
     storage.close()
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat")
+def test_a_database_in_a_folder_that_may_not_be_written_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path / "studies.db"))
+    study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
+    trial = study.ask()
+    with TrialReporter(trial, budget_examples=10, evaluations=1, curves=storage.curves) as reporter:
+        reporter.step(10)
+        reporter.report(accuracy=0.5)
+    study.tell(trial, reporter.accuracy)
+    written = read_run(storage, "own")
+    storage.close()
+    files = sorted(tmp_path.iterdir())
+    # Root may write everywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    shared = Storage(str(tmp_path / "studies.db"), create=False)
+    assert study_names(shared) == ("own",)
+    assert read_run(shared, "own") == written
+    assert len(written.trials[0].curve) == 1
+    with pytest.raises(StorageInternalError):
+        open_study(shared, "own").set_user_attr("a", 1)
+    assert sorted(tmp_path.iterdir()) == files
+    shared.close()

@@ -13,16 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.storage import (
-    Storage,
-    _process,
-    hold,
-    is_gone,
-    is_held,
-    is_here,
-    release,
-    this_process,
-)
+from hpo_mab.storage import Storage, _process
+from hpo_mab.storage._process import hold, is_gone, is_held, is_here, release, this_process
 
 _HOLD = """
 import sys, time
@@ -47,7 +39,9 @@ def test_a_process_finds_itself_and_others_that_ended() -> None:
 
 
 def test_a_lock_is_given_back_by_a_process_that_is_killed(database_url: str) -> None:
-    from hpo_mab.storage._process import Locks
+    from hpo_mab.storage._process import (
+        Locks,
+    )
 
     url = Storage(database_url).secret_url
     engine = sa.create_engine(url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -147,7 +146,7 @@ BROKEN: list[tuple[type[Sound], str]] = [
     (IgnoresRank, "test_ranks_split_the_examples"),
     (NewestFirst, "test_late_feedback_answers_oldest_draw"),
     (OutOfRange, "test_draws_valid_batches"),
-    (Poisoned, "test_finite_losses_of_a_bad_batch_count"),
+    (Poisoned, "test_all_non_finite_losses_are_alike"),
     (Poisoned, "test_non_finite_losses_leave_no_trace"),
     (SharesScores, "test_state_continues_the_stream"),
     (ShortBatch, "test_draws_valid_batches"),
@@ -179,15 +178,31 @@ def test_catches(broken: type[Sound], test: str, monkeypatch: pytest.MonkeyPatch
         run(**{name: offered[name] for name in names if name != "self"})
 
 
-def test_make_sampler_must_be_overridden() -> None:
-    with pytest.raises(NotImplementedError, match="make_sampler"):
-        SamplerContract().make_sampler(torch.zeros(3))
+class ByClass(Sound):
+    """Draws three batches of each class in turn."""
+
+    drawn = 0
+    turns = 3
+
+    def _draw(self) -> Draw:
+        number = self.drawn // self.turns % len(self.labels.unique())
+        self.drawn += 1
+        of_class = self.examples[self.labels[self.examples] == number]
+        return Draw(of_class[: self.batch_size], None, of_class[: self.batch_size])
 
 
-def test_table_model_answers_with_its_own_losses() -> None:
-    model = TableModel(10, 3)
-    sampler = Sound(model.labels, batch_size=4)
-    indices = sampler.draw()
-    loss = model.answer(sampler, indices)
-    torch.testing.assert_close(loss, model.losses[indices].mean() * 1.0)
-    assert math.isfinite(float(loss))
+def _feedback_of_another_batch(sampler: type[Sound]) -> None:
+    class Contract(SamplerContract):
+        def make_sampler(self, labels: Tensor, **arguments: Any) -> BatchSampler:
+            return sampler(labels, **arguments)
+
+    contract = Contract()
+    model = TableModel(contract.num_examples, contract.num_classes)
+    contract.test_refuses_feedback_of_another_batch(model)
+
+
+def test_a_sampler_in_the_order_of_classes_is_correct(monkeypatch: pytest.MonkeyPatch) -> None:
+    _feedback_of_another_batch(ByClass)
+    monkeypatch.setattr(ByClass, "turns", 1000)
+    with pytest.raises(pytest.skip.Exception, match="All batches of two passes"):
+        _feedback_of_another_batch(ByClass)

@@ -134,9 +134,8 @@ def test_a_capturable_sampler_draws_the_next_batch_with_the_step(splits: ImageSp
         assert parts.sampler.outstanding == 1
         seen.append(parts.sampler._outstanding[0].indices.clone())
     # Where the graph's replay looks for it, the batch is the one that the sampler waits for.
-    assert step._held is not None
-    assert parts.sampler._outstanding[0].indices is step._held.indices
-    assert parts.sampler._outstanding[0].context is step._held.context
+    assert parts.sampler._outstanding[0].indices is step._held["indices"]
+    assert parts.sampler._outstanding[0].context is step._held["context"]
     assert len({tuple(batch.tolist()) for batch in seen}) == 5
     assert not step.captured
 
@@ -219,9 +218,8 @@ def _history(parts: _Parts, *, capture: bool, steps: int) -> list[State]:
     for number in range(1, steps + 1):
         step(step=number)
         assert step._outputs is not None
-        assert step._held is not None
         losses, logits, targets = step._outputs
-        state = {"batch drawn": step._held.indices, "targets": targets, "losses": losses}
+        state = {"batch drawn": step._held["indices"], "targets": targets, "losses": losses}
         state |= {"logits": logits, "sum of losses": step._meter._total}
         state |= {f"weights {name}": weight for name, weight in parts.model.named_parameters()}
         if isinstance(parts.sampler, MABSampler):

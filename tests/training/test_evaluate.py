@@ -72,6 +72,17 @@ def test_the_highest_label_is_known_without_the_device() -> None:
     assert DeviceSweep(parts.validation, normalization=normalization).highest_label == 9
 
 
+@pytest.mark.parametrize("label", [-1, -100])
+def test_a_negative_label_is_refused_wherever_it_is(label: int) -> None:
+    # The loss would leave -100 out, and the accuracy count it as wrong.
+    inputs, targets = torch.zeros(5, 2), torch.tensor([0, 1, label, 1, 0])
+    sweep = LoaderSweep(TensorDataset(inputs, targets), batch_size=2)
+    with pytest.raises(ArgumentError, match=f"to evaluate on must be at least 0, got {label}"):
+        evaluate(nn.Linear(2, 2), sweep)
+    with pytest.raises(ArgumentError, match=rf"to evaluate on must be in \[0, 2\).*got {label}"):
+        evaluate(nn.Linear(2, 2), [(inputs, targets)])
+
+
 class _Wide(nn.Module):
     """Makes 4 MiB of each example on the way, and 64 MiB of its weights."""
 

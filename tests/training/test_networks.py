@@ -232,11 +232,11 @@ def test_a_network_with_extra_state_trains_on_a_stack(parts: Parts) -> None:
     assert set(stack.state(0)) == {"layer.weight", "layer.bias"}
 
 
-def test_a_misspelt_argument_is_named_with_the_function_called(parts: Parts) -> None:
-    with pytest.raises(TypeError, match=r"StackedTrainer\.start\(\) got .* 'evalutions'"):
+def test_a_misspelt_argument_is_named(parts: Parts) -> None:
+    with pytest.raises(TypeError, match=r"got .* 'evalutions'"):
         _start(_stack(parts, _WithExtraState), 0, _WithExtraState, _sampler(parts), evalutions=2)
     network = _network(_WithExtraState)
     optimizer = training.create_optimizer("sgd", network.parameters(), lr=0.1)
     options: dict[str, Any] = {"steps": 2, "evalutions": 2, "optimizer": optimizer}
-    with pytest.raises(TypeError, match=r"^Training\(\) got .* 'evalutions'"):
+    with pytest.raises(TypeError, match=r"got .* 'evalutions'"):
         Training(network, sampler=_sampler(parts), **parts, **options)

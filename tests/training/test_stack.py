@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from hpo_mab import models, samplers, training
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.data import ImageSplits, Normalization
-from hpo_mab.samplers import BatchSampler, MABSampler
+from hpo_mab.data import Augmentation, ImageSplits, Normalization
+from hpo_mab.samplers import BatchSampler, MABSampler, UniformSampler
 from hpo_mab.training import (
     DeviceBatches,
     DeviceSweep,
@@ -23,7 +24,8 @@ from hpo_mab.training import (
     TrainingDiverged,
 )
 from hpo_mab.training._draw_rows import DrawRows
-from hpo_mab.training._rows import stacked_cross_entropy
+from hpo_mab.training._rows import SlotTraining, stacked_cross_entropy
+from hpo_mab.training._schedule import LearningCurve
 
 Saved = Callable[[Any], Any]
 BATCH = 32
@@ -308,7 +310,7 @@ def test_all_slots_of_a_stack_choose_among_as_many_candidates(splits: ImageSplit
         for kind, knobs in others:
             sampler = task.sampler(kind, 1, **knobs)
             assert not stack.takes(sampler)
-            with pytest.raises(ArgumentError, match="must choose among as many candidates"):
+            with pytest.raises(ArgumentError, match="Sampler does not fit"):
                 task.start(stack, 1, sampler=sampler)
         assert stack.free == (1,)
 
@@ -457,12 +459,37 @@ def test_a_state_that_does_not_fit_is_refused(splits: ImageSplits) -> None:
         assert stack.free == (1,)
 
 
+class _Uncopied(UniformSampler):
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "nested": [self.labels]}
+
+
+def test_the_tensors_of_a_state_are_copies(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    stack = task.stack(1)
+    sampler = _Uncopied(splits.train.labels.clone(), batch_size=BATCH, seed=0)
+    stack.start(0, task.network(0), sampler=sampler, steps=4, evaluations=2)
+    stack.advance()
+    state = stack.state_dict(0)
+    (held,) = state["sampler"]["state"]["nested"]
+    expected = sampler.labels.clone()
+    assert torch.equal(held, expected)
+    sampler.labels.add_(1)
+    assert torch.equal(held, expected)
+    tensors = {name: tensor.clone() for name, tensor in state["tensors"].items()}
+    stack.advance()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, state["tensors"][name])
+
+
 def test_a_sampler_that_needs_the_network_within_a_step_trains_alone(
     splits: ImageSplits,
 ) -> None:
     task = _Task(splits)
-    with pytest.raises(ArgumentError, match="needs the network within its step"):
-        task.stack(1).start(0, task.network(0), sampler=task.sampler("gradnorm", 3), steps=20)
+    stack, sampler = task.stack(1), task.sampler("gradnorm", 3)
+    assert not stack.takes(sampler)
+    with pytest.raises(ArgumentError, match="GradNormSampler does not fit this stack"):
+        stack.start(0, task.network(0), sampler=sampler, steps=20)
 
 
 def test_a_slot_begins_again_as_if_it_were_new(splits: ImageSplits) -> None:
@@ -512,6 +539,19 @@ def test_a_training_that_diverges_does_not_affect_other_slots_or_the_next(
     assert isinstance(curves[0][-1], TrainingDiverged)
     assert str(curves[0][-1]).startswith("Training diverged by step 5: the training loss is")
     _assert_same(curves[1], task.alone(1, task.sampler("uniform", 1)))
+
+
+def test_a_diverged_training_lost_the_work_since_its_last_evaluation() -> None:
+    training = SlotTraining(LearningCurve(steps=4, evaluations=2), peak=0.1, batch_size=8)
+    training.done, training.seconds = 2, 3.0
+    point = training.evaluated(False, 0.5, 1.0, loss_sum=3.0, statistics={})
+    assert isinstance(point, Evaluation)
+    assert point.train_loss == 1.5
+    training.done, training.seconds = 4, 5.0
+    lost = training.evaluated(False, 0.5, float("nan"), loss_sum=3.0, statistics={})
+    assert isinstance(lost, TrainingDiverged)
+    assert (lost.step, lost.examples, lost.seconds) == (4, 16, 2.0)
+    assert training.curve.points == [point]
 
 
 def test_a_stopped_training_has_no_more_evaluations(splits: ImageSplits) -> None:
@@ -571,7 +611,7 @@ def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
     with pytest.raises(ArgumentError, match="batches of 32, got 8"):
         stack.start(1, task.network(0), **start | {"sampler": small})
     greedy = task.sampler("mab", 0, policy="softmax")
-    with pytest.raises(ArgumentError, match=r"must share policy.*with a correction, the prior"):
+    with pytest.raises(ArgumentError, match="MABSampler does not fit"):
         stack.start(1, task.network(0), **start | {"sampler": greedy})
     with pytest.raises(ArgumentError, match="momentum of optimizer 'sgd' must be in"):
         stack.start(1, task.network(0), optimizer={"momentum": 2}, **start)
@@ -672,7 +712,7 @@ def test_bandits_over_another_number_of_examples_are_refused(splits: ImageSplits
     labels = task.splits.train.labels
     stack.start(0, task.network(0), sampler=task.sampler("mab", 0), steps=4, evaluations=2)
     fewer = MABSampler(labels[:-5], batch_size=BATCH, seed=0)
-    with pytest.raises(ArgumentError, match=f"draw from {len(labels)} examples"):
+    with pytest.raises(ArgumentError, match="MABSampler does not fit"):
         stack.start(1, task.network(1), sampler=fewer, steps=4, evaluations=2)
 
 
@@ -730,3 +770,36 @@ def test_a_first_start_that_is_refused_decides_nothing(splits: ImageSplits) -> N
         stack.start(0, nn.Linear(3, 2), sampler=task.sampler("hard_mining", 0), steps=4)
     task.start(stack, 0, "mab")
     assert len(_finish(stack)[0]) == 4
+
+
+def test_free_slots_make_no_training_slower(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    for started in (1, 4):
+        stack = task.stack(4)
+        ticks = itertools.count()
+        # A step, or an evaluation, takes one second, with however many slots.
+        stack._clock = lambda ticks=ticks: float(next(ticks))
+        for slot in range(started):
+            task.start(stack, slot)
+        curves = _finish(stack)
+        assert [curves[slot][-1].seconds for slot in range(started)] == [1.0] * started
+        assert stack.idle_seconds[0] == (3.0 if started == 1 else 0.0)
+
+
+def test_each_slot_has_its_own_crops(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    losses = []
+    for augmentation in (None, Augmentation(pad=1, flip=False)):
+        task.batches = DeviceBatches(
+            task.splits.train,
+            normalization=task.batches.normalization,
+            augmentation=augmentation,
+        )
+        stack = task.stack(2)
+        for slot in range(2):
+            task.start(stack, slot, seed=3)
+        curves = _finish(stack)
+        losses.append([curves[slot][0].train_loss for slot in range(2)])
+    (plain, same), (first, second) = losses
+    assert same == pytest.approx(plain)
+    assert len({round(loss, 3) for loss in (plain, first, second)}) == 3

@@ -14,7 +14,6 @@ from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import MABSampler, UniformSampler
 from hpo_mab.training import DeviceBatches, DeviceSweep, Evaluation, LoaderBatches, LoaderSweep
-from hpo_mab.training._batches import TimedSampler
 
 Timeless = Callable[..., list[dict[str, Any]]]
 
@@ -96,24 +95,6 @@ def test_layout_changes_the_curve_by_rounding_only(splits: ImageSplits) -> None:
     # Also with one channel, where a tensor of either layout is contiguous in both.
     assert [layer.weight.stride(1) for layer in layers] == [1] * len(layers)
     assert last.loss == pytest.approx(plain.loss, rel=1e-3)
-
-
-def test_compiling_serves_training_and_evaluation_stays_plain(
-    splits: ImageSplits, timeless: Timeless, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-
-    def stand_in(model: nn.Module) -> Any:
-        def forward(inputs: Tensor) -> Tensor:
-            sizes.append(len(inputs))
-            return model(inputs)
-
-        return forward
-
-    expected = timeless(_Setup(splits).train())
-    monkeypatch.setattr(torch, "compile", stand_in)
-    assert timeless(_Setup(splits).train(compile=True)) == expected
-    assert sizes == [64] * 16
 
 
 def test_a_data_set_of_the_user_trains_exactly_as_images_on_the_device(
@@ -237,33 +218,6 @@ def test_a_scorer_is_bound_and_removed_at_the_end(splits: ImageSplits) -> None:
     assert setup.arguments["sampler"].scorer is None
 
 
-def test_batches_drawn_ahead_are_those_drawn_in_time(
-    splits: ImageSplits, timeless: Timeless, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class _InTurn(MABSampler):
-        calls: list[str]
-
-        def draw(self) -> Tensor:
-            self.calls.append("draw")
-            return super().draw()
-
-        def update(self, losses: Tensor, **more: Any) -> Tensor:
-            self.calls.append("update")
-            return super().update(losses, **more)
-
-    def curve() -> list[dict[str, Any]]:
-        # Sampling becomes uniform after 7 of 16 steps, no evaluation between.
-        setup = _Setup(splits, sampler=lambda *labels, **more: _InTurn(*labels, active=0.4, **more))
-        setup.arguments["sampler"].calls = calls
-        return timeless(setup.train())
-
-    calls: list[str] = []
-    ahead = curve()
-    assert calls == ["draw", "update"] * 16
-    monkeypatch.setattr(TimedSampler, "draw_ahead", lambda self: None)
-    assert curve() == ahead
-
-
 class _Slow(UniformSampler):
     """By its own clock a draw takes two seconds, and an update one."""
 
@@ -325,6 +279,7 @@ def test_draws_by_a_loader_are_timed(splits: ImageSplits, num_workers: int) -> N
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"evaluations": 0}, "evaluations must be at least 1, got 0"),
+        ({"warmup": -0.1}, r"warmup must be a share in \[0, 1\), got -0\.1"),
         ({"warmup": 1.0}, r"warmup must be a share in \[0, 1\), got 1\.0"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1\.0"),
     ],

@@ -77,6 +77,11 @@ def start(splits: ImageSplits) -> Start:
         {"kind": "mab", "graph": True, "average": 0.2},
         # Counts that decay are kept by the engine of CUDA devices: the next batch is drawn ahead.
         {"kind": "mab", "knobs": {"discount": 0.99}, "graph": True},
+        {
+            "kind": "mab",
+            "knobs": {"policy": "softmax", "discount": 0.99, "correction": 0.5},
+            "graph": True,
+        },
     ],
     ids=str,
 )

@@ -23,7 +23,7 @@ from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage
 from hpo_mab.storage._process import machine, this_process
-from hpo_mab.workers import Later, ProcessLauncher, RayLauncher, WorkerWarning, _processes
+from hpo_mab.workers import ProcessLauncher, RayLauncher, WorkerWarning, _processes, later_devices
 from hpo_mab.workers._processes import WorkerProcess
 
 PASSWORD = "hunter2"
@@ -275,14 +275,17 @@ def run_later(
                     here.running({99: state} if state else {})
                     started.append(len(Script.started))
                     continue
-                value = {} if state == "FAIL" else {"value": 0.5}
-                study.add_trial(optuna.create_trial(state=TrialState[state], **value))
+                attrs = {"hpo_mab:length": 2} if state == "UNBEGUN" else {}
+                value = {"value": 0.5} if state == "COMPLETE" else {}
+                kind = TrialState["PRUNED" if state == "UNBEGUN" else state]
+                study.add_trial(optuna.create_trial(state=kind, user_attrs=attrs, **value))
                 here(study, study.trials[-1])
                 assert passed.acquire(timeout=240)
                 started.append(len(Script.started))
             return False
 
-        later = Later(device="cpu", worth=worth)
+        monkeypatch.setattr(_processes, "_WORTH_SECONDS", worth)
+        later = functools.partial(later_devices, device="cpu")
         storage = Storage(str(tmp_path / "studies.db"))
         ProcessLauncher(storage, devices=later, data_root="data")(study, pass_on, run_here)
         storage.close()
@@ -296,6 +299,13 @@ def test_others_are_started_once_a_trial_has_finished_and_enough_is_left(
 ) -> None:
     # 20 s for the first that finishes and 11 left, which take 220 s.
     assert run_later("FAIL", "COMPLETE", "COMPLETE", worth=219.0) == [0, 1, 1]
+
+
+def test_a_continuation_that_could_not_begin_is_no_measure_of_a_trial(
+    run_later: Callable[..., list[int]],
+) -> None:
+    # 20 s for the first that is trained and 10 left, which take 200 s.
+    assert run_later("UNBEGUN", "COMPLETE", worth=199.0) == [0, 1]
 
 
 def test_others_are_not_started_for_little_work(run_later: Callable[..., list[int]]) -> None:
@@ -386,7 +396,7 @@ def test_a_run_that_is_alone_shows_its_running_trial(
 
     Target(trials=1, total=None, epoch_examples=100).save(study)
     storage = Storage(str(tmp_path / "studies.db"))
-    ProcessLauncher(storage, devices=Later(), data_root="data")(study, progress, run_here)
+    ProcessLauncher(storage, devices=later_devices, data_root="data")(study, progress, run_here)
     storage.close()
     assert progress.shares == [{1: 0.5}]
 
@@ -476,18 +486,6 @@ def test_a_password_reaches_the_worker_and_nobody_else() -> None:
     worker.close()
 
 
-_SLEEPER = """
-import time
-from hpo_mab.cli._main import interrupt_at_eof
-interrupt_at_eof()
-try:
-    print("ready", flush=True)
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
-
-
 def test_a_signal_is_why_a_worker_ended_whatever_it_wrote_before() -> None:
     url = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/studies"
     worker = WorkerProcess(["--study", "mine"], storage=url)
@@ -495,18 +493,6 @@ def test_a_signal_is_why_a_worker_ended_whatever_it_wrote_before() -> None:
     worker.kill()
     assert worker.last_line() == "ended by signal 9 (9 is often a lack of memory)"
     worker.close()
-
-
-def test_a_worker_whose_parent_is_gone_interrupts_itself() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", _SLEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        assert child.stdin is not None
-        assert child.stdout.readline() == "ready\n"
-        child.stdin.close()
-        assert child.stdout.readline() == "interrupted\n"
-        assert child.wait(120) == 0
 
 
 def test_a_termination_signal_is_like_ctrl_c() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate, mean_estimate
 from hpo_mab.compare._records import CONFIDENCE, CURRENCIES, ComparisonSummary, Currency, Final
-from hpo_mab.compare._text import arm_words, weights_evaluated
+from hpo_mab.compare._text import weights_evaluated
 from hpo_mab.compare.figures._style import (
     add_interval,
     add_line,
@@ -135,8 +135,7 @@ def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "exampl
     """
     arms = arms_compared(summary)
     made = figure(
-        title=f"Accuracy minus {arm_words(summary.reference)}'s, same configurations, "
-        f"at equal {currency}",
+        title=f"Accuracy minus {summary.reference}'s, same configurations, at equal {currency}",
         x=_budget_axis(summary, currency),
         y="difference in accuracy (points)",
     )
@@ -173,7 +172,7 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
     arms = arms_compared(summary)
     made = figure(
         title=f"Acceleration: how many times the {currency} "
-        f"{arm_words(summary.reference)} needs for the same accuracy",
+        f"{summary.reference} needs for the same accuracy",
         x=_budget_axis(summary, currency),
         y=f"k, ratio of {currency} (1 = as fast)",
     )
@@ -202,7 +201,7 @@ def fidelity(summary: ComparisonSummary, *, final: Final = "reference") -> go.Fi
         final: Whose final ranking: the reference's, or each arm's ``"own"``.
     """
     arms = arms_compared(summary)
-    whose = f"{arm_words(summary.reference)}'s" if final == "reference" else "each arm's own"
+    whose = f"{summary.reference}'s" if final == "reference" else "each arm's own"
     made = figure(
         title=f"Fidelity: agreement of early accuracy with {whose} final ranking",
         x=_budget_axis(summary, "examples"),
@@ -245,7 +244,7 @@ def _budget_axis(summary: ComparisonSummary, currency: Currency) -> str:
     if currency not in CURRENCIES:
         raise UnknownNameError("currency", currency, CURRENCIES)
     if currency == "seconds":
-        return f"budget t, {arm_words(summary.reference)}'s training examples"
+        return f"budget t, {summary.reference}'s training examples"
     return "budget t, training examples"
 
 

@@ -19,7 +19,6 @@ from hpo_mab.advantage import Estimate
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, CostToTarget, Currency
 from hpo_mab.compare._summary import incumbent_curve
 from hpo_mab.compare._tables import TARGETS, too_wide
-from hpo_mab.compare._text import arm_words
 from hpo_mab.compare.figures._style import (
     add_interval,
     add_line,
@@ -126,7 +125,7 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
 
     chosen = colours(arms_compared(summary))
     made = figure(
-        title=f"Cost to target in {currency}, relative to {arm_words(summary.reference)}",
+        title=f"Cost to target in {currency}, relative to {summary.reference}",
         x=f"ratio of {currency} (below 1 = cheaper; log scale)",
         y="target",
     )
@@ -142,7 +141,7 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
                     x=[cost.ratio.value for cost in costs],
                     # Two lines each: a telephone has no room for one.
                     y=["<br>".join(textwrap.wrap(TARGETS[cost.target], 14)) for cost in costs],
-                    name=arm_words(contrast.arm),
+                    name=contrast.arm,
                     legendgroup=contrast.arm,
                     mode="markers",
                     marker={
@@ -351,7 +350,7 @@ def knob_slices(
                     go.Scatter(
                         x=[x if numeric else str(x) for x in (t.params[knob] for t in kept)],
                         y=[100 * (trial.value or 0.0) for trial in kept],
-                        name=arm_words(arm),
+                        name=arm,
                         legendgroup=arm,
                         # One entry for all panels.
                         showlegend=arm not in shown,
@@ -399,7 +398,7 @@ def knob_importance(importances: Mapping[str, Mapping[str, float]]) -> go.Figure
                     x=[100 * shares.get(name, 0.0) for name in order],
                     y=order,
                     orientation="h",
-                    name=arm_words(arm),
+                    name=arm,
                     legendgroup=arm,
                     marker={"color": chosen[arm]},
                     hovertemplate="%{y}: %{x:.1f} %<extra>%{fullData.name}</extra>",

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hpo_mab.compare._text import arm_words
-
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -144,7 +142,7 @@ def add_line(
         go.Scatter(
             x=at[seen].tolist(),
             y=values[seen].tolist(),
-            name=arm_words(name),
+            name=name,
             legendgroup=name,
             line=line,
             **({"mode": "lines"} | options),
@@ -194,7 +192,7 @@ def add_interval(
         "legendgroup": name,
         "showlegend": False,
         "hoverinfo": "skip",
-        "name": f"{arm_words(name)}: {label}",
+        "name": f"{name}: {label}",
         "line": {"width": 0, "shape": "hv" if step else "linear"},
     }
     # A band is two lines without width, the upper one filled down to the one before it.
@@ -233,7 +231,7 @@ def _add_bars(
             legendgroup=name,
             showlegend=False,
             hoverinfo="skip",
-            name=f"{arm_words(name)}: {label}",
+            name=f"{name}: {label}",
         )
     )
     explain(target, f"bar: {label}")
@@ -253,7 +251,7 @@ def add_open_ends(
             y=list(y),
             mode="markers",
             marker={"symbol": "arrow-up", "size": 10, "color": colours(arms)[name]},
-            name=f"{arm_words(name)}: no upper bound",
+            name=f"{name}: no upper bound",
             legendgroup=name,
             showlegend=False,
             hoverinfo="skip",
@@ -285,7 +283,7 @@ def add_unit(
     """Add the line of the reference arm, in its colour."""
     reference = summary.reference
     colour = colours(arms_compared(summary))[reference]
-    add_reference(target, x, y, name=arm_words(reference), colour=colour)
+    add_reference(target, x, y, name=reference, colour=colour)
 
 
 def explain(target: go.Figure, text: str) -> None:
