@@ -29,7 +29,7 @@ TWIN_KEY = "hpo_mab:twin_of"
 PROMOTES_KEY = "hpo_mab:promotes"
 #: How many budgets long it is, where it continues beyond one.
 LENGTH_KEY = "hpo_mab:length"
-#: Training examples that it may process, of a loop that a `TrialReporter` follows.
+#: Training examples that it may process; only in a study without a definition.
 BUDGET_KEY = "hpo_mab:budget"
 #: Training examples and seconds of its curve.
 EXAMPLES_KEY = "hpo_mab:examples"
@@ -64,7 +64,7 @@ RETRY_KEY = "failed_trial"
 # User attributes of a study.
 #: The definition that it was made from, see `hpo_mab.storage.StoredDefinition`.
 DEFINITION_KEY = "hpo_mab:definition"
-#: Seed of a study of own loops, which users set.
+#: Seed of a study whose trials a `TrialReporter` follows; the user sets it.
 SEED_KEY = "hpo_mab:seed"
 #: The goal of its trials, see `hpo_mab.search._target.Target`.
 TARGET_KEY = "hpo_mab:target"
@@ -263,7 +263,7 @@ def is_range(value: Any) -> bool:
     return isinstance(value, Mapping) and ("choices" in value or {"low", "high"} <= value.keys())
 
 
-#: Parameters that have names of their own, by those of earlier versions: list and item.
+#: Names of parameters that are items of a list, by their earlier names, ``list.index``.
 ITEM_NAMES = {"sampler.prior.0": "sampler.prior_alpha", "sampler.prior.1": "sampler.prior_beta"}
 
 

@@ -160,10 +160,10 @@ def stored_arguments(
     *,
     skip: Container[str] = (),
 ) -> dict[str, Any]:
-    """Arguments of a call by name as a file can hold them, defaults included, but for ``skip``.
+    """Arguments of a call by name, in a form that a file can hold, without those in ``skip``.
 
-    They are equal after loading. Those of ``**`` are among them. If they do not fit the signature,
-    the result is empty; the call itself then raises TypeError.
+    Defaults and arguments passed by ``**`` are included. Saving and loading does not change the
+    result. It is empty if the arguments do not fit the signature; the call then raises TypeError.
     """
     try:
         bound = signature.bind(*args, **kwargs)

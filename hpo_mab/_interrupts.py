@@ -23,7 +23,7 @@ class _Interrupts:
         # The second Ctrl-C is raised at once.
         again = self.pressed and number == signal.SIGINT
         self.pressed = True
-        # A child process has this handler, too, but no loop of trials.
+        # A forked process inherits this handler, but has no loop that raises Ctrl-C later.
         if self.raised_at_once or again or os.getpid() != self.process:
             raise KeyboardInterrupt
 

@@ -203,7 +203,7 @@ def _first_not_whole(array: np.ndarray[Any, Any]) -> int | None:
         with np.errstate(invalid="ignore"):
             wrong = array.astype(np.int64) != array
         if array.dtype.kind == "f":
-            # Some processors convert it to the largest integer, which as a float equals it.
+            # Some processors convert 2**63 to the largest int64, which as a float equals 2**63.
             wrong |= array >= 2.0**63
     else:
         wrong = np.array([not _is_whole(value) for value in array.tolist()])

@@ -304,10 +304,10 @@ class Plan:
 
     @property
     def once(self) -> set[int]:
-        """Numbers of the `latest` that show each configuration once, under one batch sampler.
+        """Numbers of the `latest` trials, with one trial for each configuration.
 
-        The study has continued with the highest slot's batch sampler. Twins under it replace their
-        originals; all other twins are left out.
+        The study continues with the batch sampler of its highest slot. Twins under that sampler
+        replace their originals; all other twins are left out.
         """
         own = [one for one in self._attempts if not one.twin]
         known = (one for one in own if one.sampler is not None)

@@ -324,7 +324,7 @@ def lazy_names(
 
     Args:
         package: Its ``__name__``.
-        modules: By names, separated by spaces: the module that holds them, absolute or relative.
+        modules: Maps names, separated by spaces, to their module, absolute or relative.
     """
     module_of = {name: module for names, module in modules.items() for name in names.split()}
 

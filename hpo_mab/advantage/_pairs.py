@@ -208,10 +208,10 @@ def pair_curves(
 
     The budgets are those of the reference's longest complete trial. Failed trials, and trials that
     are not marked ``paired``, are left out. If all studies have the same number of evaluations, and
-    all complete trials made equally many, these are compared by their number: batch sizes may round
-    a budget, or set it. Otherwise curves are read at the budgets, or at those shares of a trial's
-    own one where that is known, by straight lines; budgets within 1% count as reached. A curve is
-    NaN beyond its last evaluation and before its first one.
+    all complete trials made equally many, evaluations of equal number are compared: the batch size
+    may round a trial's budget, or set it. Otherwise curves are interpolated linearly at budgets.
+    Where a trial's own budget is known, they are read at the same shares of it. Budgets within 1%
+    count as reached. A curve is NaN beyond its last evaluation and before its first one.
 
     Args:
         bandit: Studies of the arm in question, one a seed.
@@ -263,7 +263,7 @@ def _grid(
     to_end = most is not None
     budget = min((run.trial_examples for run in runs), default=0)
     grid = np.unique([] if longest is None else _examples(longest, budget=budget, to_end=to_end))
-    # Large batches go beyond the budget, where those of smaller batches are not known.
+    # The last step of a large batch may exceed the budget, where smaller batches have no value.
     grid = np.unique(np.minimum(grid, budget)) if budget else grid
     return grid, functools.partial(_curve_at, budget=budget, to_end=to_end)
 

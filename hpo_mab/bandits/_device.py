@@ -1,6 +1,6 @@
-"""The engine of CUDA, of decaying counts, and of all policies: every arm is drawn, in tensors.
+"""The engine in tensors, for CUDA, discounted counts and all policies: it makes a key for each arm.
 
-Nothing here makes the host wait for the device.
+Draws and updates do not make the host wait for the device.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class TensorCounts:
     def _push(
         self, memory: Tensor, arms: Tensor, rewards: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Write pulls to the ring; returns the arms and rewards they replace, and where one was."""
+        """Write pulls to the ring; returns old arms, old rewards and where a pull was replaced."""
         slots = (self._pushed % memory)[:, None]
         old_arms = self._ring_arms.gather(1, slots)[:, 0]
         old_rewards = self._ring_rewards.gather(1, slots)[:, 0]
@@ -169,7 +169,8 @@ class DeviceEngine(BanditEngine):
         self._draws = torch.zeros(shares.shape, dtype=torch.int32, device=device)
         #: Pulls rewarded, and pulls judged, since `figures`.
         self._tally = torch.zeros(stack, 2, dtype=torch.int64, device=device)
-        # `begin` may give a network of a stack a floor; a single engine keeps its settings.
+        # Whether uniform picks are drawn. `begin` may give a network of a stack a floor later; the
+        # engine of a `MABSampler` keeps its settings.
         self._floors = stack > 1 or capacity is not None or settings.uniform > 0
 
     def begin(

@@ -313,15 +313,16 @@ class HostEngine(BanditEngine):
     def _move(self, arms: Ints, rewards: Rewards, *, added: bool) -> None:
         """Add or remove one pull of each bandit, [B] each."""
         old = self._members.columns_of(self._members.rows, arms)
-        # Read from a small table: after a training step no count of an arm is in the cache.
+        # From a small table: reading each arm's counts would miss the CPU cache after a step.
         new = self._after[int(added), old, rewards]
-        counted = np.flatnonzero(new == self._shared)
-        if len(counted):
-            positions = self._starts[counted] + arms[counted]
-            begins = old[counted] != self._shared
-            self._pairs[positions[begins]] = self._known[old[counted[begins]]]
-            self._pairs[positions, 1 - rewards[counted]] += 1 if added else -1
-            new[counted] = columns_of(self._pairs[positions], self._shared)
+        # Bandits whose arm is drawn one by one; `entering`: since this pull.
+        single = np.flatnonzero(new == self._shared)
+        if len(single):
+            positions = self._starts[single] + arms[single]
+            entering = old[single] != self._shared
+            self._pairs[positions[entering]] = self._known[old[single[entering]]]
+            self._pairs[positions, 1 - rewards[single]] += 1 if added else -1
+            new[single] = columns_of(self._pairs[positions], self._shared)
         self._members.move(arms, old, new)
 
     def _all_pairs(self) -> NDArray[Any]:
@@ -354,9 +355,9 @@ class HostEngine(BanditEngine):
         if len(shared):
             own = columns != self._shared
             cells, columns = cells[own], columns[own]
-        # One variate E ~ Exp(1) stands for the n arms of a state: E / n is the least of n of them.
-        # The policy turns log(E / n) into a cost: the state of the best arm has the least.
-        # Arms of a state are exchangeable, so a uniform one is an exact draw.
+        # The least of n Exp(1) variates is distributed as E / n, so one variate E stands for the n
+        # arms of a state. The policy turns log(E / n) into the cost of the state's best arm; the
+        # least cost wins. Arms of a state are exchangeable, so a uniform one is an exact draw.
         race = self._rng.standard_exponential(len(cells))
         race /= counts.take(cells)
         np.log(race, out=race)

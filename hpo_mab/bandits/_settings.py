@@ -38,10 +38,10 @@ def above_average(losses: Any, average: Any) -> Any:
 
 
 #: Rules of reward. A rule is called with losses [..., B] and the moving average of the mean loss
-#: of the batches before, [..., 1]; it returns which losses are rewarded, as booleans [..., B]. The
-#: engine of Thompson sampling on the CPU calls it with NumPy arrays of one batch, the other with
-#: tensors of a stack's batches. It must neither wait for the device nor change its arguments.
-#: On a device a network's losses may be not finite; their rewards do not count.
+#: of the batches before, [..., 1]. It returns which losses are rewarded, as booleans [..., B].
+#: `HostEngine` calls it with NumPy arrays [B] and [1], `DeviceEngine` with tensors [K, B] and
+#: [K, 1] of a stack. It must neither wait for the device nor change its arguments. `DeviceEngine`
+#: may call it with losses that are not finite, and ignores the rewards of that network's batch.
 REWARDS = Registry(
     "reward",
     {
@@ -120,7 +120,8 @@ class MovingAverage:
         for average, value in ((self._total, mean), (self._weight, 1.0)):
             moved = self._decay * average + (1 - self._decay) * value
             average.copy_(torch.where(valid, moved, average))
-        # In the losses' precision, as on the host: a loss equal to the average is at it.
+        # In the losses' precision, as on the host: otherwise a loss equal to the rounded average
+        # could lie below the exact one.
         return before[:, None].to(losses.dtype), valid[:, None]
 
     def tensors(self) -> dict[str, Tensor]:

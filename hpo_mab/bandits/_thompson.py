@@ -253,7 +253,7 @@ class LogitGrid:
         arms: Arms of the largest bandit: the more arms, the further the best lies up the tail.
     """
 
-    #: Tail mass left out at either end, as a logarithm; and the distance of points.
+    #: Minus the logarithm of the tail mass left out at either end, and the spacing of the points.
     TAIL = 14.0
     STEP = 0.06
 

@@ -120,7 +120,7 @@ def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
     listed = found.exclusion(drop)
     write_file(path, listed.to_json())
     count = len(listed.indices) - (0 if before is None else len(before.indices))
-    kept = "" if count == drop else f" (the last one of a class stays, {drop - count} in all)"
+    kept = "" if count == drop else f" (without {drop - count}: the last one of a class stays)"
     more = "" if before is None else f", and {len(before.indices)} that the study leaves out"
     doubtful = min(count, found.record.suspicious)
     option = shlex.quote(f"data.exclude={path}")

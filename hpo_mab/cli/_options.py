@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def _names(module: str, name: str, *more: str) -> Callable[[], list[str]]:
-    """Completes with a module's names, a function or a collection; imports it only then."""
+    """Completes names from a module's collection, or from its function that returns one.
+
+    The module is imported on completion only, so that commands start fast.
+    """
 
     def complete() -> list[str]:
         found = getattr(importlib.import_module(module), name)
@@ -104,7 +107,7 @@ Budget = Annotated[
     str | None,
     typer.Option(
         help="Limit for all trials together: 45s, 30m, 2h of training and evaluation, added up "
-        "over workers; or 200epochs, 1000000examples. The trial that reaches it is finished."
+        "over workers; or 200epochs, 1000000examples. Trials that run then still end as usual."
     ),
 ]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the training set per trial.")]
@@ -292,7 +295,7 @@ def silence_optuna() -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    # It logs a traceback for each broken connection, and for one that a second Ctrl-C interrupts.
+    # SQLAlchemy logs a traceback for each connection that breaks or that Ctrl-C interrupts.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 

@@ -172,7 +172,7 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         verb = "took" if auto["source"] else "chose"
         rows.append(("Sampler", f"auto {verb} {auto['sampler']}: {auto['why']}"))
         if auto["twins"]:
-            here, there = "on top of the study's trials", "there; this study held no race"
+            here, there = "on top of the study's trials", "in that study; this one held no race"
             text = (
                 f"that took {auto['twins']} trainings, {auto['examples']:,} examples, "
                 f"{duration(auto['seconds'])}, {there if auto['source'] else here}"

@@ -41,7 +41,8 @@ class StudyProgress:
         trials: Trials the study should have.
         label: What is shown before the bar.
         quiet: Show nothing.
-        curves: Where the study's curves are: its total budget counts for the time left.
+        curves: The storage's learning curves, from which the share of the total budget spent is
+            computed; None ignores that budget in the time left.
     """
 
     def __init__(

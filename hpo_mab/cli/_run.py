@@ -48,9 +48,9 @@ def launcher(context: typer.Context, spec: StudySpec, storage: Storage) -> Launc
         )
     if workers is None and ray is not None:
         raise ArgumentError(
-            "--ray needs --workers N: how many it places. 'auto' counts this machine's cores."
+            "--ray needs --workers N, its number of workers: 'auto' counts this machine's cores."
         )
-    # Those of this command, which may differ from the stored definition's.
+    # This command's values, because the stored definition's may be others.
     given: dict[str, Any] = {"data_root": spec.data.root, "slots": spec.training.slots}
     in_memory = storage.is_sqlite and storage.file is None
     if (workers == 1 and ray is None) or (workers is None and in_memory):

@@ -51,8 +51,8 @@ class Answer:
     """The answer to one question about an arm.
 
     The reply is ``"yes"`` if the whole interval lies above zero, and ``"no"`` if it lies below. It
-    is ``"cannot tell"`` otherwise, and where the interval leaves something out that could explain
-    it, see ``reason``. The measures, each minus the reference's:
+    is ``"cannot tell"`` otherwise, or if something that the interval leaves out may explain the
+    difference, see ``reason``. Each question has a difference, the arm's minus the reference's:
 
     - ``"learns"``: validation accuracy of the same configuration at the end of a trial, over pairs;
     - ``"model"``: validation accuracy of the best configuration after what the cheaper study spent
@@ -127,13 +127,13 @@ class Answer:
 
 
 def answers(contrast: Contrast) -> tuple[Answer, ...]:
-    """The answers about one arm: each question at equal examples and at equal seconds.
+    """The answers about one arm: each question with each of its currencies.
 
-    One seed cannot compare searches. Seconds cannot be compared where arms were trained in
-    different numbers of slots or on different hardware, nor those of pairs that are the same
-    trainings. Pairs get a reply at equal seconds only where it is also that at equal examples: the
-    slower arm's learning rate has not decayed at that time, and its accuracy may be that of fewer
-    validation images.
+    One seed gives no answer about searches. Seconds give none if the arms were trained in different
+    numbers of slots or on different hardware, or if both arms of all pairs are the same trainings.
+    For pairs, a yes or no at equal seconds must also be the reply at equal examples. At equal
+    seconds the slower arm's learning rate has not decayed yet, and its accuracy may be measured on
+    fewer validation images.
     """
     return tuple(_answer(contrast, question, currency) for question, currency in _QUESTIONS)
 
@@ -188,7 +188,7 @@ def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> s
             f"a pruner stopped {contrast.stopped} of the pairs; those left are a biased selection"
         )
     own, other = contrast.diverged
-    # What diverged is not among the pairs, and would have lost.
+    # The pairs leave out configurations that diverged, which would count against their arm.
     ahead, behind = (own, other) if reply == "yes" else (other, own)
     if ahead > behind:
         return (

@@ -56,8 +56,8 @@ def evidence_of(
     pairs = pair_curves(own, other)
     count = len(pairs.budgets)
     if all(run.settings.evaluations == count for run in both):
-        # A pruner counts evaluations. Budgets in examples are rounded to whole steps: their share
-        # may exceed that of the evaluation, and a rung would be decided one later.
+        # A pruner counts evaluations. Budgets in examples are rounded to whole steps, so a budget's
+        # share may exceed that of its evaluation. A rung would then be decided one evaluation late.
         pairs = dataclasses.replace(pairs, budgets=np.arange(1.0, count + 1))
     return measure_evidence(
         pairs,

@@ -207,7 +207,8 @@ class Contrast:
             many threads, likewise; true where that is not known.
         diverged: Configurations that diverged or failed in this arm only, and in the reference
             only. They are not among the pairs that reached the end of a trial.
-        stopped: Configurations that a pruner stopped in one arm or both: those left are a choice.
+        stopped: Configurations that a pruner stopped in one arm or both. The pairs left are a
+            biased selection.
 
     Examples:
         >>> from pathlib import Path
@@ -280,7 +281,7 @@ def winner(runs: Sequence[StudyRun]) -> StudyRun | None:
     return max(complete, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
-#: Fewer signed differences than this cannot reach any usual level.
+#: With fewer differences the two-sided p-value is at least 0.125, above all usual levels.
 FEWEST_FOR_TEST = 5
 
 
@@ -289,8 +290,8 @@ def geometric_mean(ratios: Sequence[float], *, censored: bool = False) -> Estima
 
     Args:
         ratios: One a seed.
-        censored: Whether some ratios are lower bounds. Then so is the mean: its lower end holds,
-            and there is no upper one.
+        censored: Whether some ratios are lower bounds. The mean is then a lower bound, too, and
+            its interval has no upper end.
     """
     # Of logarithms: a ratio of 2 and one of 1/2 then cancel each other.
     logs = mean_estimate(np.log(np.asarray(ratios, float)))
@@ -314,8 +315,8 @@ _MOST_EXACT = 50
 def signed_rank_p(differences: ArrayLike) -> float | None:
     """Two-sided p-value of Wilcoxon's signed-rank test; None below 5 differences.
 
-    Exact for up to 50 differences, with ties; zeros are left out. Five seeds cannot give less than
-    0.0625, six not less than 0.031.
+    Exact for up to 50 differences, also with ties; zeros are left out. The smallest p-value of five
+    seeds is 0.0625, of six 0.031.
     """
     from scipy import stats
 

@@ -203,7 +203,7 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
   .cards td:first-child::before { content: none; }
 }
 """
-#: Plotly draws into a folded part before that has a width.
+#: A folded part has no width when Plotly draws into it, so unfolding must resize its figures.
 _SCRIPT = """
 document.querySelectorAll("details").forEach(part => part.addEventListener("toggle", () =>
   part.querySelectorAll(".js-plotly-plot").forEach(plot => Plotly.Plots.resize(plot))));

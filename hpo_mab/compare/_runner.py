@@ -69,11 +69,11 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
     return arms
 
 
-#: Called before each study with its name and number of trials; a context that ends with it.
+#: Called before each study with its name and number of trials. The context ends with the study.
 StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[TrialCallback | None]]
 
-#: Called before each training of an incumbent with its study's name, which one it is, and of how
-#: many.
+#: Called before each training of an incumbent: with the study's name, the training's number from 1,
+#: and the number of trainings.
 RetrainCallback = Callable[[str, int, int], None]
 
 

@@ -73,8 +73,8 @@ def stored_comparison(
 ) -> ComparisonRuns:
     """A comparison of stored studies; nothing is trained.
 
-    Scores of re-trained incumbents are taken over where the reference's of the same seed were
-    re-trained for as long.
+    Test accuracies of re-trained incumbents are used only if the reference's incumbent of the same
+    seed was re-trained with the same budget.
 
     Args:
         studies: Names or patterns, each ``[ARM=][DATABASE#]STUDY``, e.g. ``"digits-*"``,
@@ -144,8 +144,8 @@ def _refuse_twice(one: _Found, other: _Found) -> None:
     if one.place != other.place:
         raise ArgumentError(
             f"'{one.place}' and '{other.place}' are both arm '{one.run.arm}', seed {one.run.seed}, "
-            "and a comparison takes one study of an arm and seed. Name only one of them, or "
-            "give one another arm's name: NAME=STUDY. Studies of own loops may have a seed: "
+            "and a comparison takes one study for each arm and seed. Name only one of them, or "
+            "rename the arm of one: NAME=STUDY. In a study of your own loop, set the seed: "
             f"study.set_user_attr('{SEED_KEY}', 1)."
         )
 

@@ -372,10 +372,10 @@ def _early_ends(arm: Runs, reference: Runs, seeds: Sequence[int]) -> dict[str, A
 
 
 def _last_attempts(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]:
-    """By seed and slot the trial within one budget that ended; one that failed if there is none."""
+    """By seed and slot, the complete or pruned trial of one budget; without one, a failed trial."""
     found: dict[tuple[int, int], TrialRun] = {}
     for run in runs:
-        # A lost attempt is being tried again.
+        # A slot that is being tried again has no outcome yet: its failed attempts do not count.
         again = {trial.slot for trial in run.trials if trial.state in OPEN}
         for trial in run.trials:
             if not trial.paired or trial.twin:
@@ -409,7 +409,7 @@ def _hardware(run: StudyRun) -> list[Any] | None:
         device = "cuda" if cards else "cpu"
     kind = device.partition(":")[0]
     used = cards if kind == "cuda" else []
-    # Cards of one kind are equal.
+    # GPUs of one model are equally fast, so the device's index matters only if models differ.
     where = device if len(used) > 1 else kind
     return [*map(known.get, ("cpu", "cpu_cores", "cpu_threads")), used, where]
 

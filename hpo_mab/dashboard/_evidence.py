@@ -105,7 +105,7 @@ def _choice_text(choice: Choice | None, evidence: Evidence | None, unused: str) 
         for one in choice.standings
     ]
     head = ("sampler", "pairs", "at equal examples", "at equal seconds", "seconds a trial")
-    whose = "there, none here" if choice.source else "on top of the study's trials"
+    whose = "in that study, none in this one" if choice.source else "on top of the study's trials"
     return (
         f"{text} The race took {choice.twins} trainings {whose}: "
         f"{choice.examples:,} examples, {choice.seconds:,.1f} seconds.\n\n"
@@ -189,9 +189,10 @@ def _measured_text(evidence: Evidence) -> str:
     return (
         f"Measured on {evidence.pairs} pairs{_source_text(evidence)}, {confidence} intervals in "
         f"brackets (evidence `{evidence.digest}`):\n\n{markdown_table(head, rows)}\n\n"
-        "**D**: accuracy of the sampler minus uniform's. **k**: how many times the budget uniform "
-        "needs for the same accuracy (>=: it did not reach it; inf: not seen). **f**: Kendall's "
-        "tau-b of the sampler's early accuracies with its final ones, minus uniform's."
+        "**D**: accuracy of the sampler minus uniform's. **k**: uniform's budget for the same "
+        "accuracy, divided by the sampler's (>=: uniform did not reach it; inf: no upper bound). "
+        "**f**: Kendall's tau-b of the sampler's early accuracies with its final ones, minus "
+        "uniform's."
     )
 
 

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 CURVES_FILE = "learning-curves.csv"
 PICTURES_FILE = "suspicious-labels.png"
-#: Width of a picture in it, and of the gap between two, in pixels.
+#: Side of an example's picture, and the gap between two, in pixels.
 _SIDE, _GAP = 96, 8
-#: Evaluations from which a study's curves are too many to be read off its pages.
+#: From this many evaluations on, a study's curves are also saved as a CSV file.
 LARGE = 1_000
 
 _VARIABLE = "HPO_MAB_ARTIFACTS"

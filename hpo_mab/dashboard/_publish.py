@@ -107,7 +107,7 @@ _FEWEST_TRIALS = 10
 
 
 def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
-    """Figures of studies by name, which sorts as they are to be shown; none without data.
+    """Figures of studies that have data, by name; the names sort in the order of display.
 
     Args:
         runs: The studies.
@@ -130,7 +130,7 @@ def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
 
 
 def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
-    """Figures of a comparison by name, which sorts as they are to be shown; none without data.
+    """Figures of a comparison that have data, by name; the names sort in the order of display.
 
     Args:
         summary: From `hpo_mab.compare.summarise`.
@@ -235,7 +235,7 @@ def publish_study(
 ) -> Published:
     """Write a study's note, figures, trial notes and, where large, its learning curves.
 
-    Never raises for what it cannot write: the study itself is stored already.
+    Errors are returned in `Published.problem`, not raised: the study itself is stored already.
 
     Args:
         storage: The study's database.
@@ -259,7 +259,7 @@ def publish_comparison(
 ) -> Published:
     """Write notes with the verdict, and figures of all arms, into every study of a comparison.
 
-    Never raises for what it cannot write: the studies themselves are stored already.
+    Errors are returned in `Published.problem`, not raised: the studies are stored already.
 
     Args:
         storage: Where the studies live.
@@ -350,7 +350,7 @@ def _publish_one(
         # A study that continues by itself keeps the verdict of the comparison it was part of.
         verdict = found or before.get("found", {})
         if not found and verdict and before.get("finished") == ended:
-            # A comparison has drawn its figures meanwhile.
+            # No trial has ended since the comparison was published: its figures stay.
             drawn = {}
         note = study_note(
             run,

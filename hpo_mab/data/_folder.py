@@ -235,7 +235,7 @@ def _split_folders(root: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
 
 def _is_class(name: str, path: Path, part: str, found: Mapping[str, Path]) -> bool:
     """Whether a folder with the name of a part is a class: it has no folders of classes."""
-    if part == "train":  # A class of vehicles has images and no folders.
+    if part == "train":  # Trains may be a class: its folder has images and no folders.
         return not _Walk().folders(path)
     valid = name.casefold() == "valid" and "train" not in found
     return valid and not _Walk().folders(path) and bool(_Walk().images(path))
@@ -295,7 +295,7 @@ def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
     texts = (*_unreadable_warning(names, read), *_constant_warning(names, read, rendering))
     parts = _readable_parts(layout, read)
     _check_present(layout, parts, root)
-    # The training files are the first of all files. No name for the zip: it would hold `read`.
+    # The training files come first. The zip has no name, because a variable would keep `read`.
     taken = [
         name
         for name, found, _ in zip(names, read, layout.files["train"], strict=False)

@@ -19,14 +19,14 @@ _PIXELS = 32 * 2**20
 class DataIdentity:
     """Digests of a data set, small enough to be kept with a study.
 
-    Data are the same if their files are unchanged, or if the content is the same. Copies of files
-    have other times. Other versions of Pillow decode the same file to other pixels.
+    Data are the same if either digest is. Copying files changes ``files``, because it includes
+    their times. Another version of Pillow may decode other pixels, which changes ``content``.
 
     Attributes:
         classes: Number of classes.
-        content: Digest of the class names, the labels of all parts, and the pixels (mean and
-            deviation of the training part; of other parts, a sample where they are many). Of data
-            sets that are no images, of the training labels and the sizes alone.
+        content: Digest of the class names, the labels and pixels of all parts (of large parts a
+            sample of the images), and the training part's mean and deviation. For data sets that
+            are not images: of the training labels and the sizes only.
         files: Digest of names, sizes and times of the files and of the labels; empty where the
             data do not come from files of the user's.
 

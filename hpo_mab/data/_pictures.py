@@ -118,8 +118,8 @@ def read(path: Path, size: int) -> Picture | str:
             return Picture(_fitted_pixels(_upright(image), size), min(image.size))
     except Exception as error:  # Decoders raise errors of every type on damaged files.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            # It may be over the next time, and the cache would leave the image out for good.
-            # Decoders raise EINVAL where a damaged file has a negative offset.
+            # A system error may not occur next time, but the cache would leave the image out for
+            # good. EINVAL is not one: decoders raise it for a negative offset in a damaged file.
             shown = os.fsencode(path).decode(errors="replace")
             raise DataError(f"{shown} cannot be read: {error.strerror}.") from None
         return _error_text(error, path)
@@ -206,8 +206,9 @@ class Rendering:
     """Converts the pictures of one data set to uint8 pixels, all in the same way.
 
     Images of 16 bits, 32 bits and floats are scaled so that the data set's smallest value becomes
-    0 and its largest 255. With 8-bit images in the data set, 0 becomes 0, to keep their brightness
-    equal. The largest value of the bits in use (1.0 for floats up to 1) then becomes 255.
+    0 and its largest 255. If the data set also has 8-bit images and no value is negative, 0 stays
+    0, and the largest value of the bits in use (1.0 for floats up to 1) becomes 255. So both kinds
+    of images have the same scale of brightness.
 
     Transparent parts show a background: white, or black where what is visible is light.
 

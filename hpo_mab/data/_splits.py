@@ -100,7 +100,7 @@ class ImageSplits:
             CPU; None if it is all of them.
         source: Digest of the labels of all training images of the data set, before any were held
             out or left out.
-        names: File of each of them, where they come from files of the user's; or empty.
+        names: File of each training image of the data set; empty if they are not a user's files.
 
     Examples:
         >>> import numpy as np

@@ -127,10 +127,11 @@ class AdvantagePruner(BasePruner):
 
     A trial is compared at rungs, as by Optuna's ``SuccessiveHalvingPruner`` (Li et al. 2020,
     "A System for Massively Parallel Hyperparameter Tuning"). A rung at step ``r`` under uniform
-    training is decided at the earliest step ``t`` that meets two measured conditions. Bandit
-    training is as far there (uniform-equivalent budget ``e(t) >= r``). And it ranks configurations
-    no worse (fidelity, see `hpo_mab.advantage.measure_evidence`). Trials are always compared at one
-    step: when evidence moves a rung, earlier trials count with their report there.
+    training is decided at the earliest step ``t`` that meets two measured conditions. First, the
+    uniform-equivalent budget ``e(t)`` is at least ``r``. Second, bandit training at ``t`` ranks
+    configurations no worse than uniform training at ``r`` (fidelity, see
+    `hpo_mab.advantage.measure_evidence`). Trials are always compared at one step: when evidence
+    moves a rung, earlier trials count with their report there.
 
     The evidence was saved earlier, or is measured on a uniform study or on the study itself. In
     the study itself, trials with the user attribute ``hpo_mab:sampler = "uniform"`` repeat the

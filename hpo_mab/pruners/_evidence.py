@@ -57,7 +57,7 @@ def pairs_of_trials(
         reference: Trials of a uniform study.
         full: Step that a full trial reports last.
         direction: Of the study. Where it minimizes, values are subtracted from the largest.
-        sampler: Whose trials are paired with the uniform ones; None pairs any other's.
+        sampler: Sampler whose trials are paired with the uniform ones; None: every other sampler.
 
     Returns:
         Curves over the steps up to ``full`` that every complete uniform trial of the pairs has

@@ -103,10 +103,10 @@ class PromotionPruner(BasePruner):
     early is not lost. Rungs may lie earlier than under Optuna's ``SuccessiveHalvingPruner``, which
     decides once.
 
-    In a study of this product a paused trial has the state ``PRUNED``. Optuna would treat a running
-    one without heartbeats as lost, and raises if a finished one is changed. So a new trial of the
-    same slot continues it, with its reports, curve, checkpoint and seed. Only training from there
-    on counts. Without a checkpoint it is trained again from the start.
+    In a study of this product a paused trial has the state ``PRUNED``: Optuna would treat a running
+    trial without heartbeats as lost. It raises if a finished trial is changed. So a new trial of
+    the same slot continues the paused one, with its reports, curve, checkpoint and seed. Only the
+    examples of the new trial's own training count. Without a checkpoint it trains from the start.
 
     An ``unlimited`` pruner has rungs beyond ``max_resource``, too, for trials whose learning rate
     does not decay. In a study of this product the best complete trials then continue, as long as
@@ -239,9 +239,9 @@ class PromotionPruner(BasePruner):
 
         Args:
             study: A study with this pruner.
-            every: Whether to take those that are not among the best of their rung as well. Complete
-                trials then come first, in the order of their place as a share of their rung; but
-                last if ``max_resource`` more steps have not made them better.
+            every: Whether to include trials that are not among the best of their rung. Complete
+                trials then come first, ordered by their rank divided by the size of their rung.
+                Those that their last ``max_resource`` steps did not improve come last.
         """
         paused: list[FrozenTrial] = []
         better: list[tuple[float, int, FrozenTrial]] = []

@@ -242,7 +242,7 @@ class WeakRung(NamedTuple):
     def find(
         cls, pruner: BasePruner, trials: Sequence[FrozenTrial], *, full: int
     ) -> WeakRung | None:
-        """Whether a pruner began where the study's first trials were not ranked; None if not.
+        """The first evaluation that stops trials, if its tau-b may be below 0.2; else None.
 
         Median, percentile and successive halving are checked. Hyperband has late brackets, a paused
         trial can continue, and `AdvantagePruner` moves such a rung by itself.

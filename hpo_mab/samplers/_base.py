@@ -96,8 +96,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     #: Whether `update` needs ``logits`` and ``targets``, not the losses alone.
     needs_logits: ClassVar[bool] = False
-    #: Whether the weights of a batch follow from its own losses: `update` must come between the
-    #: forward and the backward pass, so that no captured step can hold the two.
+    #: Whether the weights of a batch depend on its own losses. Then `update` must run between the
+    #: forward and the backward pass, and a `hpo_mab.training.Training` cannot capture its steps.
     weighs_by_losses: ClassVar[bool] = False
     #: Whether a draw needs the network's logits of candidates, through the attribute ``scorer``.
     asks_network: ClassVar[bool] = False
@@ -294,9 +294,10 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     ) -> Tensor:
         """Answer the oldest unanswered draw with its per-example losses.
 
-        ``indices`` are used to check that the batch is that of the draw; so are ``targets`` if
-        they and the sampler are on the host. This waits for a CUDA device if the sampler is on the
-        host and the losses are not, and for ``indices`` that are elsewhere than the draw's.
+        ``indices`` are compared with those of the draw. Without them, ``targets`` are compared with
+        the labels of the draw if both are on the host. `update` waits for a CUDA device if only the
+        sampler is on the host. If ``indices`` or the draw's are on CUDA, their comparison waits,
+        too, unless both are one tensor.
 
         Args:
             losses: Loss of each example of the batch, float [B], as from ``reduction="none"``.

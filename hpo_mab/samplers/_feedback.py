@@ -164,7 +164,7 @@ def checked_targets(targets: Tensor, count: int) -> Tensor:
 def has_indices(draw: Draw, given: Tensor | Sequence[int]) -> bool:
     """Whether a loop's indices, [B], are those of a draw.
 
-    Waits for a CUDA device only if the indices are on it and in other memory than the draw's.
+    If either is on a CUDA device, this may wait for it, unless both have the same memory.
     """
     drawn = draw.indices
     if not isinstance(given, Tensor):

@@ -27,9 +27,9 @@ def foreign_sampler(
     """Make a sampler of a class or function from elsewhere.
 
     Args:
-        make: Its class, or a function that returns one. It gets its options. It also gets what it
-            takes of ``labels``, ``data_source`` (the labels, as a container of N) and every
-            sampler's arguments.
+        make: The sampler's class, or a function that returns the sampler. It is called with the
+            sampler's options. Of ``labels``, ``data_source`` (the labels, as a container of N) and
+            every sampler's arguments, it gets those that its signature has.
         name: Its name, for messages and checkpoints.
         labels: Class of each training example, integers [N].
         **arguments: Arguments of every sampler, see `BatchSampler`, and options of this one.

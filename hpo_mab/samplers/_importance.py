@@ -175,8 +175,8 @@ class AdamBSSampler(LearningSampler):
 
     Deviations: the paper's algorithm gives a drawn example the loss ``L^2 / p_min^2 - g^2 / p^2``,
     here it gets the reward ``g^2 / p^2``. Both agree in expectation, up to a factor common to all
-    examples; the loss has far more noise. ``step`` is in units of one visit at uniform
-    probability, and an exponent is cut at 1. The constant ``c`` is found by two passes over the
+    examples; the loss has far more noise. ``step`` is the exponent of one visit at ``q_i = 1`` with
+    the largest ``g_i``; exponents are cut at 1. The constant ``c`` is found by two passes over the
     examples instead of a segment tree; normalising the probabilities removes its remaining error.
     Drawing costs O(n) a batch. Every example has a positive chance in every draw.
 

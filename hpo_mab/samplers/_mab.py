@@ -67,9 +67,9 @@ class MABSampler(BatchSampler):
         loss_decay: Decay of the moving average of the loss a batch, in [0, 1).
         memory: How many of a bandit's last pulls count, at least 1. ``"auto"``: a quarter as many
             as it has arms, or all if ``discount`` is given. None: all of them, as in the paper,
-            which over-focuses on examples that stay hard after about an epoch. ``correction`` of
-            Thompson sampling then needs a distribution function for each state met. A step of a
-            long training costs tens of ms on the CPU.
+            which over-focuses on examples that stay hard after about an epoch. With None,
+            ``correction`` of Thompson sampling needs a distribution function for each state that
+            occurs, and a step of a long training takes tens of ms on the CPU.
         discount: Factor in (0, 1) on all counts of a bandit at each of its pulls, in place of
             ``memory``. Counts are then not whole, and a draw on the CPU costs tens of times more.
         floor: Probability in [0, 1] of a uniform pick in place of the policy's. 1 is uniform
@@ -80,9 +80,9 @@ class MABSampler(BatchSampler):
             loss over all examples. On CUDA, more than 48 pulls of an arm count as 48 of the same
             success rate in Thompson sampling's ``p``.
         replacement: Whether arms without counted pulls, and uniform picks, are drawn with
-            replacement. False: from a shuffled pass over the bandit's arms, none twice before
-            every other one; each has the same chance as with replacement, over the random order
-            of passes. ``"auto"``: False without ``correction``, which needs True.
+            replacement. False: in shuffled passes over the bandit's arms, which draw no arm twice
+            before all others. Averaged over the random orders, each arm has the same chance as
+            with replacement. ``"auto"``: False without ``correction``, which needs True.
         active: Share of the training budget, in [0, 1], after which sampling is uniform, every
             arm once a pass; 1: never. `set_progress` sets the share spent. A CUDA graph stays in
             the phase in which it was captured.

@@ -170,8 +170,8 @@ class PSGDSampler(ArazoSampler):
     re-weighted. Until the first feedback, draws are uniform. Every example has a positive chance in
     every pass.
 
-    ``corrected = True`` draws *with replacement*. Without it, probabilities matter less the smaller
-    the share left out. At ``budget = 1`` every example is drawn once a pass, whatever its score.
+    ``corrected = True`` draws *with replacement*. Without replacement, probabilities matter less if
+    ``budget`` is larger. At ``budget = 1`` every example is drawn once a pass, whatever its score.
     p-SGD is then uniform shuffling (with a warning).
 
     Deviations: the published code drops the incomplete batch at the end of a pass. Here the next

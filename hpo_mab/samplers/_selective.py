@@ -159,9 +159,9 @@ class HardMiningSampler(LearningSampler):
         return min(self.presample * self.batch_size, self.num_examples)
 
     def candidates(self) -> Tensor:
-        """Indices of a draw's candidates, int64 [num_candidates], where a `StackedTrainer` chooses.
+        """Candidates of a batch, int64 [num_candidates], among which a `StackedTrainer` chooses.
 
-        Nothing is drawn; `count` takes what was chosen.
+        No draw waits for losses afterwards; the trainer gives its choice to `count`.
         """
         return self._examples[self._stream.take(self.num_candidates)]
 

@@ -37,8 +37,8 @@ class PlanStream:
     """Cuts batches of one size from consecutive plans, each the order of one pass.
 
     A batch that a plan cannot fill takes its rest from the next plan. A batch must not hold an
-    example twice. So the rest has none of the batch's first part if the new plan has enough others.
-    Those examples are later in the new plan.
+    example twice. So the rest leaves out the examples of the batch's first part, if the new plan
+    has enough others. The examples left out come later in the new plan.
 
     Nothing here waits for the device: sizes are known on the host.
 
@@ -125,7 +125,7 @@ class StreamSampler(BatchSampler):
         """The order of the next pass, see `PlanStream`."""
 
     def set_progress(self, share: float) -> None:
-        """Set the share of the budget spent; a plan from before the turn ends there."""
+        """Set the share of the budget spent; drop the rest of the plan where plans change."""
         if self._progress < self._turn <= share:
             self._stream.restart()
         super().set_progress(share)

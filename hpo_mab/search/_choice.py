@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 def fewest_pairs(error: float) -> int:
-    """Fewest pairs for an error of the signed-rank test: with ``n`` its least is ``2 ** -n``."""
+    """Fewest pairs for which the signed-rank test can reach ``error``; ``n`` reach ``2 ** -n``."""
     return math.ceil(-math.log2(error))
 
 
@@ -65,8 +65,8 @@ def can_be_shown(differences: Sequence[float], *, pairs: int, error: float) -> b
         error: As in `signed_rank_estimate`.
     """
     means = _walsh_means(differences)
-    # The interval lies above 0 if fewer means than its lower end's rank are not above 0. At best,
-    # further differences are so large that every mean with one of them is above 0.
+    # The interval lies above 0 if the number of means <= 0 is below the rank of its lower end.
+    # At best, further differences are so large that every mean with one of them is above 0.
     return int((means <= 0).sum()) < _lower_end_rank(pairs, error)
 
 
@@ -112,8 +112,8 @@ class Ended:
     def ahead_of(self, other: Ended, *, cost: float) -> float:
         """Its accuracy minus another trial's when both have trained for the same seconds.
 
-        The other one is read at its last evaluation but one: the last may be of other weights and
-        of more validation images. If it has one evaluation, at that one.
+        Both are compared at the time of the other trial's second-to-last evaluation, or of its only
+        one. Its last evaluation may use other weights and more validation images.
 
         Args:
             other: The other trial.
@@ -132,9 +132,8 @@ class Standing:
         name: The challenger.
         examples: Accuracy minus uniform's over pairs at equal examples, see
             `signed_rank_estimate`.
-        seconds: The same at equal seconds. A slower challenger is read where it has trained as long
-            as uniform sampling has at its last evaluation but one: evaluations before the last are
-            of averaged weights and of the same validation images.
+        seconds: The same at equal seconds. A slower challenger is compared at the time of uniform
+            sampling's second-to-last evaluation, see `Ended.ahead_of`.
         cost: Training seconds divided by uniform's, median over pairs; NaN if not known.
         open: Whether further pairs could still show that it is ahead.
     """

@@ -106,9 +106,14 @@ def _next_step(
     pruner, best = study.pruner, None
     if isinstance(pruner, PromotionPruner):
         best = pruner.next_best(study, is_saved=is_saved)
-        ends = plan.next() in (Next.DONE, Next.WAIT)
-        if best is None and target.total is not None and ends:
-            # What is left of the budget goes to the trials that the rule would leave as they are.
+        following = plan.next()
+        if target.total is not None:
+            # The rest of the total budget continues trials that the promotion rule would not.
+            ignores_rule = following in (Next.DONE, Next.WAIT)
+        else:
+            # If there are few trials, all may be paused. Then the best one is trained to its end.
+            ignores_rule = following is Next.DONE and not plan.states()["complete"]
+        if best is None and ignores_rule:
             best = pruner.next_best(study, every=True, is_saved=is_saved)
     following = plan.next(promotable=best is not None)
     if following is not Next.PROMOTION:
@@ -172,7 +177,7 @@ def _begin_waiting(study: optuna.Study, waiting: Attempt, new_slot: int) -> int 
     """Begin a waiting trial, in a new slot if it has none; its id, or None if it waits no more."""
     trial = study.get_trials(deepcopy=False)[waiting.number]
     storage = storage_of(study)
-    # Should this process die in between, the trial has no slot yet by which it is closed as lost.
+    # Before the slot: a running trial with neither worker nor slot would not be closed as lost.
     storage.set_trial_system_attr(id_of(trial), WORKER_KEY, this_process())
     # Before its slot: a trial that Optuna's own loop has begun must get none.
     if not begin_waiting(study, trial):
@@ -186,7 +191,7 @@ def _begin_waiting(study: optuna.Study, waiting: Attempt, new_slot: int) -> int 
 
 
 def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> int:
-    """Begin a trial of a trial's configuration, in full, or in its slot to continue it; its id."""
+    """Begin a trial that trains ``best`` in full, or continues it in its slot; returns the id."""
     continues = isinstance(study.pruner, PromotionPruner)
     attrs = best.user_attrs
     # A trial that a user has added has no slot.

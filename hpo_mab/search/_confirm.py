@@ -156,8 +156,8 @@ def confirm(
 ) -> Confirmation:
     """Train the best configurations of a study again with other seeds, until one stays the best.
 
-    The candidate of the highest `Candidate.accuracy` is trained once more, until the one that is
-    the highest by then has ``trainings`` of them. Each training has the trial's length and the
+    The candidate of the highest `Candidate.accuracy` is trained once more. This repeats until the
+    highest one has ``trainings`` trainings. Each training has the trial's length and the
     trial's own batch sampler, and is stored at once: later calls continue. A trial of a GPU's slots
     is trained alone here. Trials and their values stay as they are.
 
@@ -172,7 +172,7 @@ def confirm(
 
     Raises:
         ArgumentError: No trial is complete, or an argument is outside its bound.
-        StorageError: The study was not made by this product, or its data are others here.
+        StorageError: The study was not made by this product, or the data here differ from its own.
         UnknownNameError: There is no such study.
     """
     require(trainings >= 1, "trainings", "at least 1", trainings)

@@ -85,8 +85,8 @@ class StudyExamples:
         Raises:
             ArgumentError: The data are no images.
             DataError: The data are not there.
-            StorageError: The study was not made by this product, has no record, or its data are
-                others here.
+            StorageError: The study was not made by this product, has no record, or the data here
+                differ from its own.
             UnknownNameError: There is no such study.
         """
         study = open_study(storage, name)

@@ -62,9 +62,9 @@ class TrainingObjective:
     Each evaluation reports its validation accuracy to Optuna, at steps 1 to ``evaluations``. The
     study's pruner may then stop the trial. A non-finite loss ends the trial as pruned.
 
-    ``"curriculum"`` uses the difficulty of each example. It comes from the study's record of
-    examples, if it keeps one. The first trials, at least four, measure it. It never changes
-    afterwards, so that a trial can be replayed; trials that begin earlier are trained without it.
+    ``"curriculum"`` uses the difficulty of each example, from the study's record of examples if
+    there is one. The first trials, at least four, measure the difficulty and are trained without
+    it. The difficulty never changes afterwards, so that a trial can be replayed.
 
     Trials use the global random states of torch, NumPy and Python, so a process trains one at a
     time. ``n_jobs`` above 1 raises an `ArgumentError`; start several processes on one storage
@@ -337,9 +337,9 @@ class TrainingObjective:
             trial.set_user_attr(BUDGET_KEY, length)
             if SAMPLER_KEY not in trial.user_attrs:
                 trial.set_user_attr(SAMPLER_KEY, suggested.sampler.name)
-        # Pairs need trials that ran to their end. The pruner is not asked about them, so successive
-        # halving does not compare them with later ones: next to random configurations most of a
-        # search's proposals would pass (``studies/digits``).
+        # Pairs need trials that ran to their end, so the pruner is not asked about the first ones.
+        # Successive halving then does not compare later trials with them: most proposals of a
+        # search would pass against random configurations (``studies/digits``).
         first_prunable = max(self.initial, 0 if self.race is None else self.race.end(trial.study))
         return Assignment(
             slot=slot,

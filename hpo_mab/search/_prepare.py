@@ -131,7 +131,7 @@ def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
     """Refuse a definition under which the best could not be found or trained in full.
 
     Raises:
-        SpecError: Too few trials, or a limit in another currency than trials.
+        SpecError: Too few trials, or a total budget.
     """
     fewest = spec.search.initial + 2 * pruner.k
     if spec.budget.trials < fewest:

@@ -140,8 +140,8 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
 
     Args:
         spec: The definition.
-        attrs: User attributes of the study. It keeps a copy of its evidence, which is used if the
-            file no longer exists.
+        attrs: User attributes of the study. Its copy of the evidence, if it has one, is used
+            instead of the file.
 
     Raises:
         ArgumentError: Evidence that cannot be read, and the study has no copy.

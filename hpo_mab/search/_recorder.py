@@ -213,8 +213,8 @@ def follow(
     """Train to the end of the budget, or until the pruner stops the trial.
 
     Evaluations from a checkpoint are reported, stored and judged like all others. So the trial's
-    curve is complete, and so are a pruner's records of the trial. How many they are is the trial's
-    user attribute `RESUMED_KEY`, so that their cost is not counted twice.
+    curve is complete, and so are a pruner's records of the trial. The user attribute `RESUMED_KEY`
+    holds the number of these evaluations, so that their cost is not counted twice.
 
     Args:
         trial: Optuna's trial.

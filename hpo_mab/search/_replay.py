@@ -92,7 +92,7 @@ def replay(
 
     Raises:
         ArgumentError: The trial has no curve, or no trial is complete.
-        StorageError: The study was not made by this product, or its data are others here.
+        StorageError: The study was not made by this product, or the data here differ from its own.
         UnknownNameError: There is no such study, or it has no such trial.
     """
     trial = _recorded_trial(storage, name, number)

@@ -46,9 +46,9 @@ class TrialReporter:
     ``hpo_mab:reason``, or ``hpo_mab:interrupted`` after Ctrl-C. Without it no reason is kept, and
     the curve is written point by point.
 
-    With a ``model``, `step` keeps a moving average of its weights. `network` is what to evaluate:
-    it has averaged weights before the end of the budget, trained ones at its end; without decay of
-    the learning rate, averaged ones there, too. Averaged weights rank trials earlier, see
+    With a ``model``, `step` keeps a moving average of its weights. Evaluate `network`: it has
+    averaged weights before the end of the budget. At the end it has trained weights if the learning
+    rate decays, else averaged ones. Averaged weights rank trials earlier, see
     `hpo_mab.training.WeightAverage`.
 
     Accuracies go to Optuna at steps 1 to ``evaluations``. So trials are compared at equal shares of
@@ -276,7 +276,7 @@ class TrialReporter:
         return self.due
 
     def stop_clock(self) -> None:
-        """Do not count the seconds of an evaluation that `step` has not announced.
+        """Stop the clock before an evaluation for which `step` has not returned True.
 
         `report` starts the clock again. Without a report the next `step` counts these seconds.
         """

@@ -339,8 +339,8 @@ def join_study(
         Whether Ctrl-C ended it early.
 
     Raises:
-        StorageError: The study was not made by this product, its data are others here, or the
-            database fails.
+        StorageError: The study was not made by this product, the data here differ from its own, or
+            the database fails.
         UnknownNameError: There is no such study.
         StudyFailedError: Three trials in a row failed.
     """

@@ -22,9 +22,9 @@ class OwnHistory(StudyView):
     """A study as shown to an Optuna sampler: each configuration once.
 
     A twin differs from its original by the batch sampler, which is not a parameter. Twins under the
-    sampler that the study continues with replace their originals; all others are left out. Of
-    trials that continue one another the last is shown, with its value at a trial's budget. A view
-    serves one trial: which trials it shows is decided at the first reading.
+    sampler that the study continues with replace their originals; all others are left out. Of a
+    trial and its continuations only the one that counts is shown, with its value at one budget.
+    Each trial needs a new view, because a view selects trials only once, at its first read.
 
     Args:
         study: The study with all trials.

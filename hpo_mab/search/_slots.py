@@ -35,7 +35,7 @@ MOST_SLOTS = 32
 ROUNDS = 4
 #: A stack is used if a step takes less than this share of its time alone, per network.
 _WORTH_IT = 0.8
-#: Steps of a probe's part, and examples that it is evaluated on.
+#: Steps of each part of a probe, and validation examples of each of its evaluations.
 _PROBED_STEPS, _PROBED_EXAMPLES = 10, 64
 
 
@@ -122,7 +122,7 @@ def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
         sampler != "" and all(one.state != "running" for one in plan.places[slot, sampler])
         for slot, sampler in plan.unsettled()
     )
-    # A step takes as long with empty slots.
+    # Empty slots do not make a step shorter, so there are at most as many slots as trials left.
     return min(most, target.trials - plan.finished + twins)
 
 

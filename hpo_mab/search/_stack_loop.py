@@ -168,11 +168,12 @@ class StackLoop(TrialLoop):
             else:
                 self._begin_record(running, points)
             return None
-        # Its frames refer to the networks of the stack.
+        # The traceback would keep the stack's networks in memory.
         failed.with_traceback(None)
         release_memory()
         if memory_reason(failed) is None:
-            # It may be the stack that cannot be made. Alone, a trial fails with its own reason.
+            # Perhaps only the stack fails, so the trial is trained alone. If that fails, too, the
+            # reason is the trial's own.
             return failure_reason(failed)
         self._halve_slots()
         return None
@@ -219,7 +220,7 @@ class StackLoop(TrialLoop):
             with self._halving():
                 self._record_round([(places[place], result) for place, result in found])
             return
-        # Its frames refer to the networks of the stack.
+        # The traceback would keep the stack's networks in memory.
         failed.with_traceback(None)
         self._halve_slots()
 
@@ -258,8 +259,8 @@ class StackLoop(TrialLoop):
         """Record evaluations; end the trials whose last it was or that the pruner stops."""
         with self._storage.optuna.collect_writes():
             trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            # Without those that another machine has closed as lost: most databases ignore what is
-            # written of them.
+            # Another machine may have closed some trials as lost. Most databases ignore writes to
+            # these without an error, so they are found by their state.
             open_trials = {id_of(trial) for trial in trials}
             # All of the round, before a pruner compares them.
             for running, result in found:
@@ -315,7 +316,7 @@ class StackLoop(TrialLoop):
         if isinstance(result, TrainingDiverged):
             running.record.diverged(result)
             return End(trial, TrialState.PRUNED)
-        # Not by whether the slot is busy: a checkpoint may have all evaluations.
+        # A checkpoint may hold all evaluations. The slot is then free before they are reported.
         ended = result.index == stack.evaluations(slot)
         pruned = not ended and running.assignment.may_prune and running.record.should_prune()
         if not (ended or pruned):
@@ -340,7 +341,7 @@ class StackLoop(TrialLoop):
         )
 
     def _make_room(self, trial: optuna.trial.Trial) -> bool:
-        # Next to a smaller stack it is tried again, once: it may be too large by itself.
+        # The trial is tried again only once, with half the slots: it may be too large even alone.
         stored = storage_of(self._study).get_trial(id_of(trial))
         if self._stacks.slots == 1 or RETRY_KEY in stored.system_attrs:
             return False

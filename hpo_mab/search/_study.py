@@ -250,7 +250,7 @@ def check_study(
 
 
 def _check_reference(storage: Storage, spec: StudySpec) -> None:
-    """Refuse a reference of a study's pruner that is not there, or another one's."""
+    """Refuse a pruner's reference that does not exist or cannot be paired with the study."""
     reference = reference_of(spec)
     if reference is None:
         return
@@ -262,7 +262,7 @@ def _check_reference(storage: Storage, spec: StudySpec) -> None:
 
 
 def _refuse_other_reference(spec: StudySpec, reference: str, other: Mapping[str, Any]) -> None:
-    """Refuse a reference whose trials are not the study's own under uniform sampling."""
+    """Refuse a reference that is not uniform, or has another seed, data set, network or budget."""
     theirs = dict(flat_spec(other))
     own = {**dict(flat_spec(spec.model_dump(mode="json"))), "sampler.kind": UNIFORM}
     for key in sorted(own.keys() | theirs.keys()):

@@ -30,10 +30,10 @@ class Target:
     epoch_examples: int
 
     def at_least(self, stored: Target) -> Target:
-        """A stored target, raised to this one where this one is higher.
+        """The higher of this target and a stored one, separately for ``trials`` and ``total``.
 
-        Without a limit here the stored limit stays. Limits of different units cannot be compared:
-        there this one is taken.
+        If only one of them has a total budget, that budget is kept. If the units of both differ,
+        this target's budget is kept.
         """
         total = self.total or stored.total
         if self.total is not None and stored.total is not None:
@@ -90,8 +90,8 @@ class Target:
         Args:
             study: The study.
             curves: Its learning curves.
-            done: Trials trained since, the running ones by their share.
-            spent_before: `share_spent` before those.
+            done: Trials trained after ``spent_before`` was read; running ones by their share.
+            spent_before: An earlier value of `share_spent`.
         """
         plan = Plan(study.get_trials(deepcopy=False))
         left = self.trials - plan.finished

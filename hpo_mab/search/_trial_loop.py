@@ -163,7 +163,8 @@ class TrialLoop:
                 return True
             except Exception:
                 if self._claimed:
-                    # Other trials of a stack are healthy. Their end must not replace this error.
+                    # Close the other trials of a stack, so that they are tried again. If closing
+                    # fails, the first error must still be raised.
                     with contextlib.suppress(Exception):
                         self._abandon()
                 raise
@@ -301,7 +302,7 @@ class TrialLoop:
 
     def _wait_for_database(self, error: BaseException) -> None:
         """Wait until the database answers again; the claimed trials are tried again."""
-        # The error may have come after Ctrl-C, and in its place.
+        # SQLAlchemy may have replaced the KeyboardInterrupt of a Ctrl-C with this error.
         raise_if_interrupted()
         self._storage_failures += 1
         if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:

@@ -149,8 +149,8 @@ class Workload:
             name: Of their number, for the message.
 
         Raises:
-            ArgumentError: A trial has fewer steps than evaluations, and another one more, or
-                ``needs_all``.
+            ArgumentError: A trial has fewer steps than evaluations, and either trials differ in
+                their number of steps or ``needs_all`` is true.
         """
         steps = {self._steps(self.budget, size) for size in batch_sizes}
         most = self.loop.evaluations
@@ -313,10 +313,10 @@ class Workload:
         options = dict(part.options)
         if configuration.difficulty:
             options["difficulty"] = self._difficulty(part)
-        # Bandits that are active otherwise than a stack's stay a sampler on the device.
-        inside = stacked and part.name == "mab" and options.get("active", 1) == 1
+        # A stack's bandits are always active. With ``active`` below 1 the sampler draws itself.
+        stack_draws = stacked and part.name == "mab" and options.get("active", 1) == 1
         # A data loader takes indices on the host, so the sampler is there too.
-        on_host = inside or self.images is None
+        on_host = stack_draws or self.images is None
         sampler: BatchSampler = part.make(
             self.labels,
             batch_size=configuration.batch_size,

@@ -103,7 +103,8 @@ class StoredDefinition:
             return cls.load(study)  # Raises.
         budgets = [trial.user_attrs[BUDGET_KEY] for trial in own]
         sizes = [_batch_size(trial) for trial in own]
-        # Batch sizes that are searched round the same examples to steps, or have the same steps.
+        # If batch sizes are searched, a budget in examples is rounded to whole steps, and a budget
+        # in steps gives different numbers of examples.
         same_steps = (
             all(sizes) and len({b // size for b, size in zip(budgets, sizes, strict=True)}) == 1
         )

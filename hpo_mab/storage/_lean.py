@@ -332,11 +332,11 @@ class LeanStorage(RDBStorage):
         included_trial_ids: Collection[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """What Optuna's cache asks for: new trials, and again every unfinished one.
+        """Trials that Optuna's cache requests: all new ones, and every unfinished one again.
 
-        Within `collect_writes` it gets only those of the latter that this thread wrote, without the
-        database where they were read before. New ones are read at first, and where this thread
-        added one.
+        Within `collect_writes`, of the unfinished trials it gets only those that this thread wrote.
+        If this thread has copies of them, no query is needed. The first request reads new trials,
+        and so does every later one that needs a query.
         """
         kept: list[FrozenTrial] = []
         if (collecting := self._collecting) is not None:
@@ -345,7 +345,7 @@ class LeanStorage(RDBStorage):
             if states is None and last > -1:
                 written, collecting.written = collecting.written, set()
                 if study_id in collecting.read:
-                    # If one is new to Optuna's cache, the cache must get all new ones.
+                    # If Optuna's cache lacks a trial that was written, it must get all new trials.
                     again = {i for i in written if i <= last}
                     known = [collecting.known[i] for i in again if i in collecting.known]
                     kept = [trial for study, trial in known if study == study_id]

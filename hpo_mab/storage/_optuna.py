@@ -56,9 +56,9 @@ def unchecked_trial(
     params: Mapping[str, Any] | None = None,
     distributions: Mapping[str, BaseDistribution] | None = None,
 ) -> FrozenTrial:
-    """As `optuna.create_trial`, for `add_copy`.
+    """A trial for `add_copy`, as `optuna.create_trial` makes it, but with unchecked parameters.
 
-    A value may lie outside its range, as Optuna allows where it is enqueued.
+    Optuna lets users enqueue values outside their range, which `optuna.create_trial` refuses.
     """
     made = optuna.create_trial(
         state=state, user_attrs=dict(user_attrs), system_attrs=dict(system_attrs or {})

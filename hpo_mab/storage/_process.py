@@ -74,7 +74,7 @@ def _alive_text(pid: int) -> str:
     return "alive"
 
 
-#: What ends the heartbeat of each trial that this process runs, and its thread.
+#: For each trial that this process runs: the event that ends its heartbeats, and their thread.
 _held: dict[tuple[str, int], tuple[threading.Event, threading.Thread]] = {}
 
 

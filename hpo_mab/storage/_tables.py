@@ -214,8 +214,8 @@ _versions = sa.Table(
     VERSION_TABLE, _metadata, sa.Column("version_num", sa.String(32), primary_key=True)
 )
 
-#: An evaluation a row. ``curve`` is a number that no other curve ever has: databases give ids of
-#: deleted trials out again. A trial holds it as a system attribute, see `CurveStore`.
+#: One row for each evaluation. ``curve`` is a number that is never used again, unlike a trial's id,
+#: which databases reuse. A trial holds the number as a system attribute, see `CurveStore`.
 CURVES = sa.Table(
     "hpo_mab_curves",
     _metadata,

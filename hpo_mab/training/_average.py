@@ -36,7 +36,8 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -
             if name in tensors:
                 given[place] = tensors[name]
     before = dict(given)
-    # With `tie_weights`, torch would leave them in a layer that has two names.
+    # With `tie_weights`, torch would swap the tensors of a layer with two names twice, and restore
+    # the given ones instead of the network's own.
     outputs = torch.func.functional_call(model, given, (inputs,), tie_weights=False)
     # What the network has assigned is in `given` now, and would be lost.
     if model.training and any(given[name] is not tensor for name, tensor in before.items()):

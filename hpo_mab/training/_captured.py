@@ -153,8 +153,8 @@ class Captured:
             ):
                 body()
         except BaseException:
-            # Up to PyTorch 2.12 memory is allocated as in the capture after it has failed, and
-            # `torch.cuda.empty_cache` raises. Later versions end it themselves; this call raises.
+            # Up to PyTorch 2.12, allocations after a failed capture still use its pool, and
+            # `torch.cuda.empty_cache` raises. Later versions end that use, so this call raises.
             with contextlib.suppress(RuntimeError, AttributeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             raise

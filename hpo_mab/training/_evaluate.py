@@ -24,7 +24,7 @@ _COPIES = 4
 
 
 class _Largest(TorchFunctionMode):
-    """Records the bytes an example of the largest tensor of ``count`` that an operation returns."""
+    """Records the bytes per example of the largest output whose first dimension is ``count``."""
 
     def __init__(self, count: int) -> None:
         super().__init__()

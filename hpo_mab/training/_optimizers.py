@@ -101,7 +101,7 @@ def _init_sgd_group(optimizer: SGD, group: dict[str, Any], *lists: list[Any]) ->
 
 
 def _without_guards(kind: type[Optimizer]) -> type[Optimizer]:
-    """An optimiser without torch's guards against `torch.compile`, with which no step is compiled.
+    """An optimiser class without torch's guards against `torch.compile`, which is not used here.
 
     The first call of a guard imports the compiler: 3 of the 9 seconds before a first trial.
     """

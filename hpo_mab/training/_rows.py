@@ -63,14 +63,15 @@ class NetworkRows:
             name: self.buffers[name].clone() for name in averaged_buffers(model)
         }
         first = {id(tensor): name for name, tensor in [*trained.items(), *rest.items()]}
-        #: Row of each name of a ``state_dict``, where a shared parameter has several names. The
-        #: extra state of a module has no row.
+        #: First name of each tensor of a ``state_dict``, in which a shared parameter has several
+        #: names. The extra state of a module is not a tensor of the rows and is left out.
         self._names = {
             name: first[id(part)]
             for name, part in model.state_dict(keep_vars=True).items()
             if id(part) in first
         }
-        #: Networks of slots whose training has ended, if other slots have been trained since.
+        #: Copies of networks whose training has ended, by slot. Empty until the network is copied;
+        #: a slot in which no training has begun has no entry.
         self._kept: dict[int, dict[str, Tensor]] = {}
 
     def check(self, model: nn.Module) -> None:
@@ -103,9 +104,9 @@ class NetworkRows:
             average.lerp_(self.buffers[name], share.view(shape).to(average.dtype))
 
     def keep(self, slots: Iterable[int]) -> None:
-        """Keep networks whose training has ended; steps of the other slots change their rows."""
+        """Copy networks whose training has ended: later steps change the rows of free slots."""
         for slot in slots:
-            # None: no training has begun there.
+            # Copied once. Without an entry, no training has begun in the slot.
             if self._kept.get(slot) == {}:
                 self._kept[slot] = {
                     name: part[slot].clone() for name, part in self.tensors().items()
@@ -309,8 +310,8 @@ class SlotTraining:
         return point
 
 
-#: Rings of the bandits' last pulls. Their length is what the stack's first sampler needs; a bandit
-#: uses the first of them, as many as it remembers.
+#: Rings of the bandits' last pulls. Their length may differ between stacks, but a bandit uses only
+#: the first places, as many as it remembers. So only these are compared and copied.
 _RINGS = {"bandits.window_arms", "bandits.window_rewards"}
 
 

@@ -297,9 +297,9 @@ class LearningCurve:
 
     @property
     def choices(self) -> tuple[bool, ...]:
-        """Which weights the next evaluation evaluates: trained ones, averaged ones, or both.
+        """Weights to evaluate next: False for the trained ones, True for the averaged ones.
 
-        False means the trained weights. The more accurate ones count, of equal ones the first.
+        If both are evaluated, the more accurate ones count, of equal ones the first.
         """
         if self.average and self.at_end and self._keep == "better":
             return False, True

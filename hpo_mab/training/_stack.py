@@ -117,9 +117,9 @@ class StackedTrainer:
         self.examples = examples
         self._validation = validation
         self._early = validation if early is None else early
-        #: Seconds of evaluation of each slot's training: its share of those of the stack.
+        #: Evaluation seconds of each slot's training: its equal share of each joint evaluation.
         self.evaluation_seconds = [0.0] * slots
-        #: Its part of the seconds of free slots, of each training.
+        #: Step seconds of free slots, divided equally among the running trainings, by slot.
         self.idle_seconds = [0.0] * slots
         self._capture = capture
         self._clock = clock
@@ -129,7 +129,8 @@ class StackedTrainer:
         self._optimizer = RowOptimizer(optimizer, self._networks.weights)
         self._numbers = NumberRows(slots, device)
         self._draws = DrawRows(slots, batch_size, device, seed=seed)
-        #: With trainings that ended at the last `advance`, of which a state can still be saved.
+        #: Trainings by slot. Those that ended at the last `advance` are among them, so that their
+        #: states can still be saved.
         self._running: dict[int, SlotTraining] = {}
         #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
         self._outputs: tuple[Tensor, Tensor, Tensor]
@@ -172,12 +173,12 @@ class StackedTrainer:
         Args:
             slot: A slot of `free`.
             model: The network to train, of the trainer's shape; its weights are copied.
-            sampler: Chooses the batches. Of a `MABSampler` the stack's bandits take shares and
-                knobs, not what it has learnt. Of a `HardMiningSampler` the stack takes the
-                candidates and chooses among them; then all trainings of the stack must have as
-                many. With ``active`` below 1, and of any other kind, it draws and learns itself,
-                on the device of the batches. Another one that needs the network, or weighs by
-                losses, needs a `Training`.
+            sampler: Chooses the batches. For a `MABSampler` with ``active = 1`` the stack's bandits
+                draw, with its shares and knobs but without what it has learnt. For a
+                `HardMiningSampler` the stack chooses among its candidates; all trainings of the
+                stack must then have equally many. Any other sampler draws and learns itself, on
+                the device of the batches. One that needs the network, or weighs by losses, is
+                refused: it needs a `Training`.
             steps: Budget in optimiser steps.
             optimizer: Knobs of the trainer's optimiser.
             state: What `state_dict` returned for the same training, which continues from there.

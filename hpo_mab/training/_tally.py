@@ -100,7 +100,7 @@ class ExampleTally:
         #: Outputs of the last step, at an address that a CUDA graph writes to: indices, losses
         #: and logits, one after another.
         self._step: Tensor | None = None
-        #: Outputs of the ``_steps`` steps since they were added up, a row each.
+        #: Outputs of the last ``_steps`` steps, a row each, which are not added up yet.
         self._kept: Tensor | None = None
         self._steps = 0
 
@@ -181,7 +181,7 @@ class ExampleTally:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that make the state of each training, [K, ...], the tally's own."""
+        """All tensors that make the state of each training, [K, ...]; they are not copied."""
         self.add_up()
         found = {"sums": self._sums, "average": self._average}
         return found if self._predictions is None else {**found, "predictions": self._predictions}

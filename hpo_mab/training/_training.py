@@ -340,7 +340,7 @@ class Training(Iterator[Evaluation]):
             steps=step,
             examples=step * self.sampler.batch_size,
             seconds=seconds,
-            # Of a graph that draws only the capture was timed.
+            # If the graph draws the batches, replays are not timed.
             sampler_seconds=0.0 if in_graph else self._timed.seconds,
             accuracy=accuracy,
             loss=loss,
@@ -376,10 +376,10 @@ class Training(Iterator[Evaluation]):
         `DeviceBatches` or a `LoaderBatches` without workers: workers draw batches ahead.
         """
         if isinstance(self._batches, LoaderBatches):
-            apart = self._batches.num_workers == 0
+            on_demand = self._batches.num_workers == 0
         else:
-            apart = isinstance(self._batches, DeviceBatches)
-        return apart and self._yielded == len(self._curve.points) > self.resumed_at
+            on_demand = isinstance(self._batches, DeviceBatches)
+        return on_demand and self._yielded == len(self._curve.points) > self.resumed_at
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, sampler, random states and curve, safe for ``weights_only`` loading.

@@ -107,9 +107,9 @@ class ProcessLauncher:
     """Runs a study's trials here and in other processes, see `hpo_mab.search.StudyRunner.run`.
 
     This process trains from the start, the others as soon as they have loaded the data. With
-    `later_devices` they are started when it is known here that 20 seconds of work are left, of a
-    core or card each. A worker that dies is replaced, and its trial is tried again. At the first
-    Ctrl-C every worker ends its trial as interrupted, to be tried again when the study is
+    `later_devices` they are started once this process estimates that alone it would train for more
+    than 20 further seconds. A worker that dies is replaced, and its trial is tried again. At the
+    first Ctrl-C every worker ends its trial as interrupted, to be tried again when the study is
     continued. The second one kills the workers.
 
     Args:
@@ -232,7 +232,7 @@ class _OthersStarter:
     Args:
         study: The study.
         storage: Its database.
-        watch: Passes the trials on until the others are started, which another thread follows.
+        watch: Passes trials to the callback. Another thread does so once the others are started.
         workers: The others.
         later: Devices of the others, see `ProcessLauncher`.
     """

@@ -200,7 +200,7 @@ def test_a_choice_from_evidence_names_its_study_and_one_that_is_not_used_says_wh
     auto = settings(sampler={"kind": "auto"})
     note = evidence_note(study(**{CHOICE_KEY: chosen.to_json()}), auto)
     assert "**`auto` took `mab`** from the start. Why: chosen by study 'first': mab" in note
-    assert "The race took 15 trainings there, none here: 600 examples, 7.5 seconds" in note
+    assert "15 trainings in that study, none in this one: 600 examples, 7.5 seconds" in note
     given = {"digest": "1f", "pruner": False, "unused": "the choice of study 'first' is not used"}
     note = evidence_note(study(**{GIVEN_KEY: given}), auto)
     assert "the race is not over. Its evidence: the choice of study 'first' is not used." in note

@@ -227,6 +227,23 @@ def test_complete_trials_continue_where_the_rate_is_constant(
             tiny(**sections)
 
 
+def test_of_few_trials_that_are_all_paused_the_best_is_trained_to_its_end(
+    storage: Storage, tiny: Make
+) -> None:
+    spec = tiny(
+        budget={"epochs": None, "steps": 16, "evaluations": 8, "trials": 3},
+        pruner={"kind": "promotion"},
+        search={"initial": 0},
+    )
+    run = StudyRunner(spec, storage).run(score=False).run
+    (complete,) = (trial for trial in run.trials if trial.state == "complete")
+    # Of the highest rung that a trial had reached.
+    reached = [max(point.index for point in t.curve) for t in run.trials if t.state == "pruned"]
+    before = run.trials[complete.attrs["hpo_mab:promotes"]]
+    assert before.curve[-1].index == max(reached)
+    assert complete.curve[-1].index == 8
+
+
 @pytest.mark.parametrize("unlimited", [False, True])
 def test_what_the_budget_pays_for_is_left_where_trials_continue(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, unlimited: bool

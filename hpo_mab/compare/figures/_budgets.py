@@ -52,9 +52,9 @@ def learning_curves(
 ) -> go.Figure:
     """Mean learning curve of each arm over its seeds, with the interval of the mean.
 
-    Of each study the trials that every arm shares count, or all where none is marked. Failed trials
-    are left out; the others' mean is the seed's value. Trials that were pruned count as far as they
-    went. The line below the title names the weights that accuracies are of.
+    A seed's value is the mean over its trials whose configuration every arm shares, or over all if
+    none is marked as shared. Failed trials are left out. Pruned trials count up to their last
+    evaluation. The line below the title names the weights evaluated.
 
     Args:
         runs: Studies of any arms and seeds.
@@ -183,9 +183,9 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
             row.acceleration if currency == "examples" else row.acceleration_seconds for row in rows
         ]
         budgets = [row.examples for row in rows]
-        # Nothing above the last budget over t can be seen: an open interval ends there.
-        seen = [budgets[-1] / budget for budget in budgets]
-        _add_estimates(made, budgets, chosen, contrast.arm, arms, curves=curves, ceiling=seen)
+        # No k above the last budget over t can be observed, so open intervals are drawn up to it.
+        largest = [budgets[-1] / budget for budget in budgets]
+        _add_estimates(made, budgets, chosen, contrast.arm, arms, curves=curves, ceiling=largest)
         if any(estimate.censored for estimate in chosen):
             explain(made, "triangle: lower bound")
     if made.data:

@@ -222,7 +222,7 @@ def reward_rate(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figure
 def concentration(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figure:
     """Share of the draws on the most-drawn tenth of the examples: median and middle half of trials.
 
-    The grey line is what passes in random order have: each example once before any comes twice.
+    The grey line is the share under passes in random order: a pass draws every example once.
 
     Args:
         runs: Studies of any arms and seeds.

@@ -65,9 +65,9 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
 def colours(arms: Iterable[str]) -> dict[str, str]:
-    """Colour of each arm: its own by name, other names by their hash.
+    """Colour of each arm: a reserved one for known names, by a hash of the name for others.
 
-    Other names whose hashes agree take the next free colour in order of name. So an arm's colour is
+    If that colour is taken, a name takes the next free one, in order of name. So an arm's colour is
     the same in all figures of the same arms. Up to twelve arms, all colours differ.
     """
     names = sorted(set(arms))
