@@ -233,11 +233,19 @@ def run(job: Job, *, minutes: float) -> dict[str, Any]:
         "best": {"config": outcome.config, "accuracy": outcome.accuracy},
         "known": outcome.known,
         "test": tests,
-        "trials": [
-            [[round(e.at - began, 3), e.share, e.examples, e.accuracy] for e in own]
-            for _, own in by_trial(tuple(events))
-        ],
+        "finished_trials": finished_trials(events, began=began),
     }
+
+
+def finished_trials(events: Sequence[Event], *, began: float) -> list[list[float | None]]:
+    """Seconds, examples of all trials until then and accuracy of each finished trial."""
+    found: list[list[float | None]] = []
+    spent = 0
+    for event in sorted(events, key=lambda one: one.at):
+        spent += event.examples
+        if event.share == EVALUATIONS:
+            found.append([round(event.at - began, 3), spent, event.accuracy])
+    return found
 
 
 def restart(job: Job, *, minutes: float) -> dict[str, Any]:
@@ -336,7 +344,7 @@ def main() -> None:
             record["environment"] = merged(record.get("environment", {}), environment(options.arm))
             record["runs"].append(found)
             _write(out, record)
-            shown = {name: value for name, value in found.items() if name != "trials"}
+            shown = {name: value for name, value in found.items() if name != "finished_trials"}
             print(json.dumps(shown), flush=True)
     if failed:
         raise SystemExit(f"No result of {', '.join(failed)}.")

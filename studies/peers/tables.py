@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from contract import EVALUATIONS
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
@@ -44,13 +43,11 @@ def incumbents(run: Run, *, by: str) -> tuple[Floats, Floats]:
         run: A run of a record.
         by: ``"seconds"`` of wall clock or ``"examples"`` of all trials.
     """
-    events = sorted(event for trial in run["trials"] for event in trial)
-    where, what, spent, best = [], [], 0, 0.0
-    for at, share, examples, accuracy in events:
-        spent += examples
-        if share == EVALUATIONS and accuracy is not None and accuracy > best:
+    where, what, best = [], [], 0.0
+    for seconds, examples, accuracy in run["finished_trials"]:
+        if accuracy is not None and accuracy > best:
             best = accuracy
-            where.append(float(at if by == "seconds" else spent))
+            where.append(float(seconds if by == "seconds" else examples))
             what.append(best)
     return np.array(where), np.array(what)
 

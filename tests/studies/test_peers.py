@@ -251,7 +251,8 @@ def test_an_arm_is_ended_at_its_deadline_and_measured(
     assert found["best"]["accuracy"] == 0.8
     assert len(found["test"]) == 2
     assert found["seconds_to_first_result"] <= found["seconds_to_first_finished"]
-    assert [trial[-1][1] for trial in found["trials"]] == [8, 3]
+    ((_, spent, accuracy),) = found["finished_trials"]
+    assert (spent, accuracy) == (8 * 4, 0.8)
     json.dumps(found)
 
 
@@ -280,23 +281,28 @@ def test_a_line_that_a_kill_has_cut_off_is_left_out(peers: Any, tmp_path: Path) 
     assert [event.trial for event in contract.read_events(tmp_path)] == ["1", "0"]
 
 
-def _run(arm: str, *trials: list[list[float]], seed: int = 0, **more: Any) -> dict[str, Any]:
-    spent = sum(event[2] for trial in trials for event in trial)
-    common = {"examples": spent, "seconds_to_the_end": 60.0, "test": [], "memory": 2**30}
-    counts = dict.fromkeys(("started", "finished", "stopped"), len(trials))
+def _run(arm: str, *finished: list[float | None], seed: int = 0, **more: Any) -> dict[str, Any]:
+    common = {"examples": 800, "seconds_to_the_end": 60.0, "test": [], "memory": 2**30}
+    counts = dict.fromkeys(("started", "finished", "stopped"), 1)
     firsts = {"seconds_to_first_result": 1.0, "seconds_to_first_finished": None}
-    found = {"arm": arm, "seed": seed, "trials": list(trials), "not_training": 0.25}
+    found = {"arm": arm, "seed": seed, "finished_trials": list(finished), "not_training": 0.25}
     return {**found, **common, **counts, **firsts, **more}
 
 
-def test_incumbents_are_of_whole_trials_by_wall_clock_and_by_examples(peers: Any) -> None:
-    tables = peers["tables"]
-    run = _run(
-        "optuna_median",
-        [[1.0, 0, 0, None], [2.0, 4, 100, 0.99], [6.0, 8, 100, 0.7]],
-        [[1.0, 0, 0, None], [4.0, 8, 200, 0.6]],
-        [[7.0, 8, 200, 0.65]],
-    )
+def test_incumbents_are_of_whole_trials_by_wall_clock_and_by_examples(
+    peers: Any, command: Any
+) -> None:
+    tables, event = peers["tables"], peers["contract"].Event
+    events = [
+        event(trial="0", at=11.0, share=0),
+        event(trial="0", at=12.0, share=4, examples=100, accuracy=0.99),
+        event(trial="0", at=16.0, share=8, examples=100, accuracy=0.7),
+        event(trial="1", at=13.5, share=8, examples=0, accuracy=None),
+        event(trial="2", at=14.0, share=8, examples=200, accuracy=0.6),
+        event(trial="3", at=17.0, share=8, examples=200, accuracy=0.65),
+    ]
+    finished = command.finished_trials(events, began=10.0)
+    run = _run("optuna_median", *finished)
     seconds, accuracies = tables.incumbents(run, by="seconds")
     assert (seconds.tolist(), accuracies.tolist()) == ([4.0, 6.0], [0.6, 0.7])
     assert tables.incumbents(run, by="examples")[0].tolist() == [300.0, 400.0]
@@ -310,10 +316,10 @@ def test_tables_and_figure_of_a_record(peers: Any) -> None:
     tables = peers["tables"]
     runs = []
     for seed in range(3):
-        own = [[10.0 + seed, 8, 200, 0.8], [30.0, 8, 200, 0.9]]
-        runs.append(_run("hpo_mab_mab", own, seed=seed, test=[0.9, 0.8]))
-        runs.append(_run("optuna_median", [[40.0, 8, 800, 0.8]], seed=seed, test=[0.8, 0.8]))
-        runs.append(_run("ray_asha", [[20.0, 8, 800, 0.95]], seed=seed))
+        own = [[10.0 + seed, 200, 0.8], [30.0, 400, 0.9]]
+        runs.append(_run("hpo_mab_mab", *own, seed=seed, test=[0.9, 0.8]))
+        runs.append(_run("optuna_median", [40.0, 800, 0.8], seed=seed, test=[0.8, 0.8]))
+        runs.append(_run("ray_asha", [20.0, 800, 0.95], seed=seed))
     record = {"task": "digits", "minutes": 1.0, "device": "cpu", "workers": 2, "runs": runs}
     lines = tables.searches(record)
     assert len(lines) == 2 + 3
@@ -336,7 +342,7 @@ def test_tables_and_figure_of_a_record(peers: Any) -> None:
     drawn = tables.figure([record])
     assert {trace.name for trace in drawn.data} == {"hpo_mab_mab", "optuna_median", "ray_asha"}
     # An arm has the same line in every row, and one entry in the legend.
-    other = {**record, "runs": [*reversed(runs), _run("hpo_mab_auto", [[9.0, 8, 200, 0.7]])]}
+    other = {**record, "runs": [*reversed(runs), _run("hpo_mab_auto", [9.0, 200, 0.7])]}
     both = tables.figure([other, record]).data
     for arm in ("hpo_mab_mab", "hpo_mab_auto"):
         own = [trace for trace in both if trace.name == arm]
