@@ -353,9 +353,10 @@ class _Workers:
                 continue
             dead = self._is_to_be_replaced(worker)
             worker.close()
-            del self.members[place]
-            if dead:
-                self._begin(place, self.devices[place])
+            # Its place is never empty meanwhile: this process would stop waiting for the workers.
+            replaced = dead and self._begin(place, self.devices[place])
+            if not replaced:
+                del self.members[place]
 
     def _is_to_be_replaced(self, worker: WorkerProcess) -> bool:
         """Whether to replace a worker that has ended; records why it ended."""

@@ -98,6 +98,24 @@ def test_workers_that_only_die_are_not_replaced_for_ever(run: Callable[..., bool
     assert len(Script.started) == 8
 
 
+def test_a_worker_that_is_just_replaced_is_waited_for(
+    run: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replacing = threading.Event()
+
+    def start(arguments: Sequence[str], *, storage: str) -> Script:
+        if len(Script.started) >= 2:
+            replacing.set()
+            # Meanwhile this process looks several times for workers to wait for.
+            time.sleep(0.05)
+        return Script(arguments, storage=storage)
+
+    monkeypatch.setattr(_processes, "WorkerProcess", start)
+    with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
+        run(*[-11] * 100, trains=replacing.wait)
+    assert len(Script.started) == 8
+
+
 def test_a_trial_that_a_worker_lost_is_no_sign_of_life(
     run: Callable[..., bool], study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
