@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
-from hpo_mab._errors import ArgumentError, SpecError, UnknownNameError
+from hpo_mab._errors import ArgumentError, SpecError
 from hpo_mab._plan import derive_seed
 from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.data import ImageSplits
@@ -19,10 +19,10 @@ from hpo_mab.search import StudyRunner, StudySpec, TrialCallback, load_splits, m
 from hpo_mab.search._definition import ArmSection, PrunerSection, SamplerSection
 from hpo_mab.search._runner import Launch
 from hpo_mab.search._study import (
+    check_reference,
     check_study,
     choose_names,
     reference_of,
-    stored_names,
     stored_trials,
 )
 from hpo_mab.storage import (
@@ -152,9 +152,10 @@ def comparison_names(
         name: Begins the names, see `choose_names`.
 
     Raises:
-        ArgumentError: Evidence that cannot be read, or a pruner's reference with several seeds.
+        ArgumentError: Evidence that cannot be read; a pruner's reference with several seeds, or one
+            that cannot be paired with its study.
         StorageError: A name is that of a study that is defined otherwise.
-        UnknownNameError: The reference of an arm's pruner is no study, and none of these.
+        UnknownNameError: The reference of an arm's pruner is no study, and no earlier one of these.
     """
     studies = {
         (arm, one.seed): one for seeded in _arms_by_seed(spec) for arm, one in seeded.items()
@@ -165,12 +166,11 @@ def comparison_names(
             f"got {spec.compare.seeds}."
         )
     names = choose_names(storage, studies, name=name)
-    known = {*stored_names(storage), *names.values()}
+    before: dict[str, StudySpec] = {}
     for key, chosen in names.items():
         check_study(storage, chosen, studies[key])
-        reference = reference_of(studies[key])
-        if reference is not None and reference not in known:
-            raise UnknownNameError("study of pruner.reference", reference, known)
+        check_reference(storage, studies[key], planned=before)
+        before[chosen] = studies[key]
     return names
 
 

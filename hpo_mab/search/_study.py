@@ -154,7 +154,7 @@ def make_study(
                 # A study that `hpo-mab run` made under an arm's name is that arm from now on.
                 _take_changes(study, spec, definition, takes_arm=keep_target)
         else:
-            _check_reference(storage, spec)
+            check_reference(storage, spec)
             # Optuna deletes a study without its curves and records of examples.
             storage.remove_orphans()
             pruner = study_pruner(spec, {})
@@ -249,16 +249,33 @@ def check_study(
         given_race(spec)
 
 
-def _check_reference(storage: Storage, spec: StudySpec) -> None:
-    """Refuse a pruner's reference that does not exist or cannot be paired with the study."""
-    reference = reference_of(spec)
+def check_reference(
+    storage: Storage, spec: StudySpec, *, planned: Mapping[str, StudySpec] | None = None
+) -> None:
+    """Refuse a pruner's reference that does not exist or cannot be paired with the study.
+
+    A missing database is not made.
+
+    Args:
+        storage: The database.
+        spec: The study's definition.
+        planned: Definitions of studies that will be run before it, by name.
+
+    Raises:
+        ArgumentError: The reference cannot be paired with the study.
+        UnknownNameError: It does not exist.
+    """
+    reference, planned = reference_of(spec), planned or {}
     if reference is None:
         return
-    names = study_names(storage)
-    if reference not in names:
-        raise UnknownNameError("study of pruner.reference", reference, names)
-    if StoredDefinition.is_in((study := open_study(storage, reference)).user_attrs):
-        _refuse_other_reference(spec, reference, StoredDefinition.load(study).spec)
+    if reference in (names := stored_names(storage)):
+        study = open_study(storage, reference)
+        if StoredDefinition.is_in(study.user_attrs):
+            _refuse_other_reference(spec, reference, StoredDefinition.load(study).spec)
+    elif reference in planned:
+        _refuse_other_reference(spec, reference, planned[reference].model_dump(mode="json"))
+    else:
+        raise UnknownNameError("study of pruner.reference", reference, (*names, *planned))
 
 
 def _refuse_other_reference(spec: StudySpec, reference: str, other: Mapping[str, Any]) -> None:

@@ -129,10 +129,14 @@ def test_a_reference_of_a_pruner_is_a_stored_study_or_an_earlier_arm(storage: St
             arms = {**compare["arms"], "mab": nope}
             with pytest.raises(UnknownNameError, match=r"study of pruner.reference 'nope'"):
                 run_comparison(_spec(compare={**compare, "arms": arms}), storage)
-            assert study_names(storage) == ()
             with pytest.raises(UnknownNameError, match=r"study of pruner.reference 'tiny-mab-seed"):
                 run_comparison(spec, storage)
-            assert study_names(storage) == ("tiny-uniform-seed0",)
+            # Of another sampler than uniform sampling.
+            other = {"csgd": {"sampler": {"kind": "csgd"}}, **compare["arms"]}
+            other["mab"]["pruner"]["reference"] = "tiny-csgd-seed0"
+            with pytest.raises(ArgumentError, match=r"has sampler\.kind = 'csgd'"):
+                run_comparison(_spec(compare={**compare, "arms": other}), storage)
+            assert study_names(storage) == ()
         else:
             assert len(run_comparison(spec, storage).runs) == 2
 
