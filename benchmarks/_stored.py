@@ -7,6 +7,7 @@ import secrets
 
 import optuna
 import sqlalchemy as sa
+from optuna.distributions import FloatDistribution
 
 from hpo_mab._attributes import CURVE_KEY, EXAMPLES_KEY, PAIRED_KEY, SECONDS_KEY, SLOT_KEY
 from hpo_mab.search._target import Target
@@ -85,7 +86,8 @@ def _copy_rows(storage: Storage, study_id: int, like: int, begin: int, end: int)
             trials.insert(),
             [{**template, "trial_id": i, "number": begin + k} for k, i in enumerate(ids)],
         )
-        for name in ("trial_params", "trial_values", "trial_user_attributes"):
+        parts = ("params", "values", "user_attributes", "system_attributes")
+        for name in (f"trial_{part}" for part in parts):
             _copy_parts(connection, meta.tables[name], like, ids, begin)
 
 
@@ -109,7 +111,12 @@ def _copy_parts(
 def _trial(slot: int, value: float) -> optuna.trial.FrozenTrial:
     return optuna.create_trial(
         value=value,
-        params={"lr": 0.1},
-        distributions={"lr": optuna.distributions.FloatDistribution(0.01, 1.0, log=True)},
+        params={"optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4},
+        distributions={
+            "optimizer.lr": FloatDistribution(0.01, 1.0, log=True),
+            "optimizer.momentum": FloatDistribution(0.5, 0.98),
+            "optimizer.weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
+        },
         user_attrs={SLOT_KEY: slot, PAIRED_KEY: slot < 10, EXAMPLES_KEY: 8000, SECONDS_KEY: 8.0},
+        system_attrs={"completed_rung_0": value / 2},
     )

@@ -5,14 +5,16 @@
     python benchmarks/storage_load.py load --postgres --workers 8 --trials 1000
     python benchmarks/storage_load.py load --workers 2 --trials 500
     python benchmarks/storage_load.py read --trials 10000
+    python benchmarks/storage_load.py long --trials 6000
 
 ``share`` and ``load`` run the package's trials with a training that computes nothing, so that all
 their time is that of the storage. A trial has eight evaluations, and a median pruner checks all but
 the last. CPU time is that of the workers, without a server. Wall time has everything, on an idle
 machine. ``read`` inserts finished trials with curves into the tables, then reads and summarises the
-study. The output is JSON. The exit status is 1 if a bound is exceeded: a trial lost or interrupted;
-an error of the database, such as a timeout of a lock, even after a successful retry; a deadlock; 2%
-of a 10 s trial in CPU time (``share``); 30 s of CPU to read and compare.
+study. ``long`` continues such a study, with TPE, successive halving and a total budget. The output
+is JSON. The exit status is 1 if a bound is exceeded: a trial lost or interrupted; an error of the
+database, such as a timeout of a lock, even after a successful retry; a deadlock; 2% of a 10 s trial
+in CPU time (``share``); 30 s of CPU to read and compare; 100 ms of CPU a trial (``long``).
 """
 
 from __future__ import annotations
@@ -36,19 +38,22 @@ from torch.utils.data import TensorDataset
 
 from hpo_mab.compare import summarise
 from hpo_mab.search import TrainingObjective
-from hpo_mab.search._trial_loop import TrialLoop
+from hpo_mab.search._searchers import PlannedSampler, sampler_factory
+from hpo_mab.search._target import Target
+from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
 from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget, Evaluation
 
 TRIAL_SECONDS = 10.0
+_MORE = 40
 
 _DATA = TensorDataset(torch.zeros(1000, 1), torch.arange(1000) % 2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["share", "load", "read"])
+    parser.add_argument("what", choices=["share", "load", "read", "long"])
     parser.add_argument("--postgres", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--trials", type=int, default=100)
@@ -57,6 +62,8 @@ def main() -> None:
     with _shared.database(postgres=given.postgres) as url:
         if given.what == "read":
             figures, holds = read(url, given.trials)
+        elif given.what == "long":
+            figures, holds = continued(url, given.trials)
         else:
             workers = 1 if given.what == "share" else given.workers
             figures, holds = load(url, workers, given.trials)
@@ -134,6 +141,27 @@ def read(url: str, trials: int) -> tuple[dict[str, Any], bool]:
     return figures, end - began < 30
 
 
+def continued(url: str, trials: int) -> tuple[dict[str, Any], bool]:
+    """CPU time of one more trial in a study with this many finished ones."""
+    fill_study(url, "mab", trials)
+    storage = Storage(url)
+    study = optuna.load_study(
+        study_name="mab",
+        storage=storage.optuna,
+        sampler=PlannedSampler(sampler_factory("tpe", {}), seed=0, initial=0),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=2),
+    )
+    target = Target(trials=trials + _MORE, total=f"{100 * trials} epochs", epoch_examples=1000)
+    target.save(study)
+    # The first trial reads all earlier ones, so it does not count.
+    ends: list[float] = []
+    _loop(study, storage, lambda *_: ends.append(time.process_time())).run()
+    storage.close()
+    each = 1000 * (ends[-1] - ends[0]) / (len(ends) - 1)
+    figures = {"finished_trials": trials, "further": len(ends), "cpu_ms_per_trial": round(each, 1)}
+    return figures, len(ends) == _MORE and each < 100
+
+
 def _work(url: str, name: str, costs: Any) -> None:
     began = time.process_time()
     storage = Storage(url)
@@ -143,23 +171,34 @@ def _work(url: str, name: str, costs: Any) -> None:
         sampler=optuna.samplers.RandomSampler(),
         pruner=optuna.pruners.MedianPruner(),
     )
-    objective = TrainingObjective(
-        model=nn.Identity,
-        data=(_DATA, _DATA),
-        budget=Budget(epochs=1),
-        optimizer={"lr": {"low": 0.01, "high": 1.0, "log": True}},
-        evaluations=EVALUATIONS,
-        device="cpu",
-        curves=storage.curves,
-    )
-    objective.workload = cast(Workload, _NoWork(objective.workload.loop))
-    loop = _CountingLoop(study, storage, objective)
+    loop = _loop(study, storage)
     try:
         loop.run()
     finally:
         # A process that waits for this one must not wait for ever.
         costs.put((time.process_time() - began, loop.errors))
     storage.close()
+
+
+def _loop(
+    study: optuna.Study, storage: Storage, on_trial: TrialCallback | None = None
+) -> _CountingLoop:
+    """The product's loop over trials that compute nothing."""
+    objective = TrainingObjective(
+        model=nn.Identity,
+        data=(_DATA, _DATA),
+        budget=Budget(epochs=1),
+        optimizer={
+            "lr": {"low": 0.01, "high": 1.0, "log": True},
+            "momentum": {"low": 0.5, "high": 0.98},
+            "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+        },
+        evaluations=EVALUATIONS,
+        device="cpu",
+        curves=storage.curves,
+    )
+    objective.workload = cast(Workload, _NoWork(objective.workload.loop))
+    return _CountingLoop(study, storage, objective, on_trial=on_trial)
 
 
 class _CountingLoop(TrialLoop):

@@ -24,11 +24,14 @@ The plan works on the trials of Optuna and on stored ones, and imports neither O
 from __future__ import annotations
 
 import collections
+import dataclasses
 import enum
 import functools
 import hashlib
+import itertools
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hpo_mab._attributes import (
     EVALUATION_KEY,
@@ -44,6 +47,7 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
+    UNREPORTED_KEY,
     unreported,
 )
 
@@ -90,8 +94,11 @@ class Next(enum.Enum):
     NEW = "try another configuration"
 
 
-class Attempt(NamedTuple):
-    """A trial as the plan uses it.
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A trial's state and user attributes, as typed values.
+
+    A study's plan reads all of them for every trial, so most are computed once.
 
     Attributes:
         number: Optuna's trial number.
@@ -107,7 +114,7 @@ class Attempt(NamedTuple):
 
     @classmethod
     def of(cls, trial: FrozenTrial | TrialRun) -> Attempt:
-        """An Optuna trial, or a stored one, as the plan uses it."""
+        """Those of an Optuna trial, or of a stored one."""
         # Distinguished by the state, so that neither class needs to be imported.
         known: Any = trial
         if isinstance(known.state, str):
@@ -115,20 +122,20 @@ class Attempt(NamedTuple):
         retry = RETRY_KEY in known.system_attrs
         return cls(known.number, known.state.name.lower(), known.user_attrs, retry)
 
-    @property
+    @functools.cached_property
     def slot(self) -> int | None:
         """Its slot; None if it has none yet."""
         slot = self.attrs.get(SLOT_KEY)
         return None if slot is None else int(slot)
 
-    @property
+    @functools.cached_property
     def place(self) -> Place | None:
         """Its slot, or its slot's twin under its batch sampler; None if it has no slot yet."""
         if self.slot is None:
             return None
         return self.slot, (self.sampler or UNIFORM) if self.twin else ""
 
-    @property
+    @functools.cached_property
     def twin(self) -> bool:
         """Whether it repeats its slot under another batch sampler."""
         return TWIN_KEY in self.attrs
@@ -159,22 +166,22 @@ class Attempt(NamedTuple):
         """Whether it trains another trial's configuration in full, or continues that trial."""
         return PROMOTES_KEY in self.attrs
 
-    @property
+    @functools.cached_property
     def lost(self) -> bool:
         """Whether its worker ended without recording it."""
         return bool(self.attrs.get(LOST_KEY))
 
-    @property
+    @functools.cached_property
     def interrupted(self) -> bool:
         """Whether it was interrupted."""
         return bool(self.attrs.get(INTERRUPTED_KEY))
 
-    @property
+    @functools.cached_property
     def cut_off(self) -> bool:
         """Whether it was interrupted or lost its worker, and so did not fail by itself."""
         return self.lost or self.interrupted
 
-    @property
+    @functools.cached_property
     def finished(self) -> bool:
         """Whether it is complete or pruned."""
         return self.state in FINISHED
@@ -195,7 +202,13 @@ class Plan:
         trials: The trials, Optuna's or stored ones.
         target: Trials that must finish; 0 where only the trials there are count.
         promotions: How many of them train the best stopped configurations in full.
+        before: Attempts at the trials before these.
     """
+
+    #: Of each study, the attempts before the first one that has not ended. They do not change.
+    _ended: ClassVar[weakref.WeakKeyDictionary[optuna.Study, Sequence[Attempt]]] = (
+        weakref.WeakKeyDictionary()
+    )
 
     def __init__(
         self,
@@ -203,11 +216,33 @@ class Plan:
         *,
         target: int = 0,
         promotions: int = 0,
+        before: Sequence[Attempt] = (),
     ) -> None:
-        self._attempts = [Attempt.of(trial) for trial in trials]
-        self._replaced = _replaced(_continuations(self._attempts))
+        self._attempts = [*before, *map(Attempt.of, trials)]
         self._target = target
         self._promotions = promotions
+
+    @classmethod
+    def of(cls, study: optuna.Study, *, target: int = 0, promotions: int = 0) -> Self:
+        """The plan of a study as it is now.
+
+        It is made for every trial, and a study may have thousands. So it reads only the first trial
+        that had not ended at the last call, and those after it.
+
+        Args:
+            study: The study.
+            target: See the class.
+            promotions: See the class.
+        """
+        ended = cls._ended.get(study, ())
+        new = study.get_trials(deepcopy=False)[len(ended) :]
+        plan = cls(new, target=target, promotions=promotions, before=ended)
+        cls._ended[study] = [*itertools.takewhile(lambda one: one.state in ENDED, plan._attempts)]
+        return plan
+
+    @functools.cached_property
+    def _replaced(self) -> set[int]:
+        return _replaced(_continuations(self._attempts))
 
     def counts(self, *, twins: bool = False) -> dict[str, int]:
         """Ended trials by state: ``complete``, ``pruned`` and ``fail``.
@@ -258,11 +293,6 @@ class Plan:
         return {one.number for one in self._attempts} - replaced - unfinished
 
     @property
-    def ended(self) -> int:
-        """Trials that have ended in any way, twins and interrupted ones included."""
-        return sum(one.state in ENDED for one in self._attempts)
-
-    @property
     def evaluation_seconds(self) -> float:
         """Seconds of evaluation of all trials, each attempt counted."""
         return sum(float(one.attrs.get(EVALUATION_KEY, 0.0)) for one in self._attempts)
@@ -270,7 +300,7 @@ class Plan:
     @property
     def unreported(self) -> tuple[int, float]:
         """Training examples and seconds that curves lack, each attempt counted."""
-        spent = [unreported(one.attrs) for one in self._attempts]
+        spent = [unreported(one.attrs) for one in self._attempts if UNREPORTED_KEY in one.attrs]
         return sum(examples for examples, _ in spent), sum(seconds for _, seconds in spent)
 
     @property
@@ -427,7 +457,7 @@ def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int
     slot = trial.user_attrs.get(SLOT_KEY)
     if slot is not None:
         return int(slot)
-    return Plan(study.get_trials(deepcopy=False)).slot_of(trial.number)
+    return Plan.of(study).slot_of(trial.number)
 
 
 def _continuations(attempts: Sequence[Attempt]) -> Iterator[tuple[Attempt, Attempt]]:

@@ -176,7 +176,6 @@ def test_states_are_counted_without_interrupted_attempts() -> None:
     assert plan.states() == {"complete": 1, "pruned": 1, "running": 1, "waiting": 1}
     assert plan.states(twins=True)["complete"] == 2
     assert list(plan.states()) == sorted(plan.states())
-    assert plan.ended == 4
 
 
 def test_a_lost_attempt_counts_as_failed_only_where_it_is_the_last() -> None:
@@ -272,3 +271,33 @@ def test_a_continuation_that_could_not_begin_does_not_end_the_next_one() -> None
     # It fits nowhere any more: the complete trial may continue where it does.
     last = plan(interrupted, unbegun)
     assert (last.retries(), last.promoted) == ([], set())
+
+
+def test_the_plan_of_a_growing_study_is_that_of_all_its_trials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    read: list[int] = []
+    of = Attempt.of
+    monkeypatch.setattr(Attempt, "of", lambda trial: read.append(trial.number) or of(trial))
+
+    def check() -> None:
+        plan, whole = Plan.of(study), Plan(study.get_trials(deepcopy=False))
+        assert plan.states() == whole.states()
+        assert plan.places == whole.places
+
+    running: list[optuna.Trial] = []
+    for slot in range(12):
+        running.append(study.ask())
+        running[-1].set_user_attr("hpo_mab:slot", slot)
+        check()
+        if slot % 3 == 2:
+            # The first that runs ends last.
+            for state in (TrialState.PRUNED, TrialState.COMPLETE, TrialState.FAIL):
+                value = 0.5 if state == TrialState.COMPLETE else None
+                study.tell(running.pop(), value, state=state)
+                check()
+    read.clear()
+    study.ask()
+    Plan.of(study)
+    assert read == [12]

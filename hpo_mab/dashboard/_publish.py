@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from hpo_mab._attributes import BUDGET_KEY, CONFIRMED_KEY, PUBLISHED_KEY, TEST_KEY
-from hpo_mab._plan import ENDED, Plan
+from hpo_mab._plan import ENDED
 from hpo_mab.compare import figures
 from hpo_mab.compare._records import CURRENCIES
 from hpo_mab.dashboard._evidence import evidence_note
@@ -341,7 +341,8 @@ def _publish_one(
 ) -> None:
     # Read once: a training that is stored after this is published by the next `refresh`.
     own, attrs = id_of(study), study.user_attrs
-    folder, ended = artifact_folder(storage), Plan(run.trials).ended
+    folder = artifact_folder(storage)
+    ended = sum(trial.state in ENDED for trial in run.trials)
     is_large = sum(len(trial.curve) for trial in run.trials) >= LARGE
     examples, listed = _examples(storage, run, study, images)
     # Of two processes that publish a study, the later one sees what the earlier one has stored.

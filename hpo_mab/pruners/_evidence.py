@@ -25,7 +25,7 @@ from hpo_mab._attributes import (
     StudySettings,
 )
 from hpo_mab._errors import ArgumentError
-from hpo_mab._plan import Attempt, Plan
+from hpo_mab._plan import Attempt
 from hpo_mab.advantage import (
     DEFAULT_MARGIN,
     FEWEST_PAIRS,
@@ -226,6 +226,10 @@ class RungFidelity:
         )
 
 
+def _count_ended(trials: Sequence[FrozenTrial]) -> int:
+    return sum(trial.state.is_finished() for trial in trials)
+
+
 class AdvantageWarning(UserWarning):
     """The advantage pruner has no evidence that moves a rung, and decides as successive halving.
 
@@ -290,7 +294,7 @@ class EvidenceKeeper:
         Returns:
             Whether evidence, fidelity or the length of a trial became known or changed.
         """
-        if self._seen is not None and Plan(trials).ended < self._seen + self._every:
+        if self._seen is not None and _count_ended(trials) < self._seen + self._every:
             return False
         before = (self.evidence, self.fidelity, self.full)
         self.read_trials(study, trials)
@@ -304,7 +308,7 @@ class EvidenceKeeper:
             trials: Its trials as they are now.
         """
         attrs = study.user_attrs
-        first, self._seen = self._seen is None, Plan(trials).ended
+        first, self._seen = self._seen is None, _count_ended(trials)
         if first:
             self._read_definition(StudySettings.stored_in(attrs))
         if self.full is None:

@@ -81,7 +81,7 @@ class TopKPruner(BasePruner):
             study: A study with this pruner.
         """
         trials = study.get_trials(deepcopy=False)
-        plan = Plan(trials)
+        plan = Plan.of(study)
         numbers = plan.stopped - plan.promoted
         stopped = [
             trial
@@ -226,7 +226,7 @@ class PromotionPruner(BasePruner):
             is_saved: Whether a complete trial's state is saved, so that it can continue; None: no
                 complete trial continues.
         """
-        taken = Plan(study.get_trials(deepcopy=False)).promoted
+        taken = Plan.of(study).promoted
         for trial in self.continuable(study, every=every):
             if trial.number in taken:
                 continue
@@ -315,7 +315,7 @@ class PromotionPruner(BasePruner):
         self, study: optuna.Study, rung: int, *, own: FrozenTrial | None = None
     ) -> list[FrozenTrial]:
         """Latest trial of each configuration at a rung, the best first, equal ones by number."""
-        found: dict[int, FrozenTrial] = {}
+        found: dict[int, tuple[float, FrozenTrial]] = {}
         roots: dict[int, int] = {}
         for stored in study.get_trials(deepcopy=False):
             # The database may not have all reports of the running trial yet.
@@ -325,14 +325,18 @@ class PromotionPruner(BasePruner):
             # Trials that continue one another are one configuration, of which the last counts.
             root = trial.number if origin is None else roots.get(origin, trial.number)
             roots[trial.number] = root
-            reached = not math.isnan(first_report(trial, rung))
+            value = first_report(trial, rung)
+            reached = not math.isnan(value)
             if reached and TWIN_KEY not in attrs and trial.state != TrialState.FAIL:
-                found[root] = trial
+                found[root] = value, trial
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
-        return sorted(found.values(), key=lambda one: sign * first_report(one, rung))
+        return [trial for _, trial in sorted(found.values(), key=lambda one: sign * one[0])]
 
 
 def first_report(trial: FrozenTrial, step: int) -> float:
     """The first value that a trial has reported at or after a step; NaN without one."""
-    steps = (reported for reported in trial.intermediate_values if reported >= step)
-    return trial.intermediate_values.get(min(steps, default=-1), math.nan)
+    values = trial.intermediate_values
+    if step in values:
+        return values[step]
+    steps = (reported for reported in values if reported >= step)
+    return values.get(min(steps, default=-1), math.nan)

@@ -31,7 +31,8 @@ from hpo_mab.storage._optuna import (
     completed_rungs,
     hyperband_bracket,
     needed_at_rung,
-    pruner_settings,
+    settings_of,
+    values_at_rung,
 )
 
 Reason = dict[str, Any]
@@ -80,7 +81,7 @@ def _percentile(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> 
     step = trial.last_step
     others = [t.intermediate_values[step] for t in complete if step in t.intermediate_values]
     maximize = study.direction == StudyDirection.MAXIMIZE
-    percentile = pruner_settings(pruner)["percentile"]
+    percentile = settings_of(pruner)["percentile"]
     # NumPy counts from the lowest value. Where higher is better, the best begin at 100 less the
     # pruner's percentile.
     share = 100 - percentile if maximize else percentile
@@ -102,10 +103,9 @@ def _halving(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Rea
     """The value at a rung against those of all trials that have reached it."""
     value = float(trial.intermediate_values[trial.last_step or 0])
     # Optuna stores no value at a rung for NaN, so the count is the trial's rung already.
-    rung = len(completed_rungs(trial)) - (not math.isnan(value))
-    reached = map(completed_rungs, study.get_trials(deepcopy=False))
-    values = [at_rungs[rung] for at_rungs in reached if len(at_rungs) > rung]
-    settings = pruner_settings(pruner)
+    rung = completed_rungs(trial) - (not math.isnan(value))
+    values = values_at_rung(study.get_trials(deepcopy=False), rung)
+    settings = settings_of(pruner)
     factor = settings["reduction_factor"]
     judged = not math.isnan(value) and len(values) > settings["bootstrap_count"]
     return {
@@ -252,7 +252,7 @@ class WeakRung(NamedTuple):
             trials: The study's trials.
             full: Evaluations of a full trial.
         """
-        settings = pruner_settings(pruner)
+        settings = settings_of(pruner)
         if type(pruner) in (MedianPruner, PercentilePruner):
             step = max(1, settings["n_warmup_steps"])
         elif type(pruner) is SuccessiveHalvingPruner and settings["min_resource"] is not None:

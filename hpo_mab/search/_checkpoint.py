@@ -70,7 +70,7 @@ class Checkpoints:
             if not found:
                 return
             key = _study_key(study)
-            places = Plan(study.get_trials(deepcopy=False)).unsettled() | _promotable(study)
+            places = Plan.of(study).unsettled() | _promotable(study)
             kept = {_file_stem(key, place) for place in places}
             for path in found:
                 # A temporary file of a killed writer begins with the name of the final file.

@@ -6,7 +6,7 @@ No slot is trained twice and none is left out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -25,7 +25,7 @@ from hpo_mab._errors import HpoMabError, failure_reason
 from hpo_mab._plan import Attempt, Next, Plan, budgets_of
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.search._queue import close_lost, requeue
-from hpo_mab.search._target import Target, shares_spent
+from hpo_mab.search._target import Spending, Target
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._optuna import (
     add_running,
@@ -37,7 +37,7 @@ from hpo_mab.storage._optuna import (
 from hpo_mab.storage._process import hold, release, this_process
 
 #: Queues the twins of a study's trials that are due; returns whether there were any.
-QueueTwins = Callable[[optuna.Study, Sequence[FrozenTrial]], bool]
+QueueTwins = Callable[[optuna.Study], bool]
 
 
 #: Whether there is a checkpoint of a complete trial here, from which it can continue.
@@ -50,7 +50,7 @@ def claim(
     taken: list[optuna.trial.Trial],
     *,
     count: int,
-    queue_twins: QueueTwins = lambda study, trials: False,
+    queue_twins: QueueTwins = lambda study: False,
     is_saved: IsSaved | None = None,
 ) -> Next | None:
     """Take the study's next trials with one lock: those that wait, else new ones.
@@ -79,13 +79,13 @@ def claim(
         if target.total is None:
             # Complete trials would continue for ever.
             is_saved = None
+        spending = None if target.total is None else Spending(study, target, storage.curves)
         most = len(taken) + count
         while len(taken) < most:
-            if target.total is not None:
-                spent, promised = shares_spent(study, target, storage.curves)
-                if spent >= 1:
+            if spending is not None:
+                if spending.share >= 1:
                     return Next.DONE
-                if promised >= 1:
+                if spending.promised >= 1:
                     # A running trial may be pruned, which leaves room for another.
                     return Next.WAIT
             # Made again for each trial: the one before it counts.
@@ -167,9 +167,8 @@ def _complete_plan(study: optuna.Study, target: Target, queue_twins: QueueTwins)
     """The study's plan, after trials that were cut off and twins that are due are queued."""
     promotions = study.pruner.k if isinstance(study.pruner, TopKPruner) else 0
     while True:
-        trials = study.get_trials(deepcopy=False)
-        plan = Plan(trials, target=target.trials, promotions=promotions)
-        if not requeue(study, trials, plan) and not queue_twins(study, trials):
+        plan = Plan.of(study, target=target.trials, promotions=promotions)
+        if not requeue(study, plan) and not queue_twins(study):
             return plan
 
 
@@ -222,10 +221,10 @@ def raise_if_failing(study: optuna.Study) -> None:
     Raises:
         StudyFailedError: The last three trials failed by themselves.
     """
-    trials = study.get_trials(deepcopy=False)
-    failed = Plan(trials).failed_in_a_row()
+    failed = Plan.of(study).failed_in_a_row()
     if len(failed) >= _FAILURES_IN_A_ROW:
-        reason = trials[failed[-1]].user_attrs.get(REASON_KEY, "see the log")
+        last = study.get_trials(deepcopy=False)[failed[-1]]
+        reason = last.user_attrs.get(REASON_KEY, "see the log")
         raise StudyFailedError(
             f"{_FAILURES_IN_A_ROW} trials in a row failed, the last with: {reason}"
         )

@@ -314,10 +314,9 @@ class TrainingObjective:
             self.workload.check_evaluations(self.space.batch_sizes)
             if self.race is not None:
                 # There is no lock: several processes may queue the same trial twice.
-                trials = trial.study.get_trials(deepcopy=False)
                 # Optuna's own loop does not repeat what Ctrl-C has cut off; the race waits for it.
-                requeue(trial.study, trials, Plan(trials))
-                self.queue_twins(trial.study, trials)
+                requeue(trial.study, Plan.of(trial.study))
+                self.queue_twins(trial.study)
         slot = slot_of(trial.study, trial)
         if SLOT_KEY not in trial.user_attrs:
             trial.set_user_attr(SLOT_KEY, slot)
@@ -359,13 +358,13 @@ class TrainingObjective:
         known = self.workload.known is not None
         return self.race is not None and not known and self.race.needs_record(study)
 
-    def queue_twins(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
+    def queue_twins(self, study: optuna.Study) -> bool:
         """Queue the next twins of the race; see `hpo_mab.search._race.Race.advance`."""
         if self.race is None:
             return False
         writer = self.recording.examples
         has_record = None if writer is None else lambda: writer.freeze_written() is not None
-        return self.race.advance(study, trials, has_record=has_record)
+        return self.race.advance(study, has_record=has_record)
 
     def checkpoint(
         self, trial: optuna.trial.Trial, assignment: Assignment

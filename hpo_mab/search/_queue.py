@@ -49,7 +49,7 @@ def queue_twin(
         sampler: The twin's batch sampler.
     """
     slot = slot_of(study, trial)
-    if Plan(study.get_trials(deepcopy=False)).has_twin(slot, sampler):
+    if Plan.of(study).has_twin(slot, sampler):
         return
     attrs = {SLOT_KEY: slot, TWIN_KEY: slot, SAMPLER_KEY: sampler}
     twin = unchecked_trial(
@@ -83,15 +83,15 @@ def close_lost(study: optuna.Study, storage: Storage) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def requeue(study: optuna.Study, trials: Sequence[FrozenTrial], plan: Plan) -> int:
+def requeue(study: optuna.Study, plan: Plan) -> int:
     """Queue every slot again whose last attempt was cut off; returns how many were queued.
 
     Args:
         study: The study, whose lock is held.
-        trials: Its trials.
-        plan: Their plan.
+        plan: Its plan.
     """
     retries = plan.retries()
+    trials = study.get_trials(deepcopy=False) if retries else []
     for (slot, _), numbers in retries:
         add_copy(study, _retry_of(slot, numbers, trials[numbers[-1]]))
     return len(retries)

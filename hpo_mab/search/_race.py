@@ -199,20 +199,13 @@ class Race:
         choice = stored_choice(study)
         return UNIFORM if choice is None else choice.sampler
 
-    def advance(
-        self,
-        study: optuna.Study,
-        trials: Sequence[FrozenTrial],
-        *,
-        has_record: Callable[[], bool] | None,
-    ) -> bool:
+    def advance(self, study: optuna.Study, *, has_record: Callable[[], bool] | None) -> bool:
         """Queue the twins that are due, or decide the race; the caller holds the study's lock.
 
         The first call makes the plan, if the study has none.
 
         Args:
             study: The study.
-            trials: Its trials.
             has_record: Whether the study's record of examples can be used by now; None if none is
                 kept. Samplers that use it do not enter then.
 
@@ -225,7 +218,9 @@ class Race:
         if race is None:
             return False
         # Each call goes through all rounds: the study stores twins, not who is still in the race.
-        plan = Plan(trials)
+        # In this order: trials that have ended by the plan must be among these.
+        plan = Plan.of(study)
+        trials = study.get_trials(deepcopy=False)
         alive, left = list(race.challengers), {}
         for number, (_, pairs) in enumerate(race.rounds, 1):
             if not alive:

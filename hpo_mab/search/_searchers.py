@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
@@ -15,28 +18,84 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo_mab._errors import ArgumentError, name_of, require
 from hpo_mab._plan import Plan, budgets_of, derive_seed, slot_of
 from hpo_mab._registry import Named, Registry, bound_to
-from hpo_mab.storage._optuna import StudyView, all_trials, quietly
+from hpo_mab.storage._optuna import StudyView, all_trials, quietly, settings_of
+
+#: About how many finished trials TPE is shown. Its time grows with their number, and more of them
+#: do not improve its proposals: see ``benchmarks/long_search.py``.
+SHOWN_TRIALS = 1000
+#: The most trials that TPE takes as good ones, by its default.
+_GOOD = 25
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 class OwnHistory(StudyView):
-    """A study as shown to an Optuna sampler: each configuration once.
+    """A study as shown to an Optuna sampler: each configuration once, and not too many.
 
     A twin differs from its original by the batch sampler, which is not a parameter. Twins under the
     sampler that the study continues with replace their originals; all others are left out. Of a
     trial and its continuations only the one that counts is shown, with its value at one budget.
+    If more than ``most`` trials have finished, it shows the best ones and an even share of the
+    others.
+
     Each trial needs a new view, because a view selects trials only once, at its first read.
 
     Args:
         study: The study with all trials.
+        repeats: Whether the study has twins or continued trials.
+        most: About how many finished trials to show; None shows all.
     """
 
+    def __init__(self, study: optuna.Study, *, repeats: bool, most: int | None) -> None:
+        super().__init__(study)
+        self._repeats = repeats
+        self._most = most
+
     @functools.cached_property
-    def _numbers(self) -> set[int]:
-        return Plan(all_trials(self.study)).once
+    def _numbers(self) -> set[int] | None:
+        """Numbers of the trials to show; None shows all."""
+        trials, once = all_trials(self.study), None
+        if self._repeats:
+            # Hyperband passes the study of one bracket.
+            whole = type(self.study) is optuna.Study
+            once = (Plan.of(self.study) if whole else Plan(trials)).once
+        if self._most is None or len(trials) <= self._most:
+            return once
+        if once is not None:
+            trials = [_at_budget(trial) for trial in trials if trial.number in once]
+        return _chosen(trials, most=self._most)
 
     def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         """Those of the trials that are shown to the sampler."""
-        return [_at_budget(trial) for trial in trials if trial.number in self._numbers]
+        numbers = self._numbers
+        found = trials if numbers is None else [t for t in trials if t.number in numbers]
+        return [_at_budget(trial) for trial in found] if self._repeats else found
+
+
+def _chosen(trials: list[FrozenTrial], *, most: int) -> set[int]:
+    """Numbers of trials to show, about ``most`` of them finished.
+
+    TPE takes the best complete trials as good ones and, if these are too few, the pruned ones that
+    came furthest. So these are chosen. The others are thinned out evenly over the study: the
+    fractional parts of multiples of the golden ratio are evenly spread.
+    """
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    best = heapq.nlargest(_GOOD, complete, key=lambda trial: trial.value or 0.0)
+    best += heapq.nlargest(_GOOD - len(best), pruned, key=_progress)
+    finished = np.array([trial.number for trial in (*complete, *pruned)])
+    share = (most - len(best)) / max(1, len(finished) - len(best))
+    even = finished[finished * _GOLDEN_RATIO % 1 < share]
+    unfinished = (trial.number for trial in trials if not trial.state.is_finished())
+    return {*even.tolist(), *(trial.number for trial in best), *unfinished}
+
+
+def _progress(trial: FrozenTrial) -> tuple[int, float]:
+    """The last step of a pruned trial, and its value there."""
+    step = trial.last_step
+    if step is None:
+        return -1, 0.0
+    value = trial.intermediate_values[step]
+    return step, -math.inf if math.isnan(value) else value
 
 
 def _at_budget(trial: FrozenTrial) -> FrozenTrial:
@@ -151,9 +210,23 @@ class PlannedSampler(BaseSampler):
             shared = self._is_sequence or self._is_grid
             place = [] if shared else [slot_of(study, trial)]
             seed = derive_seed(self._seed, "sampler", *place)
-            seen = cast(optuna.Study, OwnHistory(study)) if self._repeats else study
-            self._asked[key] = self._factory(seed=seed), seen
+            sampler = self._factory(seed=seed)
+            most = _most_shown(sampler)
+            seen = study
+            if self._repeats or most is not None:
+                view = OwnHistory(study, repeats=self._repeats, most=most)
+                seen = cast(optuna.Study, view)
+            self._asked[key] = sampler, seen
         return self._asked[key]
+
+
+def _most_shown(sampler: BaseSampler) -> int | None:
+    """About how many finished trials a sampler is shown; None for all."""
+    # A subclass may choose the good trials otherwise.
+    if type(sampler) is not optuna.samplers.TPESampler:
+        return None
+    # TPE is random until it is shown this number.
+    return SHOWN_TRIALS + int(settings_of(sampler)["n_startup_trials"])
 
 
 # Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.

@@ -116,7 +116,7 @@ def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
     most = min(MOST_SLOTS, target.trials // ROUNDS // workers)
     if target.continues(study):
         return most
-    plan = Plan(study.get_trials(deepcopy=False))
+    plan = Plan.of(study)
     # Those that wait, or will be tried again.
     twins = sum(
         sampler != "" and all(one.state != "running" for one in plan.places[slot, sampler])

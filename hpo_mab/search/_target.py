@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import weakref
+from collections.abc import Sequence
 from typing import Self
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import RESUMED_KEY, SLOT_KEY, TARGET_KEY, TotalBudget
+from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY, SLOT_KEY, TARGET_KEY, TotalBudget
 from hpo_mab._plan import Plan, budgets_of
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.storage import CurveStore, StoredDefinition
@@ -69,8 +72,8 @@ class Target:
 
     def spent(self, study: optuna.Study, curves: CurveStore) -> tuple[int, float]:
         """Training examples and seconds of all trials, those of evaluations included."""
-        examples, seconds = curves.spent(id_of(study))
-        plan = Plan(study.get_trials(deepcopy=False))
+        examples, seconds = _trained(study, curves)
+        plan = Plan.of(study)
         lost, lost_seconds = plan.unreported
         return examples + lost, seconds + lost_seconds + plan.evaluation_seconds
 
@@ -93,7 +96,7 @@ class Target:
             done: Trials trained after ``spent_before`` was read; running ones by their share.
             spent_before: An earlier value of `share_spent`.
         """
-        plan = Plan(study.get_trials(deepcopy=False))
+        plan = Plan.of(study)
         left = self.trials - plan.finished
         if self.continues(study):
             left += len((plan.not_continued & plan.latest) - plan.diverged)
@@ -116,31 +119,100 @@ class Target:
         return isinstance(pruner, PromotionPruner) and pruner.unlimited and self.total is not None
 
 
-def shares_spent(study: optuna.Study, target: Target, curves: CurveStore) -> tuple[float, float]:
-    """Shares of the total budget: what is spent, and that with what the running trials will spend.
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Ended:
+    """What the curves of a study's first trials say, up to the first that has not ended.
 
-    Seconds are estimated at the study's mean cost of an example so far.
+    A worker that was taken for lost may add points later. They do not count in a process that has
+    read the curve before.
+    """
+
+    trials: int = 0
+    last_id: int = -1
+    curves: frozenset[int] = frozenset()
+    examples: int = 0
+    seconds: float = 0.0
+
+
+_ENDED: weakref.WeakKeyDictionary[optuna.Study, _Ended] = weakref.WeakKeyDictionary()
+
+
+def _trained(study: optuna.Study, curves: CurveStore) -> tuple[int, float]:
+    """Training examples and seconds of all curves.
+
+    Those before the first trial that has not ended are read once.
+    """
+    known = _ENDED.get(study, _Ended())
+    new = study.get_trials(deepcopy=False)[known.trials :]
+    numbers = _curve_numbers(new)
+    if len(set(numbers)) < len(numbers) or not known.curves.isdisjoint(numbers):
+        # Of trials that share a curve, as in a copy by Optuna, it counts once.
+        return curves.spent(id_of(study))
+    ended = [*itertools.takewhile(lambda one: one.state.is_finished(), new)]
+    if ended:
+        last_id = id_of(ended[-1])
+        examples, seconds = curves.spent(id_of(study), after=known.last_id, until=last_id)
+        known = _Ended(
+            known.trials + len(ended),
+            last_id,
+            known.curves.union(_curve_numbers(ended)),
+            known.examples + examples,
+            known.seconds + seconds,
+        )
+        _ENDED[study] = known
+    examples, seconds = curves.spent(id_of(study), after=known.last_id)
+    return known.examples + examples, known.seconds + seconds
+
+
+def _curve_numbers(trials: Sequence[FrozenTrial]) -> list[int]:
+    return [trial.system_attrs[CURVE_KEY] for trial in trials if CURVE_KEY in trial.system_attrs]
+
+
+class Spending:
+    """What the trials of a study have spent of its total budget, read once.
 
     Args:
         study: The study.
         target: Its target.
         curves: Its learning curves.
     """
-    found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    running = [trial for trial in found if SLOT_KEY in trial.user_attrs]
-    # Read first: an evaluation stored in between then counts twice instead of not at all.
-    stored = curves.load([id_of(trial) for trial in running])
-    examples, seconds = target.spent(study, curves)
-    left = 0
-    # Without a definition the length of a trial is not known.
-    if StoredDefinition.is_in(study.user_attrs):
-        definition = StoredDefinition.load(study)
-        per_budget = definition.settings.evaluations or 1
-        for trial in running:
-            points, attrs = stored.get(id_of(trial)), trial.user_attrs
-            # A trial that continues from a checkpoint has this attribute once it has begun.
-            reached = max(points[-1].index if points else 0, attrs.get(RESUMED_KEY, 0))
-            whole = definition.settings.examples_of(trial.params, longest=definition.trial_examples)
-            left += (per_budget * budgets_of(attrs) - reached) * whole // per_budget
-    more = seconds * (1 + left / max(examples, 1))
-    return target.share(examples, seconds), target.share(examples + left, more)
+
+    def __init__(self, study: optuna.Study, target: Target, curves: CurveStore) -> None:
+        self._study, self._target = study, target
+        # Read first: an evaluation stored in between then counts twice instead of not at all.
+        self._reached = {
+            trial_id: points[-1].index
+            for trial_id, points in curves.load([id_of(one) for one in self._running]).items()
+        }
+        self._examples, self._seconds = target.spent(study, curves)
+
+    @property
+    def _running(self) -> list[FrozenTrial]:
+        found = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in found if SLOT_KEY in trial.user_attrs]
+
+    @property
+    def share(self) -> float:
+        """Share of the total budget that is spent; 0 without limit."""
+        return self._target.share(self._examples, self._seconds)
+
+    @property
+    def promised(self) -> float:
+        """The share that is spent, and that which the running trials will spend.
+
+        Seconds are estimated at the study's mean cost of an example so far.
+        """
+        left = 0
+        # Without a definition the length of a trial is not known.
+        if StoredDefinition.is_in(self._study.user_attrs):
+            definition = StoredDefinition.load(self._study)
+            settings, longest = definition.settings, definition.trial_examples
+            per_budget = settings.evaluations or 1
+            for trial in self._running:
+                attrs = trial.user_attrs
+                # A trial that continues from a checkpoint has this attribute once it has begun.
+                reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
+                whole = settings.examples_of(trial.params, longest=longest)
+                left += (per_budget * budgets_of(attrs) - reached) * whole // per_budget
+        more = self._seconds * (1 + left / max(self._examples, 1))
+        return self._target.share(self._examples + left, more)

@@ -104,14 +104,19 @@ class CurveStore:
                 rows += [self._row(curve, one) for one in evaluations]
             connection.execute(CURVES.insert(), rows)
 
-    def spent(self, study_id: int) -> tuple[int, float]:
-        """Examples and training seconds of all trials of a study, running and lost ones included.
+    def spent(
+        self, study_id: int, *, after: int = -1, until: int | None = None
+    ) -> tuple[int, float]:
+        """Examples and training seconds of trials of a study, running and lost ones included.
 
         The budget that a resumed attempt has from a checkpoint counts only for the earlier attempt,
         which spent it.
 
         Args:
             study_id: Optuna's study id.
+            after: Only trials with higher ids count.
+            until: The highest id that counts; None counts all. If trials share a curve, it counts
+                once in each range that has one of them.
         """
         resumed_at = sa.cast(USER_ATTRIBUTES.c.value_json, sa.Integer)
 
@@ -134,11 +139,12 @@ class CurveStore:
                     USER_ATTRIBUTES.c.key == RESUMED_KEY,
                 ),
             )
-            .where(TRIALS.c.study_id == study_id)
+            .where(TRIALS.c.study_id == study_id, TRIALS.c.trial_id > after)
             .group_by(CURVES.c.curve)
-            .subquery()
         )
-        total = sa.select(*(sa.func.coalesce(sa.func.sum(one), 0) for one in each.c))
+        if until is not None:
+            each = each.where(TRIALS.c.trial_id <= until)
+        total = sa.select(*(sa.func.coalesce(sa.func.sum(one), 0) for one in each.subquery().c))
         with self._engine.connect() as connection:
             examples, seconds = connection.execute(total).one()
         return int(examples), float(seconds)

@@ -15,6 +15,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -86,9 +87,9 @@ def add_copy(study: optuna.Study, trial: FrozenTrial) -> int:
     return study._storage.create_new_trial(study._study_id, template_trial=trial)
 
 
-def pruner_settings(pruner: BasePruner) -> dict[str, Any]:
-    """What one of Optuna's pruners was made with, by the names of its arguments."""
-    return {name.removeprefix("_"): value for name, value in vars(pruner).items()}
+def settings_of(made: BasePruner | BaseSampler) -> dict[str, Any]:
+    """What one of Optuna's pruners or samplers was made with, by the names of its arguments."""
+    return {name.removeprefix("_"): value for name, value in vars(made).items()}
 
 
 def hyperband_bracket(
@@ -99,12 +100,15 @@ def hyperband_bracket(
     return number, pruner._pruners[number], pruner._create_bracket_study(study, number)
 
 
-def completed_rungs(trial: FrozenTrial) -> list[float]:
-    """A trial's values at the rungs of Optuna's successive halving that it has reached."""
-    values: list[float] = []
-    while (key := f"completed_rung_{len(values)}") in trial.system_attrs:
-        values.append(float(trial.system_attrs[key]))
-    return values
+def completed_rungs(trial: FrozenTrial) -> int:
+    """How many rungs of Optuna's successive halving a trial has reached."""
+    return sum(key.startswith("completed_rung_") for key in trial.system_attrs)
+
+
+def values_at_rung(trials: Sequence[FrozenTrial], rung: int) -> list[float]:
+    """The values of those of the trials that have reached a rung of successive halving."""
+    key = f"completed_rung_{rung}"
+    return [float(trial.system_attrs[key]) for trial in trials if key in trial.system_attrs]
 
 
 def needed_at_rung(
@@ -120,8 +124,11 @@ class SearchExhaustedWarning(UserWarning):
 
 
 def all_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials of a study, not to be changed; Hyperband limits `get_trials` to a bracket."""
-    return study._get_trials(deepcopy=False)
+    """The trials of a study, as its sampler first reads them for a trial; not to be changed.
+
+    Hyperband limits `get_trials` to a bracket.
+    """
+    return study._get_trials(deepcopy=False, use_cache=True)
 
 
 class StudyView:

@@ -21,3 +21,10 @@ def test_empty_trials_run_to_their_end(tmp_path: Path) -> None:
     trials = read_run(storage, "load").trials
     storage.close()
     assert [(trial.state, len(trial.curve)) for trial in trials] == [("complete", 8)] * 2
+
+
+def test_a_study_of_finished_trials_is_continued(tmp_path: Path) -> None:
+    figures, _ = storage_load.continued(f"sqlite:///{tmp_path / 'studies.db'}", 60)
+    assert figures["finished_trials"] == 60
+    assert figures["further"] == 40
+    assert figures["cpu_ms_per_trial"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +40,12 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 def _spending(study: optuna.Study, each: int, *, before: int = 0) -> Any:
     """Curves of trials that have spent equally many examples each."""
-    return SimpleNamespace(spent=lambda study_id: (before + each * len(study.trials), 0.0))
+
+    def spent(study_id: int, *, after: int = -1, until: float = math.inf) -> tuple[int, float]:
+        counted = sum(after < trial._trial_id <= until for trial in study.trials)
+        return before * (after < 0) + each * counted, 0.0
+
+    return SimpleNamespace(spent=spent)
 
 
 @pytest.fixture(name="clock")

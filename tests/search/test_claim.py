@@ -264,7 +264,7 @@ def test_what_the_budget_pays_for_is_left_where_trials_continue(
         study.add_trial(optuna.create_trial(state=state, value=value, user_attrs=attrs))
     target = Target(trials=3, total="100epochs", epoch_examples=100)
     # Five trials have spent half of the budget.
-    monkeypatch.setattr(storage.curves, "spent", lambda _: (5000, 0.0))
+    monkeypatch.setattr(Target, "spent", lambda *_: (5000, 0.0))
     # Two are paused; complete ones continue only without a limit.
     left = 5 if unlimited else 2
     assert target.trials_left(study, storage.curves, done=5.0, spent_before=0.0) == left
@@ -424,7 +424,7 @@ def test_a_retry_keeps_what_decides_its_training(study: optuna.Study) -> None:
     # The user's own.
     kept["note"] = cut.user_attrs["note"] = "baseline"
     study.add_trial(cut)
-    assert requeue(study, study.trials, Plan(study.trials)) == 1
+    assert requeue(study, Plan.of(study)) == 1
     assert study.trials[-1].user_attrs == {"hpo_mab:slot": 0, **kept}
 
 
@@ -432,8 +432,7 @@ def test_requeueing_twice_queues_once(study: optuna.Study, storage: Storage, dea
     trial = _start(study, storage, dead)
     close_lost(study, storage)
     for queued in (1, 0):
-        trials = study.get_trials(deepcopy=False)
-        assert requeue(study, trials, Plan(trials)) == queued
+        assert requeue(study, Plan.of(study)) == queued
     assert len(study.get_trials(states=(TrialState.WAITING,))) == 1
     assert _state(study, trial) == TrialState.FAIL
 
@@ -582,16 +581,21 @@ def test_no_trial_begins_if_the_running_ones_will_spend_the_rest(
     assert _next(study, storage) is Next.WAIT
 
 
+def _point(index: int) -> Evaluation:
+    """A point of a curve of 30 examples and half a second each."""
+    known = {"steps": 1, "sampler_seconds": 0.0, "accuracy": 0.5, "loss": 1.0, "train_loss": 1.0}
+    return Evaluation(
+        index=index, examples=30 * index, seconds=0.5 * index, learning_rate=0.1, **known
+    )
+
+
 def test_what_running_trials_have_spent_leaves_room_for_others(
     storage: Storage, tiny: Make, elsewhere: str
 ) -> None:
     study = _planned(storage, tiny(), total="2epochs")
     trial = _start(study, storage, elsewhere)
     # It has spent 60 of the 200 examples, and will spend a third of a trial's 100.
-    known = {"steps": 1, "seconds": 1.0, "sampler_seconds": 0.0, "accuracy": 0.5, "loss": 1.0}
-    known |= {"train_loss": 1.0, "learning_rate": 0.1}
-    points = [Evaluation(index=index, examples=30 * index, **known) for index in (1, 2)]
-    storage.curves.extend([(trial._trial_id, points, False)])
+    storage.curves.extend([(trial._trial_id, [_point(1), _point(2)], False)])
     for _ in range(2):
         _claim(study, storage)
     assert _next(study, storage) is Next.WAIT
@@ -616,13 +620,55 @@ def test_what_running_trials_will_spend_in_seconds_is_estimated(
     storage: Storage, tiny: Make, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = _planned(storage, tiny(), total="100s")
-    monkeypatch.setattr(storage.curves, "spent", lambda _: (100, 40.0))
+    monkeypatch.setattr(Target, "spent", lambda *_: (100, 40.0))
     # 40 s are spent, and a running trial takes 40 more.
     for _ in range(2):
         _start(study, storage, elsewhere)
     assert _next(study, storage) is Next.WAIT
-    monkeypatch.setattr(storage.curves, "spent", lambda _: (100, 100.0))
+    monkeypatch.setattr(Target, "spent", lambda *_: (100, 100.0))
     assert _next(study, storage) is Next.DONE
+
+
+def test_what_trials_spend_is_read_once_of_those_that_have_ended(
+    storage: Storage, tiny: Make, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _planned(storage, tiny(), total="100epochs")
+    target, read = Target.load(study), storage.curves.spent
+    queries: list[tuple[int, int | None]] = []
+
+    def spent(study_id: int, *, after: int = -1, until: int | None = None) -> tuple[int, float]:
+        queries.append((after, until))
+        return read(study_id, after=after, until=until)
+
+    monkeypatch.setattr(storage.curves, "spent", spent)
+    trials = [_start(study, storage, elsewhere) for _ in range(4)]
+    # The second ends last, and all of them train on.
+    for ended in (0, 2, 3, 1):
+        for index in (1, 2):
+            for trial in trials:
+                if not storage.optuna.get_trial(trial._trial_id).state.is_finished():
+                    storage.curves.extend([(trial._trial_id, [_point(index)], index == 1)])
+            found = target.spent(study, storage.curves)
+            assert found == read(study._study_id)
+        study.tell(trials[ended].number, state=TrialState.PRUNED)
+    assert target.spent(study, storage.curves) == (4 * 60, pytest.approx(4 * 1.0))
+    queries.clear()
+    target.spent(study, storage.curves)
+    assert queries == [(trials[-1]._trial_id, None)]
+
+
+def test_a_curve_that_trials_share_is_spent_once(
+    storage: Storage, tiny: Make, elsewhere: str
+) -> None:
+    study = _planned(storage, tiny(), total="100epochs")
+    trial = _start(study, storage, elsewhere)
+    storage.curves.extend([(trial._trial_id, [_point(1)], True)])
+    study.tell(trial.number, state=TrialState.PRUNED)
+    target = Target.load(study)
+    assert target.spent(study, storage.curves) == (30, 0.5)
+    # A copy has the number of the curve.
+    study.add_trial(study.trials[0])
+    assert target.spent(study, storage.curves) == (30, 0.5)
 
 
 def test_a_study_that_died_before_it_had_a_definition_is_made_whole(

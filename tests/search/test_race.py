@@ -70,7 +70,7 @@ def test_the_default_portfolio() -> None:
 def test_samplers_that_use_the_record_enter_where_there_is_one(keeps: bool) -> None:
     study = optuna.create_study(direction="maximize")
     race = Race(parse_portfolio(None), initial=10, trials=60)
-    race.advance(study, [], has_record=(lambda: True) if keeps else None)
+    race.advance(study, has_record=(lambda: True) if keeps else None)
     left_out = [] if keeps else ["easy_first", "trimmed"]
     expected = [name for name in _CHALLENGERS if name not in left_out]
     assert list(study.user_attrs["hpo_mab:race"]["challengers"]) == expected
@@ -308,8 +308,7 @@ class _Trials:
         )
 
     def advance(self) -> bool:
-        trials = self.study.get_trials(deepcopy=False)
-        return self.race.advance(self.study, trials, has_record=lambda: self.slots > 4)
+        return self.race.advance(self.study, has_record=lambda: self.slots > 4)
 
     def run(self, gains: dict[str, Callable[[int], float]], *, cost: float = 1.0) -> Choice:
         """Run originals and the twins that are queued, until the race is decided."""
@@ -427,13 +426,13 @@ def test_studies_of_one_objective_have_a_race_each() -> None:
     assert stored_choice(second) is None
     assert first.race.sampler(second) == "uniform"
     assert first.race.end(second) == 0
-    first.race.advance(second, [], has_record=lambda: True)
+    first.race.advance(second, has_record=lambda: True)
     assert first.race.end(second) > 0
 
 
 def test_a_race_that_no_sampler_can_win_ends_early() -> None:
     trials = _Trials(trials=100)
-    trials.race.advance(trials.study, [], has_record=lambda: True)
+    trials.race.advance(trials.study, has_record=lambda: True)
     assert trials.race.end(trials.study) == 26
     choice = trials.run({})
     assert choice.sampler == "uniform"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.samplers._tpe import sampler as tpe
+from optuna.samplers._tpe.sampler import _split_trials
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._plan import Plan
-from hpo_mab.search import StudySpec, load_splits, make_objective
+from hpo_mab.search import StudySpec, _searchers, load_splits, make_objective
 from hpo_mab.search._queue import requeue
 from hpo_mab.search._searchers import OwnHistory, PlannedSampler, sampler_factory
 from hpo_mab.search._target import Target
@@ -20,6 +24,10 @@ from hpo_mab.storage import Storage
 from hpo_mab.storage._optuna import SearchExhaustedWarning
 
 Make = Callable[..., StudySpec]
+
+
+def _history(study: optuna.Study) -> OwnHistory:
+    return OwnHistory(study, repeats=True, most=None)
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
@@ -35,18 +43,118 @@ def test_the_search_model_sees_each_configuration_once() -> None:
     add(0, 0.1, sampler="mab")
     add(0, 0.2, sampler="uniform", twin_of=0)
     add(1, 0.3, sampler="mab")
-    seen = OwnHistory(study)
+    seen = _history(study)
     assert [trial.value for trial in seen.get_trials()] == [0.1, 0.3]
     assert seen.study_name == study.study_name
     add(1, 0.5, sampler="trimmed", twin_of=1)
-    assert [trial.value for trial in OwnHistory(study).get_trials()] == [0.1, 0.3]
-    assert [trial.value for trial in OwnHistory(study).trials] == [0.1, 0.3]
+    assert [trial.value for trial in _history(study).get_trials()] == [0.1, 0.3]
+    assert [trial.value for trial in _history(study).trials] == [0.1, 0.3]
     add(2, 0.4, sampler="uniform")
     # As it was at the first reading, which a trial's sampler makes once.
     assert [trial.value for trial in seen.get_trials()] == [0.1, 0.3]
-    seen = OwnHistory(study)
+    seen = _history(study)
     assert [trial.value for trial in seen.get_trials(deepcopy=False)] == [0.2, 0.3, 0.4]
     assert [trial.value for trial in seen._get_trials()] == [0.2, 0.3, 0.4]
+
+
+def _finish(study: optuna.Study, *, complete: int, pruned: int) -> None:
+    rng = np.random.default_rng(0)
+    for number, kind in enumerate(rng.permutation([True] * complete + [False] * pruned)):
+        value = float(rng.random()) if kind or number % 3 else math.nan
+        step = 8 if kind else int(rng.integers(1, 8))
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.COMPLETE if kind else TrialState.PRUNED,
+                value=value if kind else None,
+                intermediate_values={step: value} if number else {},
+                params={"x": float(rng.random())},
+                distributions={"x": optuna.distributions.FloatDistribution(0.0, 1.0)},
+            )
+        )
+
+
+@pytest.mark.parametrize("complete", [150, 10])
+def test_tpe_is_shown_the_good_trials_and_an_even_share_of_the_others(complete: int) -> None:
+    study = optuna.create_study(direction="maximize")
+    _finish(study, complete=complete, pruned=400 - complete)
+    running = study.ask()
+
+    def shown(most: int) -> list[FrozenTrial]:
+        view = OwnHistory(study, repeats=False, most=most)
+        return view._get_trials(deepcopy=False)
+
+    assert shown(400) == study.trials
+    some = shown(100)
+    assert 95 <= len(some) - 1 <= 105
+    assert some[-1].number == running.number
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    below, _ = _split_trials(study, study.get_trials(deepcopy=False, states=states), 25)
+    assert {trial.number for trial in below} <= {trial.number for trial in some}
+    # What it is shown of fewer trials holds all that it is shown of more, but for good ones.
+    good = {trial.number for trial in below}
+    assert {t.number for t in shown(60)} - good <= {t.number for t in some}
+    half = sum(trial.number < 200 for trial in some)
+    assert 40 <= half <= 62
+
+
+def test_twins_are_not_among_the_trials_that_are_shown() -> None:
+    study = optuna.create_study(direction="maximize")
+    for slot in range(300):
+        attrs = {"hpo_mab:slot": slot, "hpo_mab:sampler": "mab"}
+        study.add_trial(optuna.create_trial(value=slot / 300, user_attrs=attrs))
+    twins = {"hpo_mab:sampler": "uniform", "hpo_mab:twin_of": 0}
+    # The best values are those of twins, and of a continuation at a later budget.
+    for slot in range(100):
+        attrs = {**twins, "hpo_mab:slot": slot}
+        study.add_trial(optuna.create_trial(value=2.0, user_attrs=attrs))
+    longer = {"hpo_mab:slot": 0, "hpo_mab:promotes": 0, "hpo_mab:length": 2}
+    study.add_trial(
+        optuna.create_trial(value=3.0, intermediate_values={1: 0.1, 2: 3.0}, user_attrs=longer)
+    )
+    shown = OwnHistory(study, repeats=True, most=100)._get_trials(deepcopy=False)
+    assert 95 <= len(shown) <= 105
+    assert not any("hpo_mab:twin_of" in trial.user_attrs for trial in shown)
+    best = sorted((trial.value or 0.0 for trial in shown), reverse=True)
+    assert best[:25] == [slot / 300 for slot in range(299, 274, -1)]
+
+
+def test_tpe_leaves_its_random_trials_whatever_it_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_searchers, "SHOWN_TRIALS", 30)
+    made = [sampler_factory("tpe", {"n_startup_trials": 50})(seed=0), _Subclass()]
+    assert [_searchers._most_shown(sampler) for sampler in made] == [80, None]
+
+
+class _Subclass(TPESampler):
+    pass
+
+
+def test_tpe_proposes_from_what_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_searchers, "SHOWN_TRIALS", 60)
+    study = _study(initial=0)
+    _finish(study, complete=200, pruned=200)
+    seen: list[int] = []
+
+    def split(study: optuna.Study, trials: list[FrozenTrial], n_below: int) -> Any:
+        seen.append(len(trials))
+        return _split_trials(study, trials, n_below)
+
+    monkeypatch.setattr(tpe, "_split_trials", split)
+    study.optimize(_objective, n_trials=1)
+    assert seen
+    assert all(50 <= number <= 80 for number in seen)
+    # Another sampler has its own use of all trials.
+    study.sampler = PlannedSampler(_Counting, seed=0, initial=0)
+    study.optimize(_objective, n_trials=1)
+    assert _Counting.seen == 402
+
+
+class _Counting(RandomSampler):
+    seen = 0
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        type(self).seen = len(study.get_trials(deepcopy=False))
 
 
 def _objective(trial: optuna.Trial) -> float:
@@ -118,7 +226,7 @@ def test_a_sampler_sees_a_lengthened_trial_once_with_its_value_at_its_budget() -
                 value=values[2 * length], intermediate_values=values, user_attrs=attrs
             )
         )
-    (shown,) = OwnHistory(study).get_trials(deepcopy=False)
+    (shown,) = _history(study).get_trials(deepcopy=False)
     assert (shown.number, shown.value, shown.last_step) == (1, 0.6, 4)
     assert study.trials[1].value == 0.9
 
@@ -182,7 +290,7 @@ def test_the_search_model_sees_the_trials_of_all_brackets_of_hyperband() -> None
         study.add_trial(optuna.create_trial(value=0.5, user_attrs=attrs))
     bracket = optuna.pruners._filter_study(study, study.trials[0])
     assert len(bracket.get_trials()) < 20
-    assert len(OwnHistory(bracket)._get_trials(deepcopy=False)) == 20
+    assert len(_history(bracket)._get_trials(deepcopy=False)) == 20
 
 
 class _Nine(optuna.samplers.GridSampler):
@@ -214,12 +322,12 @@ def test_a_grid_has_one_order_and_counts_only_what_it_has_proposed() -> None:
 
 def test_a_retry_keeps_its_point_of_a_grid() -> None:
     study = optuna.create_study(sampler=PlannedSampler(_Nine, seed=0, initial=0))
-    study.ask()  # Cut off before its parameter was suggested.
-    study.tell(0, state=TrialState.FAIL)
-    storage, first = study._storage, study.trials[0]
+    first = study.ask()
     for key, value in (("slot", 0), ("interrupted", True)):
-        first.user_attrs[f"hpo_mab:{key}"] = value
-    assert requeue(study, [first], Plan([first])) == 1
+        first.set_user_attr(f"hpo_mab:{key}", value)
+    study.tell(0, state=TrialState.FAIL)  # Cut off before its parameter was suggested.
+    storage = study._storage
+    assert requeue(study, Plan.of(study)) == 1
     study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=1)
     point = storage.get_all_trials(study._study_id)[0].system_attrs["grid_id"]
     assert study.trials[1].system_attrs["grid_id"] == point

@@ -12,7 +12,7 @@ from optuna import pruners
 from optuna.storages import RDBStorage
 
 import hpo_mab
-from hpo_mab.storage._optuna import StudyView, hyperband_bracket, pruner_settings
+from hpo_mab.storage._optuna import StudyView, hyperband_bracket, settings_of
 
 _PACKAGE = Path(hpo_mab.__file__).parent
 #: `_lean` is one of Optuna's storages with other statements, `_tables` has its tables.
@@ -61,9 +61,9 @@ def test_nothing_else_names_private_parts_of_optuna() -> None:
 
 
 def test_settings_have_the_names_of_a_pruners_arguments() -> None:
-    settings = pruner_settings(pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3))
+    settings = settings_of(pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3))
     assert (settings["min_resource"], settings["reduction_factor"]) == (2, 3)
-    assert pruner_settings(pruners.PercentilePruner(30.0))["percentile"] == 30.0
+    assert settings_of(pruners.PercentilePruner(30.0))["percentile"] == 30.0
 
 
 def test_a_bracket_has_its_own_pruner_and_trials() -> None:
