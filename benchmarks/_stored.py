@@ -37,7 +37,7 @@ def fill_study(url: str, arm: str, trials: int) -> None:
     study.add_trials(_trial(slot, slot / trials + lift) for slot in range(min(trials, 50)))
     # Optuna takes tens of milliseconds to add a trial; the others are inserted into the tables.
     first = study.get_trials(deepcopy=False)
-    _copy_rows(storage, study._study_id, first[-1]._trial_id, len(first), trials)
+    _copy_rows(storage, first[-1]._trial_id, len(first), trials)
     ids = [trial._trial_id for trial in study.get_trials(deepcopy=False)]
     numbers = {trial_id: secrets.randbits(62) for trial_id in ids}
     rows = [
@@ -71,7 +71,7 @@ def evaluation(index: int, final: float) -> Evaluation:
     )
 
 
-def _copy_rows(storage: Storage, study_id: int, like: int, begin: int, end: int) -> None:
+def _copy_rows(storage: Storage, like: int, begin: int, end: int) -> None:
     """Trials ``begin`` to ``end`` of a study, as copies of one, slots counted on."""
     with storage.optuna.engine.begin() as connection:
         meta = sa.MetaData()

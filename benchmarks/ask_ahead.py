@@ -19,7 +19,7 @@ import numpy as np
 import optuna
 from _shared import table, write_json
 
-from hpo_mab.advantage import mean_estimate
+from hpo_mab.compare._records import geometric_mean
 from hpo_mab.search._searchers import sampler_factory
 
 PARAMETERS = 4
@@ -77,10 +77,9 @@ def main() -> int:
     ]
     figures = []
     for after in (options.trials // 4, options.trials // 2, options.trials * 2 // 3):
-        logs = [np.log(trials_needed(one, other, after=after)) for one, other in pairs]
-        mean = mean_estimate(np.array(logs))
-        low, ratio, high = (float(np.exp(x)) for x in (mean.low, mean.value, mean.high))
-        figures.append({"best_after": after, "ratio": ratio, "low": low, "high": high})
+        mean = geometric_mean([trials_needed(one, other, after=after) for one, other in pairs])
+        ends = {"ratio": mean.value, "low": mean.low, "high": mean.high}
+        figures.append({"best_after": after, **ends})
     rows = [
         [one["best_after"], f"{one['ratio']:.2f}", f"{one['low']:.2f} to {one['high']:.2f}"]
         for one in figures

@@ -21,7 +21,7 @@ import numpy as np
 import optuna
 from _shared import table, write_json
 
-from hpo_mab.advantage import mean_estimate
+from hpo_mab.compare._records import geometric_mean
 from hpo_mab.search import _searchers
 from hpo_mab.search._pruners import create_pruner
 from hpo_mab.search._searchers import PlannedSampler, sampler_factory
@@ -82,12 +82,12 @@ def main() -> int:
         )
         pair = [part.min() / whole.min(), part[-LAST:].mean() / whole[-LAST:].mean(), short / long]
         for name, ratio in zip(ratios, pair, strict=True):
-            ratios[name].append(float(np.log(ratio)))
+            ratios[name].append(float(ratio))
         print(seed, *(f"{ratio:.2f}" for ratio in pair), file=sys.stderr)
     figures = {}
-    for name, logs in ratios.items():
-        mean = mean_estimate(np.array(logs))
-        figures[name] = [float(np.exp(x)) for x in (mean.value, mean.low, mean.high)]
+    for name, found in ratios.items():
+        mean = geometric_mean(found)
+        figures[name] = [mean.value, mean.low, mean.high]
     rows = [[name, f"{v:.2f}", f"{a:.2f} to {b:.2f}"] for name, (v, a, b) in figures.items()]
     print(table(["shown / all", "ratio", "95% interval"], rows))
     given = {"trials": options.trials, "shown": options.shown, "repeats": options.repeats}

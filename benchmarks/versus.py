@@ -51,7 +51,6 @@ def ours(
     splits: ImageSplits,
     *,
     sampler: str = "uniform",
-    lr: float = 0.1,
     weight_decay: float = 0.0,
     seed: int = 0,
     precision: str = "float32",
@@ -77,7 +76,7 @@ def ours(
             sampler, train.labels, batch_size=task.batch_size, seed=seed, device=device
         ),
         optimizer=training.create_optimizer(
-            "sgd", network.parameters(), lr=lr, weight_decay=weight_decay
+            "sgd", network.parameters(), lr=0.1, weight_decay=weight_decay
         ),
         steps=task.steps,
         evaluations=task.evaluations,

@@ -118,21 +118,30 @@ class Section:
     @classmethod
     def of(cls, spec: Mapping[str, Any], name: str, key: str) -> Self:
         """A section of a spec by its name, and the key that names something."""
-        found = spec.get(name, {})
-        # In records of the first versions the section is the name.
-        options = dict(found) if isinstance(found, Mapping) else {key: found}
+        options = dict(spec.get(name, {}))
         return cls(kind=str(options.pop(key, "")), options=options)
 
 
+#: Sections that name something, each with the key of the name.
+NAMING_KEYS: Mapping[str, str] = {
+    "data": "name",
+    "model": "name",
+    "optimizer": "name",
+    "sampler": "kind",
+    "search": "sampler",
+    "pruner": "kind",
+}
+#: A trial's budget has one of these units.
+BUDGET_KEYS = ("budget.epochs", "budget.steps", "budget.examples")
 #: Sections whose options are parameters by their own name.
 BARE = ("optimizer", "training")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StudySettings:
-    """A stored study definition as typed values; keys that it lacks have the values of its version.
+    """A stored study definition as typed values; a study without one has empty sections.
 
-    A study without such a definition has empty sections.
+    Records may lack keys that were added later. These have the values that they stood for.
 
     Attributes:
         name: Name of the definition; empty if there is none.
@@ -174,21 +183,15 @@ class StudySettings:
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Self:
-        """The settings of a spec as it was stored, by whichever version."""
-        whole = completed_spec(spec)
-        training, budget = whole.get("training", {}), whole.get("budget", {})
+        """The settings of a spec as it was stored."""
+        training, budget = spec.get("training", {}), spec.get("budget", {})
         evaluations = budget.get("evaluations")
-        search = Section.of(whole, "search", "sampler")
+        sections = {name: Section.of(spec, name, key) for name, key in NAMING_KEYS.items()}
         return cls(
-            name=str(whole.get("name", "")),
-            data=Section.of(whole, "data", "name"),
-            model=Section.of(whole, "model", "name"),
-            optimizer=Section.of(whole, "optimizer", "name"),
-            sampler=Section.of(whole, "sampler", "kind"),
-            pruner=Section.of(whole, "pruner", "kind"),
-            search=search,
+            **sections,
+            name=str(spec.get("name", "")),
             training=training,
-            initial=int(search.options.get("initial", 0)),
+            initial=int(sections["search"].options.get("initial", 0)),
             average=training.get("average", 0.0),
             schedule=str(training.get("schedule", "linear")),
             epochs=budget.get("epochs"),
@@ -234,21 +237,6 @@ class StudySettings:
         return {name: value for name, value in values.items() if is_range(value)}
 
 
-def completed_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored spec with the keys that earlier versions lacked, without the one removed since."""
-    if "training" not in spec:
-        return dict(spec)
-    # Earlier versions evaluated the trained weights, on all validation examples. Their option
-    # ``compile`` changed no result; the section is closed, so the key would be refused.
-    training = {"average": 0.0, **spec["training"]}
-    training.pop("compile", None)
-    return {
-        **spec,
-        "training": training,
-        "budget": {"early_validation": "all", **spec.get("budget", {})},
-    }
-
-
 def flat_spec(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of a definition with its dotted key."""
     for key, value in spec.items():
@@ -263,14 +251,14 @@ def is_range(value: Any) -> bool:
     return isinstance(value, Mapping) and ("choices" in value or {"low", "high"} <= value.keys())
 
 
-#: Names of parameters that are items of a list, by their earlier names, ``list.index``.
-ITEM_NAMES = {"sampler.prior.0": "sampler.prior_alpha", "sampler.prior.1": "sampler.prior_beta"}
+#: Names of parameters that are items of a list, where they are not ``list.index``.
+_ITEM_NAMES = {"sampler.prior.0": "sampler.prior_alpha", "sampler.prior.1": "sampler.prior_beta"}
 
 
 def parameter_of(name: str, index: int) -> str:
     """Name of the parameter of an item of a list, e.g. ``"sampler.prior_alpha"``."""
     full = f"{name}.{index}"
-    return ITEM_NAMES.get(full, full)
+    return _ITEM_NAMES.get(full, full)
 
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

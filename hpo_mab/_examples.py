@@ -121,11 +121,6 @@ class ExampleRecord:
         return np.arange(self.total) if chosen is None else chosen
 
     @property
-    def sampled(self) -> bool:
-        """Whether they are a sample of the training examples."""
-        return self.total > MOST_EXAMPLES
-
-    @property
     def suspicious(self) -> int:
         """Recorded examples for which another class's logit exceeds the label's, on average."""
         return int((self.suspicion() > 0).sum())
@@ -133,7 +128,7 @@ class ExampleRecord:
     def summary(self) -> str:
         """How much was recorded, in two sentences."""
         count = f"{self.total:,}"
-        if self.sampled:
+        if self.total > MOST_EXAMPLES:
             count = f"a fixed random sample of {len(self.examples):,} of {count}"
         return (
             f"{self.trials:,} trials saw {count} training examples "

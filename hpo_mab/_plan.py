@@ -200,8 +200,6 @@ class Plan:
 
     Args:
         trials: The trials, Optuna's or stored ones.
-        target: Trials that must finish; 0 where only the trials there are count.
-        promotions: How many of them train the best stopped configurations in full.
         before: Attempts at the trials before these.
     """
 
@@ -211,32 +209,20 @@ class Plan:
     )
 
     def __init__(
-        self,
-        trials: Iterable[FrozenTrial | TrialRun],
-        *,
-        target: int = 0,
-        promotions: int = 0,
-        before: Sequence[Attempt] = (),
+        self, trials: Iterable[FrozenTrial | TrialRun], *, before: Sequence[Attempt] = ()
     ) -> None:
         self._attempts = [*before, *map(Attempt.of, trials)]
-        self._target = target
-        self._promotions = promotions
 
     @classmethod
-    def of(cls, study: optuna.Study, *, target: int = 0, promotions: int = 0) -> Self:
+    def of(cls, study: optuna.Study) -> Self:
         """The plan of a study as it is now.
 
         It is made for every trial, and a study may have thousands. So it reads only the first trial
         that had not ended at the last call, and those after it.
-
-        Args:
-            study: The study.
-            target: See the class.
-            promotions: See the class.
         """
         ended = cls._ended.get(study, ())
         new = study.get_trials(deepcopy=False)[len(ended) :]
-        plan = cls(new, target=target, promotions=promotions, before=ended)
+        plan = cls(new, before=ended)
         cls._ended[study] = [*itertools.takewhile(lambda one: one.state in ENDED, plan._attempts)]
         return plan
 
@@ -362,24 +348,26 @@ class Plan:
         waiting = [one for one in self._attempts if one.state == "waiting"]
         return min(waiting, key=lambda one: (not one.twin, one.slot is None), default=None)
 
-    def next(self, *, promotable: bool = False) -> Next:
+    def next(self, target: int, *, promotions: int = 0, promotable: bool = False) -> Next:
         """The next action of a worker; twins are trained even if the study has all its trials.
 
         Args:
+            target: Trials that must finish.
+            promotions: How many of them train the best stopped configurations in full.
             promotable: Whether a trial is to continue before another configuration is tried.
         """
         waiting = self.waiting
         # A trial without a slot is of another program, and may never end.
         running = [o for o in self._attempts if o.state == "running" and o.slot is not None]
         taken = self.finished + sum(not one.twin for one in running)
-        if waiting is not None and (taken < self._target or waiting.twin):
+        if waiting is not None and (taken < target or waiting.twin):
             return Next.QUEUED
         if promotable:
             return Next.PROMOTION
-        if taken >= self._target:
+        if taken >= target:
             # A running trial may be lost with its worker, and is then tried again.
             return Next.WAIT if running else Next.DONE
-        if not self._promotions or taken < self._target - self._promotions:
+        if taken < target - promotions:
             return Next.NEW
         # A trial that still runs may be among the best; a twin or a promotion is never stopped.
         candidates = any(not (one.twin or one.promotion) for one in running)

@@ -1,4 +1,4 @@
-"""Stored definitions as typed settings, whichever version has stored them."""
+"""Stored definitions as typed settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FULL = {
 }
 
 
-def test_a_definition_of_this_version_is_read_whole() -> None:
+def test_a_definition_is_read_whole() -> None:
     settings = StudySettings.of(make_spec(_FULL).model_dump(mode="json"))
     assert settings.name == "all"
     kinds = [
@@ -39,17 +39,17 @@ def test_a_definition_of_this_version_is_read_whole() -> None:
     assert settings.ranges.keys() == {"model.width", "lr", "sampler.prior_alpha"}
 
 
-#: What the first version has stored: no average, no early validation, names without options.
+#: What the first records hold: no average, no early validation.
 _FIRST: dict[str, Any] = {
     "name": "old",
-    "data": "digits",
+    "data": {"name": "digits"},
     "model": {"name": "mlp"},
     "training": {"batch_size": 64},
     "budget": {"epochs": 1.0, "evaluations": 8, "trials": 3},
 }
 
 
-def test_keys_of_later_versions_have_the_values_they_stood_for() -> None:
+def test_keys_that_a_record_lacks_have_the_values_they_stood_for() -> None:
     settings = StudySettings.of(_FIRST)
     assert (settings.average, settings.early_validation) == (0.0, "all")
     assert settings.schedule == "linear"

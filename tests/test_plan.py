@@ -39,7 +39,7 @@ def _trials(*described: str) -> list[FrozenTrial]:
 
 
 def _next(*described: str, target: int = 4, promotions: int = 0) -> Next:
-    return Plan(_trials(*described), target=target, promotions=promotions).next()
+    return Plan(_trials(*described)).next(target, promotions=promotions)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,7 @@ def _continued(*described: str) -> list[FrozenTrial]:
 def test_paused_trials_continue_before_others_begin(
     described: list[str], promotable: bool, following: Next
 ) -> None:
-    plan = Plan(_continued(*described), target=4)
-    assert plan.next(promotable=promotable) is following
+    assert Plan(_continued(*described)).next(4, promotable=promotable) is following
 
 
 def test_a_continued_trial_counts_once() -> None:
@@ -229,8 +228,8 @@ def test_a_sampler_sees_each_configuration_once() -> None:
 
 
 def test_twins_begin_before_a_trial_that_waits_beyond_the_target() -> None:
-    plan = Plan(_trials("c0", "c1", "w2", "w0 twin"), target=2)
-    assert plan.next() is Next.QUEUED
+    plan = Plan(_trials("c0", "c1", "w2", "w0 twin"))
+    assert plan.next(2) is Next.QUEUED
     assert plan.waiting is not None
     assert plan.waiting.number == 3
 

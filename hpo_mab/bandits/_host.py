@@ -48,7 +48,7 @@ class PullWindow:
 
     def __init__(self, bandits: int, memory: int, *, arms: int) -> None:
         self._memory = memory
-        self._pushed = 0
+        self._pushed = np.zeros((), dtype=np.int64)
         self._arms = np.zeros((memory, bandits), dtype=np.min_scalar_type(arms))
         self._rewards = np.zeros((memory, bandits), dtype=np.int8)
 
@@ -63,26 +63,21 @@ class PullWindow:
             Arm and reward of the pull that leaves each bandit's window, [B] each; None while the
             windows are not full.
         """
-        slot, full = self._pushed % self._memory, self._pushed >= self._memory
+        pushed = int(self._pushed)
+        slot, full = pushed % self._memory, pushed >= self._memory
         leaving = (self._arms[slot].astype(np.int64), self._rewards[slot].copy()) if full else None
         self._arms[slot] = arms
         self._rewards[slot] = rewards
         self._pushed += 1
         return leaving
 
-    def state(self) -> dict[str, Any]:
-        """State as plain arrays."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays that make the state."""
         return {
-            "pushed": np.array(self._pushed),
+            "pushed": self._pushed,
             "window_arms": self._arms,
             "window_rewards": self._rewards,
         }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state` returned."""
-        self._pushed = int(state["pushed"])
-        self._arms[:] = state["window_arms"]
-        self._rewards[:] = state["window_rewards"]
 
 
 class UniformPasses:
@@ -143,14 +138,9 @@ class UniformPasses:
             if len(chosen):
                 self._stride[chosen] = strides[self._rng.integers(len(strides), size=len(chosen))]
 
-    def state(self) -> dict[str, Any]:
-        """State as plain arrays."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays that make the state."""
         return {"left": self._left, "place": self._place, "stride": self._stride}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state` returned."""
-        for name, array in self.state().items():
-            array[:] = state[name]
 
 
 class HostEngine(BanditEngine):
@@ -270,8 +260,9 @@ class HostEngine(BanditEngine):
 
     def state(self) -> dict[str, Any]:
         """State as tensors and plain values."""
+        arrays = {**self._arrays(), "pairs": self._all_pairs()}
         return {
-            **{name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()},
+            **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()},
             "loss_total": self._binarizer.total,
             "loss_weight": self._binarizer.weight,
             "rewarded": self._rewarded,
@@ -282,15 +273,8 @@ class HostEngine(BanditEngine):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `state` returned."""
-        arrays = {key: value.numpy() for key, value in state.items() if torch.is_tensor(value)}
-        self._pairs[:] = arrays["pairs"]
-        self._draws[:] = arrays["draws"]
-        self._uniform_passes.load_state(arrays)
-        if self._unpulled_passes is not None:
-            names = self._unpulled_passes.state()
-            self._unpulled_passes.load_state({name: arrays[f"order_{name}"] for name in names})
-        if self._window is not None:
-            self._window.load_state(arrays)
+        for name, array in {**self._arrays(), "pairs": self._pairs}.items():
+            array[...] = state[name].numpy()
         self._binarizer.total = state["loss_total"]
         self._binarizer.weight = state["loss_weight"]
         self._rewarded = state["rewarded"]
@@ -300,14 +284,13 @@ class HostEngine(BanditEngine):
         self._members.restore(np.where(self._shares < 0, -1, columns.reshape(self._shares.shape)))
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays that make the state."""
-        order = {} if self._unpulled_passes is None else self._unpulled_passes.state()
+        """The arrays that make the state, but the counts of the arms."""
+        order = {} if self._unpulled_passes is None else self._unpulled_passes.arrays()
         return {
-            "pairs": self._all_pairs(),
             "draws": self._draws,
-            **self._uniform_passes.state(),
+            **self._uniform_passes.arrays(),
             **{f"order_{name}": array for name, array in order.items()},
-            **({} if self._window is None else self._window.state()),
+            **({} if self._window is None else self._window.arrays()),
         }
 
     def _move(self, arms: Ints, rewards: Rewards, *, added: bool) -> None:

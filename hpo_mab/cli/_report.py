@@ -17,7 +17,7 @@ from hpo_mab.cli._options import study_names
 
 if TYPE_CHECKING:
     from hpo_mab.advantage import Evidence
-    from hpo_mab.compare import ComparisonSummary
+    from hpo_mab.compare import ComparisonRuns
     from hpo_mab.storage import StudyRun
 
 
@@ -61,38 +61,37 @@ def report(
     ```
     """
     from hpo_mab.cli._output import print_result
-    from hpo_mab.compare import report_html
+    from hpo_mab.compare import comparison_record, report_html
 
     opt.silence_optuna()
     refuse_unwritable(output, record, read=studies)
-    runs, summary, environment, text = _read_comparison(studies, opt.storages(storage), reference)
+    found = _read_comparison(studies, opt.storages(storage), reference)
+    summary = found.summarise()
+    text = comparison_record(found, summary)
     if record is not None:
         write_file(record, text)
-    shown = title or ", ".join(dict.fromkeys(run.title for run in runs))
-    write_file(output, report_html(runs, summary, title=shown, environment=environment))
+    shown = title or found.title
+    write_file(output, report_html(found.runs, summary, title=shown, environment=found.environment))
     if as_json:
         typer.echo(text)
     elif not quiet:
         print_result(summary, verbose=verbose)
-        typer.echo(f"\n{len(runs)} {'study' if len(runs) == 1 else 'studies'} in {output}")
+        count = len(found.runs)
+        typer.echo(f"\n{count} {'study' if count == 1 else 'studies'} in {output}")
 
 
 def _read_comparison(
     studies: list[str], storages: list[str], reference: str | None
-) -> tuple[tuple[StudyRun, ...], ComparisonSummary, dict[str, object], str]:
-    """Studies, summary, environment, and all of it as a record."""
-    from hpo_mab.compare import comparison_record, read_record, stored_comparison
+) -> ComparisonRuns:
+    from hpo_mab.compare import read_record, stored_comparison
 
     records, _ = _records_and_names(studies)
     if records:
         if len(studies) > 1:
             raise ArgumentError(f"A record is read alone, got {' '.join(studies)}.")
         found = read_record(records[0])
-        found = dataclasses.replace(found, reference=reference or found.reference)
-    else:
-        found = stored_comparison(studies, storages=storages, reference=reference)
-    summary = found.summarise()
-    return found.runs, summary, found.environment, comparison_record(found, summary)
+        return dataclasses.replace(found, reference=reference or found.reference)
+    return stored_comparison(studies, storages=storages, reference=reference)
 
 
 def _records_and_names(studies: list[str]) -> tuple[list[Path], list[str]]:

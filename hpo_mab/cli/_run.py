@@ -52,8 +52,7 @@ def launcher(context: typer.Context, spec: StudySpec, storage: Storage) -> Launc
         )
     # This command's values, because the stored definition's may be others.
     given: dict[str, Any] = {"data_root": spec.data.root, "slots": spec.training.slots}
-    in_memory = storage.is_sqlite and storage.file is None
-    if (workers == 1 and ray is None) or (workers is None and in_memory):
+    if (workers == 1 and ray is None) or (workers is None and storage.in_memory):
         return None
     if storage.is_sqlite and (workers or 0) > _SQLITE_WORKERS and not quiet:
         typer.echo(

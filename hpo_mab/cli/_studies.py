@@ -127,7 +127,7 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
 
 
 def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
-    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, StudySettings
+    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
     from hpo_mab._errors import UnknownNameError
     from hpo_mab.cli._output import console
     from hpo_mab.compare._text import parameters
@@ -142,11 +142,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     trial, attrs = trials[number], trials[number].user_attrs
     state = trial.state.name.lower()
     form = _value_form(study.user_attrs)
-    kind = StudySettings.stored_in(study.user_attrs).pruner.kind
-    why = {
-        "pruned": why_pruned(attrs, pruner=kind, form=form),
-        "fail": attrs.get(REASON_KEY),
-    }.get(state)
+    why = {"pruned": why_pruned(attrs, form=form), "fail": attrs.get(REASON_KEY)}.get(state)
     values = sorted(trial.intermediate_values.items())
     if as_json:
         facts = {

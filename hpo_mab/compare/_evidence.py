@@ -76,8 +76,7 @@ def _of_arm(runs: Sequence[StudyRun], arm: str) -> list[StudyRun]:
 
 
 def _common_name(runs: Sequence[StudyRun], part: str) -> str:
-    sections = ((run.settings.data, run.settings.model) for run in runs)
-    names = sorted({(data if part == "data" else model).kind for data, model in sections})
+    names: list[str] = sorted({getattr(run.settings, part).kind for run in runs})
     if len(names) > 1:
         one = "data set" if part == "data" else "network"
         # Own loops store no name.

@@ -60,6 +60,11 @@ class ComparisonRuns:
     interrupted: bool = False
 
     @property
+    def title(self) -> str:
+        """Names of the definitions of the studies."""
+        return ", ".join(dict.fromkeys(run.title for run in self.runs))
+
+    @property
     def environment(self) -> dict[str, Any]:
         """What the first study began with, empty if it is not known."""
         return dict(self.runs[0].environment) if self.runs else {}

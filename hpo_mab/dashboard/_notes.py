@@ -207,7 +207,7 @@ def pruning_notes(run: StudyRun) -> dict[int, str]:
 
 
 def _pruning_note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> str:
-    why = f"Why: {escaped(why_pruned(trial.attrs, pruner=run.settings.pruner.kind))}"
+    why = f"Why: {escaped(why_pruned(trial.attrs))}"
     if not trial.curve:
         when = "Pruned" if trial.lacks_curve else "Pruned before its first evaluation"
         return f"**{when}.**\n\n{why}"

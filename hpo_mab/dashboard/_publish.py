@@ -462,7 +462,6 @@ def _news(storage: Storage, study: optuna.Study) -> tuple[bool, bool]:
     # Counted in the database: reading the trials of every study would take seconds.
     states = tuple(TrialState[name.upper()] for name in ENDED)
     finished = storage.optuna.get_n_trials(id_of(study), states)
-    attrs = storage.optuna.get_study_system_attrs(id_of(study))
-    published = attrs.get(PUBLISHED_KEY, {})
+    published = _published(storage, study)
     confirmed = published.get("confirmed") != study.user_attrs.get(CONFIRMED_KEY)
     return finished != published.get("finished", 0), confirmed

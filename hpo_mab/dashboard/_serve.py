@@ -82,8 +82,7 @@ def _comparison_page(storage: Storage) -> HTTPResponse:
     except (KeyError, ValueError):
         shown = f"{_COMPARISON}?ids=1,2"
         return _text_response(404, f"ids must be ids of stored studies, as in {shown}.")
-    title = ", ".join(dict.fromkeys(run.title for run in found.runs))
-    page = report_html(found.runs, summary, title=title, environment=dict(found.environment))
+    page = report_html(found.runs, summary, title=found.title, environment=found.environment)
     return HTTPResponse(page, 200, {"Content-Type": "text/html; charset=utf-8"})
 
 

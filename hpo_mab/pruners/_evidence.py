@@ -315,12 +315,10 @@ class EvidenceKeeper:
             self.full = _longest_trial(trials)
         if self.full is not None:
             self.fidelity = RungFidelity.measure(trials, full=self.full, known=self.fidelity)
-        if self._given:
-            self._store(study, attrs)
-            return
-        if EVIDENCE_KEY in attrs:
-            self.evidence = Evidence.from_json(attrs[EVIDENCE_KEY])
-        self._measure(study, trials)
+        if not self._given:
+            if EVIDENCE_KEY in attrs:
+                self.evidence = Evidence.from_json(attrs[EVIDENCE_KEY])
+            self._measure(study, trials)
         self._store(study, attrs)
 
     def warn_once(self) -> None:

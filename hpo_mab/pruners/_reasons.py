@@ -153,12 +153,11 @@ _RULES: Mapping[type[BasePruner], Callable[[Any, optuna.Study, FrozenTrial], Rea
 # The numbers as a sentence.
 
 
-def why_pruned(attrs: Mapping[str, Any], *, pruner: str = "", form: str = ".2%") -> str:
+def why_pruned(attrs: Mapping[str, Any], *, form: str = ".2%") -> str:
     """Why a pruned trial was pruned, as plain text that ends with a full stop.
 
     Args:
         attrs: Its user attributes.
-        pruner: Name of the pruner, for trials of earlier versions, which have no reason.
         form: Format of a value.
     """
     because = attrs.get(PRUNED_KEY)
@@ -167,7 +166,7 @@ def why_pruned(attrs: Mapping[str, Any], *, pruner: str = "", form: str = ".2%")
     reason = attrs.get(REASON_KEY)
     if reason:
         return f"{str(reason).rstrip('.')}."
-    return f"the pruner{f' {pruner}' if pruner else ''} stopped it; no reason is stored."
+    return "the pruner stopped it; no reason is stored."
 
 
 def _sentence(because: Mapping[str, Any], form: str) -> str:

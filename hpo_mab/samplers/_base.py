@@ -420,7 +420,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             texts = (f"{k} is {found.get(k)!r} there and {own.get(k)!r} here" for k in differ)
             raise ArgumentError(f"state is of another sampler: {'; '.join(texts)}.")
         self._outstanding.clear()
-        self._progress = float(state.get("progress", 0.0))
+        self._progress = float(state["progress"])
         self._load_state(state["state"])
         return self
 

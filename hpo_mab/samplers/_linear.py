@@ -6,7 +6,7 @@ A contextual bandit (linear Thompson sampling), and importance sampling by a reg
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ class FeatureTable:
     def __init__(self, labels: Tensor) -> None:
         # Labels may be any integers; here classes are numbered from 0.
         distinct, self._labels = torch.unique(labels, return_inverse=True)
-        self._clock = 0
         device = labels.device
+        self._clock = torch.zeros((), dtype=torch.int64, device=device)
         classes = len(distinct)
         # One row more, for values that must not count, as in `make_table`.
         self._table = torch.zeros(len(labels) + 1, 3, device=device)
@@ -89,18 +89,14 @@ class FeatureTable:
         accumulate(self._class_sums, classes, outcomes, keep=keep)
         accumulate(self._class_counts, classes, ones, keep=keep)
 
-    def state(self) -> dict[str, Any]:
-        """Tensors and the clock."""
-        return {"clock": self._clock, **{name: tensor.clone() for name, tensor in self._all()}}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken."""
-        self._clock = int(state["clock"])
-        for name, tensor in self._all():
-            tensor.copy_(state[name])
-
-    def _all(self) -> list[tuple[str, Tensor]]:
-        return [(n, getattr(self, n)) for n in ("_table", "_class_sums", "_class_counts")]
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that make the state."""
+        return {
+            "clock": self._clock,
+            "table": self._table,
+            "class_sums": self._class_sums,
+            "class_counts": self._class_counts,
+        }
 
 
 class OnlineRidge:
@@ -151,14 +147,9 @@ class OnlineRidge:
         spread: Tensor = torch.linalg.solve_triangular(factor.T, noise, upper=True)
         return (mean + scale * spread).T
 
-    def state(self) -> dict[str, Tensor]:
-        """The sufficient statistics."""
-        return {"precision": self._precision.clone(), "moment": self._moment.clone()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Continue where `state` was taken."""
-        self._precision = state["precision"].to(self._prior.device).clone()
-        self._moment = state["moment"].to(self._prior.device).clone()
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that make the state: the sufficient statistics."""
+        return {"precision": self._precision, "moment": self._moment}
 
     def _factor(self) -> Tensor:
         # Not `cholesky`, whose check waits for the device. The check is not needed: the prior makes
@@ -206,20 +197,12 @@ class LinearSampler(LearningSampler):
         average, valid = self._average.before(losses[None])
         return average[0, 0], valid[0].expand_as(losses)
 
-    def _state(self) -> dict[str, Any]:
+    def _held(self) -> dict[str, Tensor]:
+        parts = (self._features, self._model, self._average)
         return {
-            **super()._state(),
-            "features": self._features.state(),
-            "model": self._model.state(),
-            "average": {k: tensor.clone() for k, tensor in self._average.tensors().items()},
+            **super()._held(),
+            **{name: tensor for part in parts for name, tensor in part.tensors().items()},
         }
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        super()._load_state(state)
-        self._features.load_state(state["features"])
-        self._model.load_state(state["model"])
-        for name, tensor in self._average.tensors().items():
-            tensor.copy_(state["average"][name])
 
 
 class ContextualSampler(LinearSampler):

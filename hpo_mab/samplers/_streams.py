@@ -79,9 +79,7 @@ class PlanStream:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
-        # States of earlier versions hold the whole plan and the place in it.
-        rest = state["order"][state.get("position", 0) :]
-        self._order = rest.to(self._generator.device).clone()
+        self._order = state["order"].to(self._generator.device).clone()
 
     def _keep_out(self, taken: Tensor, count: int) -> None:
         """Reorder the plan so that its first ``count`` indices are not among ``taken``."""
@@ -375,12 +373,15 @@ class LearningSampler(StreamSampler):
             self._draws[:-1], examples=self.num_examples, rewarded=rewarded, judged=judged
         )
 
+    def _held(self) -> dict[str, Tensor]:
+        """The tensors that make the state, in addition to generator and stream."""
+        return {name: getattr(self, name) for name in ("_draws", "_rewards", *self._tensors)}
+
     def _state(self) -> dict[str, Any]:
-        names = ("_draws", "_rewards", *self._tensors)
-        tensors = {name: getattr(self, name).clone() for name in names}
+        tensors = {name: tensor.clone() for name, tensor in self._held().items()}
         return {**super()._state(), "tensors": tensors}
 
     def _load_state(self, state: dict[str, Any]) -> None:
         super()._load_state(state)
-        for name, tensor in state["tensors"].items():
-            getattr(self, name).copy_(tensor)
+        for name, tensor in self._held().items():
+            tensor.copy_(state["tensors"][name])

@@ -243,9 +243,9 @@ class Choice:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """The choice that `to_json`, or an earlier version, wrote."""
+        """The choice that `to_json` wrote."""
         fields = {key: value for key, value in stored.items() if key != "version"}
-        standings = map(Standing.from_json, fields.pop("standings", ()))
+        standings = map(Standing.from_json, fields.pop("standings"))
         return cls(**fields, standings=tuple(standings))
 
 

@@ -89,7 +89,7 @@ def claim(
                     # A running trial may be pruned, which leaves room for another.
                     return Next.WAIT
             # Made again for each trial: the one before it counts.
-            plan = _complete_plan(study, target, queue_twins)
+            plan = _complete_plan(study, queue_twins)
             following, best = _next_step(study, plan, target, is_saved)
             if following in (Next.DONE, Next.WAIT):
                 return following
@@ -104,9 +104,10 @@ def _next_step(
 ) -> tuple[Next, FrozenTrial | None]:
     """What a worker does next, and the trial that a promotion trains in full or continues."""
     pruner, best = study.pruner, None
+    promotions = pruner.k if isinstance(pruner, TopKPruner) else 0
     if isinstance(pruner, PromotionPruner):
         best = pruner.next_best(study, is_saved=is_saved)
-        following = plan.next()
+        following = plan.next(target.trials)
         if target.total is not None:
             # The rest of the total budget continues trials that the promotion rule would not.
             ignores_rule = following in (Next.DONE, Next.WAIT)
@@ -115,7 +116,7 @@ def _next_step(
             ignores_rule = following is Next.DONE and not plan.states()["complete"]
         if best is None and ignores_rule:
             best = pruner.next_best(study, every=True, is_saved=is_saved)
-    following = plan.next(promotable=best is not None)
+    following = plan.next(target.trials, promotions=promotions, promotable=best is not None)
     if following is not Next.PROMOTION:
         return following, None
     return following, pruner.next_best(study) if isinstance(pruner, TopKPruner) else best
@@ -163,11 +164,10 @@ def _fail(study: optuna.Study, trial_id: int, error: Exception) -> None:
     raise_if_failing(study)
 
 
-def _complete_plan(study: optuna.Study, target: Target, queue_twins: QueueTwins) -> Plan:
+def _complete_plan(study: optuna.Study, queue_twins: QueueTwins) -> Plan:
     """The study's plan, after trials that were cut off and twins that are due are queued."""
-    promotions = study.pruner.k if isinstance(study.pruner, TopKPruner) else 0
     while True:
-        plan = Plan.of(study, target=target.trials, promotions=promotions)
+        plan = Plan.of(study)
         if not requeue(study, plan) and not queue_twins(study):
             return plan
 

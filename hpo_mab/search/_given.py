@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import optuna
 
 from hpo_mab._attributes import (
+    BUDGET_KEYS,
     CHOICE_KEY,
     EVIDENCE_KEY,
     GIVEN_KEY,
@@ -30,14 +31,7 @@ if TYPE_CHECKING:
 
 
 #: Keys of a definition on which a choice depends.
-_TASK = (
-    "data.",
-    "model.",
-    "budget.epochs",
-    "budget.steps",
-    "budget.examples",
-    "sampler.portfolio",
-)
+_TASK = ("data.", "model.", *BUDGET_KEYS, "sampler.portfolio")
 
 #: Of these, keys that do not change the data, or whose effect is in the digest of the data.
 _NOT_COMPARED = ("data.root", "data.download", "data.exclude")
@@ -76,7 +70,7 @@ class Raced:
         elif not choice.standings:
             why = f"it held no race: {choice.why}"
         elif not choice.data:
-            why = "the digest of its data was not stored; an earlier version made it"
+            why = "no digest is known of data sets that a program has made"
         else:
             return cls(study=study.study_name, choice=choice, task=_task_of(definition.spec))
         raise ArgumentError(f"'{study.study_name}' has no choice for later studies: {why}.")

@@ -13,19 +13,10 @@ from typing import Any
 
 import pydantic
 
+from hpo_mab._attributes import BUDGET_KEYS, NAMING_KEYS
 from hpo_mab._errors import ArgumentError, HpoMabError, SpecError, UnknownNameError
 from hpo_mab._machine import expanded
 from hpo_mab.search._definition import ArmSection, StudySpec
-
-_BUDGET_UNITS = ("epochs", "steps", "examples")
-_KINDS = {
-    "data": "name",
-    "model": "name",
-    "optimizer": "name",
-    "sampler": "kind",
-    "search": "sampler",
-    "pruner": "kind",
-}
 
 
 def builtin_names() -> tuple[str, ...]:
@@ -120,10 +111,10 @@ def _in_order(overrides: Mapping[str, Any]) -> list[tuple[str, Any]]:
     Raises:
         SpecError: Two units of a trial's budget, of which only one would count.
     """
-    units = [key for unit in _BUDGET_UNITS if (key := f"budget.{unit}") in overrides]
+    units = [key for key in BUDGET_KEYS if key in overrides]
     if len(units) > 1:
         raise SpecError(f"{' and '.join(units)} cannot both be set: a budget has one unit.")
-    kinds = {f"{section}.{key}" for section, key in _KINDS.items()}
+    kinds = {f"{section}.{key}" for section, key in NAMING_KEYS.items()}
     return sorted(overrides.items(), key=lambda item: (item[0].count("."), item[0] not in kinds))
 
 
@@ -135,11 +126,11 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise SpecError(f"'{key}' cannot be set: '{section}' is not a section.")
-    if sections == ["budget"] and last in _BUDGET_UNITS:
-        # A budget has one unit: the file's would conflict with that of the command line.
-        for unit in _BUDGET_UNITS:
-            table.pop(unit, None)
-    names = len(sections) == 1 and _KINDS.get(sections[0]) == last
+    if key in BUDGET_KEYS:
+        # The file's unit would conflict with that of the command line.
+        for unit in BUDGET_KEYS:
+            table.pop(unit.removeprefix("budget."), None)
+    names = len(sections) == 1 and NAMING_KEYS.get(sections[0]) == last
     # A value of another type is refused later, when the whole definition is checked.
     if names and isinstance(value, str) and table.get(last) != value:
         from hpo_mab.search._prepare import takes

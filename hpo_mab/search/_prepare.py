@@ -18,15 +18,7 @@ from hpo_mab.data._load import DATA_SETS
 from hpo_mab.models import NETWORKS, network_maker
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
-from hpo_mab.search._definition import (
-    DataSection,
-    ModelSection,
-    OptimizerSection,
-    PrunerSection,
-    SamplerSection,
-    SearchSection,
-    StudySpec,
-)
+from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._portfolio import AUTO, PORTFOLIO, parse_portfolio, trained_kind, uses_record
 from hpo_mab.search._pruners import PRUNERS, create_pruner, is_continuable
@@ -36,14 +28,14 @@ from hpo_mab.search._space import LOOP_TYPES, SearchSpace, check_options
 from hpo_mab.training import Budget
 from hpo_mab.training._optimizers import OPTIMIZERS
 
-#: By section: the registry of the names that it may hold, and its own keys.
-NAMED: Mapping[str, tuple[Registry, set[str]]] = {
-    "data": (DATA_SETS, set(DataSection.model_fields)),
-    "model": (NETWORKS, set(ModelSection.model_fields)),
-    "optimizer": (OPTIMIZERS, set(OptimizerSection.model_fields)),
-    "sampler": (SAMPLERS, set(SamplerSection.model_fields)),
-    "search": (SEARCHERS, set(SearchSection.model_fields)),
-    "pruner": (PRUNERS, set(PrunerSection.model_fields)),
+#: The names that each section may hold.
+NAMED: Mapping[str, Registry] = {
+    "data": DATA_SETS,
+    "model": NETWORKS,
+    "optimizer": OPTIMIZERS,
+    "sampler": SAMPLERS,
+    "search": SEARCHERS,
+    "pruner": PRUNERS,
 }
 
 
@@ -54,10 +46,10 @@ def takes(section: str, name: str, key: str) -> bool:
         UnknownNameError: Nothing of that name.
         ArgumentError: It cannot be imported.
     """
-    registry, own = NAMED[section]
     if section == "sampler" and key in ("portfolio", "evidence"):
         return name == AUTO
-    return key in own or registry.takes(_trained_name(section, name), key)
+    own: Any = StudySpec.model_fields[section].annotation
+    return key in own.model_fields or NAMED[section].takes(_trained_name(section, name), key)
 
 
 def check_names(spec: StudySpec) -> None:
@@ -119,8 +111,8 @@ def _check_arm(spec: StudySpec) -> None:
 
 
 def _check_section(section: str, name: str, values: Mapping[str, Any]) -> None:
-    registry, _ = NAMED[section]
-    check_options(registry, _trained_name(section, name), values, section=section, shown=name)
+    named = _trained_name(section, name)
+    check_options(NAMED[section], named, values, section=section, shown=name)
 
 
 def _trained_name(section: str, name: str) -> Named:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hpo_mab._attributes import BARE, ITEM_NAMES, parameter_of
+from hpo_mab._attributes import BARE, parameter_of
 from hpo_mab._errors import ArgumentError, check_integer
 from hpo_mab._registry import Named, Registry, check_types
 from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
@@ -285,9 +285,7 @@ class SearchSpace:
 
     def at(self, params: Mapping[str, Any]) -> Configuration:
         """The point that a recorded trial's parameters name."""
-        # Some had other names in earlier versions.
-        present = {ITEM_NAMES.get(name, name): value for name, value in params.items()}
-        return self.suggest(optuna.trial.FixedTrial(present))
+        return self.suggest(optuna.trial.FixedTrial(dict(params)))
 
 
 def _check_bounds(loop: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner
 
-from hpo_mab._attributes import UNIFORM, flat_spec
+from hpo_mab._attributes import BUDGET_KEYS, UNIFORM, flat_spec
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError, require
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._definition import StudySpec
@@ -192,7 +192,7 @@ def _take_changes(
 ) -> None:
     """Store what may change in the study's definition, for workers that are started from now on.
 
-    Also a trial's budget, which earlier versions counted otherwise, and in a comparison the arm.
+    In a comparison also the arm.
     """
     stored = StoredDefinition.load(study)
     before = stored.settings.training
@@ -201,7 +201,6 @@ def _take_changes(
         stored,
         arm=definition.arm if takes_arm else stored.arm,
         spec={**stored.spec, "training": training},
-        trial_examples=definition.trial_examples,
     )
     if taken != stored:
         taken.save(study)
@@ -297,15 +296,7 @@ def reference_of(spec: StudySpec) -> str | None:
 
 
 #: What a study and its reference must have in common.
-_OF_A_PAIR = (
-    "sampler.kind",
-    "seed",
-    "data.name",
-    "model.",
-    "budget.epochs",
-    "budget.steps",
-    "budget.examples",
-)
+_OF_A_PAIR = ("sampler.kind", "seed", "data.name", "model.", *BUDGET_KEYS)
 
 
 def stored_trials(storage: Storage, name: str) -> int:
@@ -330,8 +321,8 @@ def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> 
     before, now = dict(flat_spec(StoredDefinition.load(study).spec)), dict(flat_spec(wanted))
     changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
     allowed = {*_MAY_CHANGE, *(key for key in changed if key.startswith("compare."))}
-    # Its race has samplers that use the record. Studies of earlier versions lack the key.
-    if now.get("sampler.kind") == AUTO and "training.examples" in before:
+    # Its race has samplers that use the record.
+    if now.get("sampler.kind") == AUTO:
         allowed.discard("training.examples")
     # "auto" takes the part that the study began with.
     if now.get("budget.early_validation") == "auto":

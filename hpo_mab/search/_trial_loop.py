@@ -247,12 +247,12 @@ class TrialLoop:
             ]
         self._release(*(end.trial for end in ends))
         for frozen in ended:
-            if Attempt.of(frozen).unbegun:
+            attempt = Attempt.of(frozen)
+            if attempt.unbegun:
                 self._unusable.add(frozen.user_attrs[PROMOTES_KEY])
+            if self._examples is not None:
+                self._examples.settle(id_of(frozen), counts=attempt.finished)
         if self._examples is not None:
-            for frozen in ended:
-                counts = frozen.state in (TrialState.COMPLETE, TrialState.PRUNED)
-                self._examples.settle(id_of(frozen), counts=counts)
             if self._objective.waits_for_record(self._study):
                 self._examples.flush()
             self._examples.flush_if_due()

@@ -15,7 +15,6 @@ from hpo_mab._attributes import (
     SAMPLER_KEY,
     SEED_KEY,
     StudySettings,
-    completed_spec,
 )
 from hpo_mab._errors import StorageError
 from hpo_mab.data import DataIdentity
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from hpo_mab.storage._runs import TrialRun
 
 _VERSION = 2
-#: Versions that can be read. Version 1 has the number of examples, but no identity of the data.
-_KNOWN = (1, _VERSION)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +64,19 @@ class StoredDefinition:
         """Read the definition a study was made from.
 
         Raises:
-            StorageError: The study was not made by this product, or by a later version of it.
+            StorageError: The study was not made by this product, or by another version of it.
         """
         stored = dict(study.user_attrs.get(DEFINITION_KEY, {}))
         version = stored.pop("version", None)
-        if version not in _KNOWN:
+        if version != _VERSION:
             raise StorageError(
                 f"Study '{study.study_name}' "
                 + (
                     "was not made by hpo-mab; 'hpo-mab dashboard' shows any study."
                     if version is None
-                    else f"has format {version}; this hpo-mab reads formats up to {_VERSION}."
+                    else f"has format {version}; this hpo-mab reads format {_VERSION}."
                 )
             )
-        stored["spec"] = completed_spec(stored["spec"])
         data = stored.pop("data", None)
         return cls(**stored, data=None if data is None else DataIdentity(**data))
 

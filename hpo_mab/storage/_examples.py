@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from hpo_mab._attributes import RECORD_KEY
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.storage._tables import EXAMPLES, STUDIES, STUDY_ATTRIBUTES
+
+if TYPE_CHECKING:
+    from hpo_mab.training._tally import TallySums
 
 _is_key = STUDY_ATTRIBUTES.c.key == RECORD_KEY
 _number = sa.cast(STUDY_ATTRIBUTES.c.value_json, sa.BigInteger)
@@ -260,16 +263,6 @@ def _from_planes(data: bytes) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.frombuffer(data, dtype=np.uint8).reshape(4, -1).T).reshape(-1)
 
 
-class Sums(Protocol):
-    """Sums over the examples of trials, on any device; see `hpo_mab.training`."""
-
-    def __add__(self, other: Self) -> Self:
-        """The sums of both."""
-
-    def on_host(self) -> ExampleCounts:
-        """The same sums in numpy."""
-
-
 #: Trials after which samplers use the record.
 FIRST_TRIALS = 4
 
@@ -316,11 +309,11 @@ class ExampleWriter:
         self._labels = labels
         self._lock = lock
         self._clock = clock
-        self._offered: dict[int, Any] = {}
-        self._waiting: Any = None
+        self._offered: dict[int, TallySums] = {}
+        self._waiting: TallySums | None = None
         self._due = clock()
 
-    def offer(self, trial_id: int, sums: Sums) -> None:
+    def offer(self, trial_id: int, sums: TallySums) -> None:
         """Keep a trial's sums until `settle` is called for it."""
         self._offered[trial_id] = sums
 

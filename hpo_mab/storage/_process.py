@@ -19,7 +19,7 @@ import filelock
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-from hpo_mab._errors import ArgumentError, StorageError, hide_passwords
+from hpo_mab._errors import StorageError, hide_passwords
 
 
 @functools.cache
@@ -86,17 +86,11 @@ def hold(storage: RDBStorage, trial_id: int) -> None:
     Args:
         storage: Storage of the trial.
         trial_id: Optuna's trial id.
-
-    Raises:
-        ArgumentError: The storage has no interval of heartbeats.
     """
-    interval = storage.get_heartbeat_interval()
-    if interval is None:
-        raise ArgumentError("storage must have a heartbeat_interval, got None.")
     stop = threading.Event()
 
     def beat() -> None:
-        while not stop.wait(interval):
+        while not stop.wait(storage.get_heartbeat_interval()):
             # Training continues without a database; the next heartbeat may be written.
             with contextlib.suppress(Exception):
                 storage.record_heartbeat(trial_id)

@@ -90,11 +90,9 @@ def random_states(device: torch.device) -> dict[str, Any]:
 def set_random_states(device: torch.device, states: Mapping[str, Any]) -> None:
     """Restore states that `random_states` returned."""
     torch.set_rng_state(states["cpu"].cpu())
-    # Checkpoints of earlier versions lack them.
-    if "numpy" in states:
-        kind, keys, *rest = states["numpy"]
-        np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
-        random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    random.setstate(states["python"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
     elif device.type == "mps":

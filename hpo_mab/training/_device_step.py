@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class DeviceStep:
     def __init__(
         self,
         *,
-        forward: Callable[[Tensor], Tensor],
+        forward: nn.Module,
         batches: DeviceBatches,
         sampler: TimedSampler,
         optimizer: Optimizer,
@@ -134,10 +134,7 @@ class DeviceStep:
 
     def _network_tensors(self) -> list[Tensor]:
         """Parameters and buffers of the network as they are now."""
-        network = self._forward
-        if not isinstance(network, nn.Module):
-            return []
-        return [*network.parameters(), *network.buffers()]
+        return [*self._forward.parameters(), *self._forward.buffers()]
 
     def _body(self) -> None:
         """The step itself: operations on tensors at fixed addresses only."""

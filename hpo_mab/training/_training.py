@@ -427,7 +427,7 @@ class Training(Iterator[Evaluation]):
         if self._generator is not None:
             self._generator.set_state(state["augmentation"].cpu())
         set_random_states(self._device, state["random"])
-        if self.examples is not None and state.get("examples") is not None:
+        if self.examples is not None and state["examples"] is not None:
             self.examples.load(state["examples"])
         self._drawn = state["drawn"]
         self._curve.points.extend(points)

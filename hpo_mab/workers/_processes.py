@@ -141,7 +141,7 @@ class ProcessLauncher:
     ) -> None:
         if not devices:
             raise ArgumentError("devices must name at least one device, got none.")
-        if storage.is_sqlite and storage.file is None:
+        if storage.in_memory:
             raise StorageError("Workers need a database that they can reach, not one in memory.")
         self._storage = storage
         self._devices = devices

@@ -47,14 +47,14 @@ class CurveTable:
     uniform: Floats
 
     @classmethod
-    def from_pairs(cls, pairs: PairedCurves, *, source: str, digits: int = 4) -> Self:
-        """The pairs that both samplers trained to the end, rounded."""
+    def from_pairs(cls, pairs: PairedCurves, *, source: str) -> Self:
+        """The pairs that both samplers trained to the end, rounded to four digits."""
         whole = np.isfinite(pairs.difference).all(axis=1)
         return cls(
             source=source,
             budgets=pairs.budgets,
-            bandit=np.round(pairs.bandit[whole], digits),
-            uniform=np.round(pairs.uniform[whole], digits),
+            bandit=np.round(pairs.bandit[whole], 4),
+            uniform=np.round(pairs.uniform[whole], 4),
         )
 
     @classmethod
@@ -185,7 +185,6 @@ def saving(
     *,
     trials: int,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> Saving:
     """Compare two arms over the same simulations, with intervals over simulations.
 
@@ -196,7 +195,6 @@ def saving(
         baseline_best: The same for the baseline's.
         trials: Length of the baseline's study, at most the trials of a simulation.
         resamples: Bootstrap resamples of simulations, at least 100.
-        seed: Seed of the resampling.
 
     Raises:
         ArgumentError: Arms of different numbers of simulations, or ``trials`` outside its bound.
@@ -210,7 +208,7 @@ def saving(
             f"arms must have equally many simulations, got {len(arm)} and {len(baseline)}."
         )
     ours, theirs = _tracks(arm, best), _tracks(baseline, baseline_best)
-    rows = np.random.default_rng(seed).integers(0, len(arm), (resamples, len(arm)))
+    rows = np.random.default_rng(0).integers(0, len(arm), (resamples, len(arm)))
     everything, end = np.arange(len(arm)), trials - 1
 
     def estimate(statistic: Callable[[NDArray[np.int64]], float]) -> Estimate:
@@ -279,8 +277,6 @@ def false_prunings(
     *,
     sample: int = 10,
     top: int = 3,
-    confidence: float = 0.95,
-    seed: int = 0,
 ) -> FalsePrunings:
     """Train a sample of pruned trials to their end, as without pruning.
 
@@ -293,8 +289,6 @@ def false_prunings(
         run: The study.
         sample: Trials to finish at most, at least 1; all if there are no more.
         top: How many trials count as the top, at least 1.
-        confidence: Coverage of the interval, in (0, 1).
-        seed: Seed of the sample.
 
     Raises:
         ArgumentError: An argument outside its bound, fewer complete trials than ``top``, or no
@@ -310,12 +304,12 @@ def false_prunings(
             f"false prunings need at least {top} complete trials and a pruned one, "
             f"got {len(complete)} and {len(pruned)}."
         )
-    order = np.random.default_rng(seed).permutation(len(pruned))[:sample]
+    order = np.random.default_rng(0).permutation(len(pruned))[:sample]
     finished = {pruned[i].number: _finish(runner, pruned[i]) for i in sorted(order)}
     threshold = complete[top - 1]
     wrong = sum(value > threshold for value in finished.values())
     return FalsePrunings(
-        share=_share(wrong, len(finished), confidence),
+        share=_share(wrong, len(finished)),
         top=top,
         threshold=threshold,
         finished=finished,
@@ -330,14 +324,8 @@ def _finish(runner: StudyRunner, trial: TrialRun) -> float:
     return float(last.accuracy)
 
 
-def _share(count: int, of: int, confidence: float) -> Estimate:
+def _share(count: int, of: int) -> Estimate:
     from scipy import stats
 
-    interval = stats.binomtest(count, of).proportion_ci(confidence, method="wilson")
-    return Estimate(
-        value=count / of,
-        low=float(interval.low),
-        high=float(interval.high),
-        n=of,
-        confidence=confidence,
-    )
+    interval = stats.binomtest(count, of).proportion_ci(method="wilson")
+    return Estimate(value=count / of, low=float(interval.low), high=float(interval.high), n=of)

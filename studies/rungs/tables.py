@@ -344,15 +344,16 @@ def halving(curves: Floats, *, first: int, factor: int) -> NDArray[np.int64]:
     return used
 
 
-def median(curves: Floats, *, warmup: int, startup: int = 5) -> NDArray[np.int64]:
+def median(curves: Floats, *, warmup: int) -> NDArray[np.int64]:
     """Evaluations that each trial gets from ``MedianPruner``, see `halving`.
 
     Args:
         curves: Accuracies [R, n, T].
         warmup: First evaluation after which a trial may be pruned.
-        startup: Trials that must have finished.
     """
     studies, trials, steps = curves.shape
+    # Trials that must have finished, by its default.
+    startup = 5
     used = np.full((studies, trials), steps)
     best = np.maximum.accumulate(curves, axis=2)
     for trial in range(startup, trials):

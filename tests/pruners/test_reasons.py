@@ -208,11 +208,11 @@ def test_no_reason_is_computed_for_a_trial_that_continues(monkeypatch: pytest.Mo
     ("attrs", "sentence"),
     [
         ({"hpo_mab:reason": "a loss is nan"}, "a loss is nan."),
-        ({}, "the pruner median stopped it; no reason is stored."),
+        ({}, "the pruner stopped it; no reason is stored."),
     ],
 )
 def test_a_trial_without_a_stored_rule(attrs: dict[str, Any], sentence: str) -> None:
-    assert why_pruned(attrs, pruner="median") == sentence
+    assert why_pruned(attrs) == sentence
 
 
 def _first_trials(early: Sequence[float]) -> list[FrozenTrial]:

@@ -45,12 +45,6 @@ def test_every_plan_is_taken_whole_and_in_turn() -> None:
     assert start > 140
 
 
-def test_a_state_of_an_earlier_version_continues_within_its_plan() -> None:
-    stream, _ = _stream([10], 10)
-    stream.load_state({"order": torch.arange(10), "position": 6})
-    assert stream.take(3).tolist() == [6, 7, 8]
-
-
 def test_straddling_batches_hold_nothing_twice() -> None:
     stream, _ = _stream([11], 11)
     for _ in range(200):

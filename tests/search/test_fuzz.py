@@ -132,7 +132,7 @@ def _definitions() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _options(section: str, kind: str) -> set[str]:
-    return set(NAMED[section][0].options(kind))
+    return set(NAMED[section].options(kind))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

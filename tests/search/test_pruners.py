@@ -11,7 +11,7 @@ import pytest
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import EVIDENCE_KEY, WORKER_KEY, completed_spec
+from hpo_mab._attributes import EVIDENCE_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, SpecError
 from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner
@@ -105,17 +105,6 @@ def test_options_with_which_no_trial_would_be_stopped_or_begin_are_refused(
 ) -> None:
     with pytest.raises((ArgumentError, SpecError), match=words):
         tiny(**change)
-
-
-def test_a_study_from_before_averaged_weights_keeps_its_first_rung() -> None:
-    definition = {
-        "name": "rungs",
-        "budget": {"epochs": 1, "evaluations": 8},
-        "pruner": {"kind": "advantage"},
-    }
-    stored = make_spec(definition).model_dump(mode="json")
-    del stored["training"]["average"]
-    assert first_rung(completed_spec(stored)) == 3
 
 
 Make = Callable[..., StudySpec]

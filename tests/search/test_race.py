@@ -493,11 +493,6 @@ def test_too_few_trials_stay_with_uniform_sampling() -> None:
     assert choice.why == "6 trials are too few for a race, which needs 10"
 
 
-def test_a_choice_of_an_earlier_version_is_read() -> None:
-    stored = {"version": 1, "sampler": "mab", "why": "so", "pairs": 9, "evidence": "0123abcd"}
-    assert Choice.from_json(stored) == Choice(sampler="mab", why="so", pairs=9, evidence="0123abcd")
-
-
 # ---------------------------------------------------------------------------------- studies
 
 _RACE: dict[str, Any] = {

@@ -387,30 +387,13 @@ def test_a_study_does_not_continue_on_other_data(
     assert len(read_run(storage, "study").trials) == 1
 
 
-def test_a_study_of_before_data_were_known_continues(storage: Storage, tiny: Make) -> None:
+def test_a_definition_of_another_format_is_refused(storage: Storage, tiny: Make) -> None:
     StudyRunner(tiny(budget={"trials": 1}), storage).run("study", score=False)
     study = open_study(storage, "study")
-    stored = dict(study.user_attrs["hpo_mab:definition"])
-    assert stored.pop("data")
+    stored = study.user_attrs["hpo_mab:definition"]
     study.set_user_attr("hpo_mab:definition", {**stored, "version": 1})
-    outcome = StudyRunner(tiny(budget={"trials": 2}), storage).run("study", score=False)
-    assert len(outcome.run.trials) == 2
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_study_of_before_compile_was_removed_continues(
-    storage: Storage, tiny: Make, compiled: bool
-) -> None:
-    StudyRunner(tiny(budget={"trials": 1}), storage).run("study", score=False)
-    study = open_study(storage, "study")
-    stored = dict(study.user_attrs["hpo_mab:definition"])
-    training = {**stored["spec"]["training"], "compile": compiled}
-    spec = {**stored["spec"], "training": training}
-    study.set_user_attr("hpo_mab:definition", {**stored, "spec": spec})
-    # A worker or a replay reads it.
-    assert stored_spec(StoredDefinition.load(study)).training == tiny().training
-    outcome = StudyRunner(tiny(budget={"trials": 2}), storage).run("study", score=False)
-    assert len(outcome.run.trials) == 2
+    with pytest.raises(StorageError, match="has format 1; this hpo-mab reads format 2"):
+        read_run(storage, "study")
 
 
 def test_curves_of_a_deleted_study_are_removed_when_the_next_is_made(

@@ -10,13 +10,12 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab.search import SearchSpace
 
 
-@pytest.mark.parametrize("names", [(".0", ".1"), ("_alpha", "_beta")])
-def test_names_that_earlier_versions_gave_a_prior_are_known(names: tuple[str, str]) -> None:
+def test_a_point_is_named_by_parameters_of_items() -> None:
     space = SearchSpace(
         optimizer={"name": "sgd"},
         sampler={"kind": "mab", "prior": [{"low": 0.5, "high": 2.0}, {"low": 1, "high": 4}]},
     )
-    params = {f"sampler.prior{name}": value for name, value in zip(names, (1.5, 2), strict=True)}
+    params = {"sampler.prior_alpha": 1.5, "sampler.prior_beta": 2}
     assert space.at(params).sampler.options["prior"] == [1.5, 2]
 
 

@@ -132,9 +132,8 @@ def add_line(
 
     at, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     seen = np.isfinite(at) & np.isfinite(values)
-    for key in ("customdata", "text"):
-        if key in options:
-            options[key] = [item for item, keep in zip(options[key], seen, strict=True) if keep]
+    if "text" in options:
+        options["text"] = [one for one, keep in zip(options["text"], seen, strict=True) if keep]
     known = list(arms)
     line = {"color": colours(known)[name], "dash": dashes(known)[name]}
     line |= options.pop("line", {})
