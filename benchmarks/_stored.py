@@ -111,11 +111,11 @@ def _copy_parts(
 def _trial(slot: int, value: float) -> optuna.trial.FrozenTrial:
     return optuna.create_trial(
         value=value,
-        params={"optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4},
+        params={"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
         distributions={
-            "optimizer.lr": FloatDistribution(0.01, 1.0, log=True),
-            "optimizer.momentum": FloatDistribution(0.5, 0.98),
-            "optimizer.weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
+            "lr": FloatDistribution(0.01, 1.0, log=True),
+            "momentum": FloatDistribution(0.5, 0.98),
+            "weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
         },
         user_attrs={SLOT_KEY: slot, PAIRED_KEY: slot < 10, EXAMPLES_KEY: 8000, SECONDS_KEY: 8.0},
         system_attrs={"completed_rung_0": value / 2},

@@ -255,7 +255,9 @@ def stratified_shares(labels: Ints, bandits: int, rng: np.random.Generator) -> N
         Examples of each bandit, [B, ceil(N / B)]; shorter shares end in one -1.
     """
     order = rng.permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
+    # NumPy's stable sort of up to 16 bits is a radix sort.
+    classes = labels.astype(np.min_scalar_type(labels.max()))
+    order = order[np.argsort(classes[order], kind="stable")]
     arms = -(-len(labels) // bandits)
     dealt = np.full(arms * bandits, -1, dtype=np.int32)
     dealt[: len(order)] = order

@@ -6,6 +6,7 @@ import contextlib
 import pickle
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,9 @@ WARM_UP_CALLS = 3
 
 _CAPTURING = threading.Lock()
 _OF_THREAD = threading.local()
+
+#: The main stream and the second one of a `Captured`.
+_Streams = tuple[torch.cuda.Stream, torch.cuda.Stream]
 
 
 class Captured:
@@ -51,7 +55,8 @@ class Captured:
         self._stream: torch.cuda.Stream | None = None
         self._side: torch.cuda.Stream | None = None
         if self._may_capture:
-            self._stream, self._side = _streams(device)
+            self._stream, self._side = pair = _streams(device)
+            weakref.finalize(self, _free_streams(device).append, pair)
         self._forked = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls = 0
@@ -157,6 +162,8 @@ class Captured:
             # `torch.cuda.empty_cache` raises. Later versions end that use, so this call raises.
             with contextlib.suppress(RuntimeError, AttributeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                # A graph releases only the pool of a capture that has ended.
+                torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
             raise
         # A capture begins by writing each generator's seed and an offset of 0 to the device, on the
         # capture's stream. Each replay writes its offset on the current stream. The current stream
@@ -187,19 +194,25 @@ def _host_random_state() -> tuple[Any, ...]:
     return *host_decisions(), torch.get_rng_state().numpy().tobytes()
 
 
-def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """This thread's two streams on a device, made once.
+def _streams(device: torch.device) -> _Streams:
+    """Two streams on a device that no other live `Captured` uses.
 
     PyTorch has 32 streams of each priority and returns them round robin. With a new pair for each
     training, one would soon get a stream on which another thread captures. Its kernels would then
-    become part of that thread's graph. High priority is rarely used elsewhere, so its 32 streams
-    are enough for 16 threads.
+    become part of that thread's graph. So a thread uses its pairs again. High priority is rarely
+    used elsewhere, so its 32 streams are enough for 16 pairs.
+
+    Some versions of PyTorch free a stream's cuBLAS workspace with any graph captured on it. Another
+    graph of that stream would still write there.
     """
-    made: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Stream]]
-    made = _OF_THREAD.__dict__.setdefault("streams", {})
-    if device not in made:
-        made[device] = (_new_stream(device), _new_stream(device))
-    return made[device]
+    free = _free_streams(device)
+    return free.pop() if free else (_new_stream(device), _new_stream(device))
+
+
+def _free_streams(device: torch.device) -> list[_Streams]:
+    """This thread's pairs of streams on a device that no `Captured` uses now."""
+    free: dict[torch.device, list[_Streams]] = _OF_THREAD.__dict__.setdefault("free", {})
+    return free.setdefault(device, [])
 
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpo_mab.training import _captured
 from hpo_mab.training._captured import WARM_UP_CALLS, Captured
 
 
@@ -55,3 +57,41 @@ def test_an_error_that_ends_a_capture_does_not_hide_its_cause(
         run(KeyboardInterrupt())
     with pytest.raises(RuntimeError, match="invalidated"):
         run(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+
+
+def test_live_functions_have_their_own_streams_and_later_ones_use_them_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_captured, "_OF_THREAD", threading.local())
+    monkeypatch.setattr(_captured, "_new_stream", lambda device: object())
+    first, second = (Captured(device=torch.device("cuda")) for _ in range(2))
+    streams = {first._stream, first._side, second._stream, second._side}
+    assert len(streams) == 4
+    del first
+    third = Captured(device=torch.device("cuda"))
+    assert {third._stream, third._side} == streams - {second._stream, second._side}
+
+
+@pytest.mark.cuda
+def test_a_graph_outlives_another_one() -> None:
+    """PyTorch may free the workspace of the stream on which a graph was captured."""
+    network = torch.nn.Linear(512, 512, device="cuda")
+    inputs = torch.randn(256, 512, device="cuda")
+    found = torch.empty_like(inputs)
+
+    def body() -> None:
+        found.copy_(network(inputs).detach())
+
+    steps = [Captured(device=inputs.device) for _ in range(2)]
+    for step in steps:
+        for _ in range(WARM_UP_CALLS + 1):
+            step(body)
+        assert step.captured
+    steps.pop(0)
+    torch.cuda.empty_cache()
+    # Memory that was freed is used and changed by others.
+    other = torch.full((1 << 25,), float("nan"), device="cuda")
+    found.zero_()
+    steps[0](body)
+    torch.testing.assert_close(found, network(inputs))
+    del other
