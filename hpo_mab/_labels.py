@@ -38,6 +38,11 @@ def class_labels(values: Any, *, name: str = "labels") -> Tensor:
     Raises:
         ArgumentError: Not one whole number an example; names the first that is none.
     """
+    if isinstance(values, Dataset):
+        raise ArgumentError(
+            f"{name} must be one integer for each example, got {type(values).__name__}; "
+            "hpo_mab.data.labels_of returns those of a data set."
+        )
     if isinstance(values, Tensor):
         tensor = values.detach().cpu()
         if tensor.dtype == torch.int64 and tensor.ndim == 1 and len(tensor):
@@ -54,9 +59,10 @@ def class_labels(values: Any, *, name: str = "labels") -> Tensor:
             f"{name} must be one integer for each example, got rows of different lengths."
         ) from None
     if array.ndim != 1 or not array.size:
+        shape = f"shape {list(array.shape)}{_hint_of_shape(array.shape)}"
         raise ArgumentError(
             f"{name} must be one-dimensional and not empty, one integer for each example, "
-            f"got shape {list(array.shape)}{_hint_of_shape(array.shape)}."
+            f"got {shape if array.ndim else repr(values)}."
         )
     wrong = _first_not_whole(array)
     if wrong is not None:
@@ -97,15 +103,26 @@ def labels_of(dataset: Dataset[Any], *, name: str = "dataset") -> Tensor:
     return labels
 
 
-def check_examples(dataset: Dataset[Any], *, name: str = "dataset") -> None:
+def check_examples(
+    dataset: Dataset[Any], *, name: str = "dataset", classes: int | None = None
+) -> None:
     """Raise for a data set whose items are not ``(x, y)`` pairs with an integer class.
 
     Checks the labels that the data set keeps, or else its first and its last example.
 
+    Args:
+        dataset: Map-style data set.
+        name: The argument, for errors.
+        classes: Classes of the training set; None is not checked.
+
     Raises:
-        ArgumentError: As `labels_of`, except that one class alone is allowed.
+        ArgumentError: As `labels_of`, except that one class alone is allowed. Or a label that the
+            training set lacks.
     """
-    _checked_labels(dataset, name, read=False)
+    high = int(_checked_labels(dataset, name, read=False).max())
+    if classes is not None:
+        bound = f"in [0, {classes}), the classes of the training set"
+        require(high < classes, f"labels of {name}", bound, high)
 
 
 def _checked_labels(dataset: Any, name: str, *, read: bool) -> Tensor:
@@ -200,11 +217,11 @@ def _first_not_whole(array: np.ndarray[Any, Any]) -> int | None:
     """Place of the first value that is no whole number of 64 bits; None if all are."""
     if array.dtype.kind in "iubf":
         # A value that int64 cannot hold, such as NaN, comes back as another.
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             wrong = array.astype(np.int64) != array
-        if array.dtype.kind == "f":
-            # Some processors convert 2**63 to the largest int64, which as a float equals 2**63.
-            wrong |= array >= 2.0**63
+            if array.dtype.kind == "f":
+                # Some processors convert 2**63 to the largest int64, which as a float is 2**63.
+                wrong |= array >= 2.0**63
     else:
         wrong = np.array([not _is_whole(value) for value in array.tolist()])
     return int(wrong.argmax()) if wrong.any() else None

@@ -220,9 +220,10 @@ class BanditSettings:
 
     def _check_forgetting(self) -> None:
         memory, discount = self.memory, self.discount
-        if not (memory is None or memory == "auto" or (type(memory) is int and memory >= 1)):
+        counted = type(memory) is int and 1 <= memory < 2**31
+        if not (memory is None or memory == "auto" or counted):
             raise ArgumentError(
-                f"memory must be at least 1 pull, 'auto', or None for all, got {memory!r}."
+                f"memory must be in [1, 2**31) pulls, 'auto', or None for all, got {memory!r}."
             )
         if discount is None:
             return
@@ -256,7 +257,8 @@ def stratified_shares(labels: Ints, bandits: int, rng: np.random.Generator) -> N
     """
     order = rng.permutation(len(labels))
     # NumPy's stable sort of up to 16 bits is a radix sort.
-    classes = labels.astype(np.min_scalar_type(labels.max()))
+    classes = labels - labels.min()
+    classes = classes.astype(np.min_scalar_type(classes.max()))
     order = order[np.argsort(classes[order], kind="stable")]
     arms = -(-len(labels) // bandits)
     dealt = np.full(arms * bandits, -1, dtype=np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -137,6 +138,9 @@ def main() -> None:
     user, 130 interrupted.
     """
     sys.excepthook = _without_interrupts(sys.excepthook)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal's encoding may lack characters of a study's name.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "" not in sys.path:
         # As `python -m` does: a definition may name modules in the current folder.
         sys.path.append("")
@@ -181,7 +185,7 @@ def _end_at_once_on_ctrl_c() -> None:
 
 
 def _outside_cause(error: Exception) -> str | None:
-    """An error of a database, a disk or memory in one line; None for a bug of this package."""
+    """An error of a database, a disk, memory or a text in one line; None for a bug of ours."""
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename}: {error.strerror}. Change its permissions, or name another."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -190,6 +194,8 @@ def _outside_cause(error: Exception) -> str | None:
             f"{error.strerror}{where}. Free some space and run the same command again; stored "
             "trials are kept."
         )
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!r} holds characters that are not valid Unicode."
     out_of_memory = memory_reason(error)
     if out_of_memory is not None:
         return f"{out_of_memory} Use a smaller network, smaller batches or fewer workers."

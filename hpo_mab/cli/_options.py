@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
 import os
 import shlex
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,7 +59,8 @@ def within(low: int, high: int | None = None) -> Callable[..., Any]:
     """A callback of an option that refuses values outside [low, high]; None is no bound."""
 
     def check(param: typer.CallbackParam, value: Any) -> Any:
-        if value < low or (high is not None and value > high):
+        # Also NaN, which is below nothing.
+        if not value >= low or (high is not None and value > high):
             allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
             raise ArgumentError(f"{param.opts[0]} must be {allowed}, got {value}.")
         return value
@@ -314,6 +317,11 @@ def is_given(context: typer.Context, name: str) -> bool:
     """Whether an argument is on the command line, not from the environment or by default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def prints_aside(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """Print what a user's own code prints to standard error, if standard output is for JSON."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def command_line(

@@ -49,6 +49,7 @@ def print_summary(
     compare: str,
     confirm: str,
     go_on: str,
+    in_memory: bool,
 ) -> None:
     """Print the best configuration, what was spent, what pruning saved, and what to do next.
 
@@ -60,6 +61,7 @@ def print_summary(
         compare: Command that compares the same study with uniform sampling.
         confirm: Command that trains its best configurations again.
         go_on: Command that continues the study.
+        in_memory: Whether the study ends with this process, so that no command finds it.
     """
     out = console()
     facts = _run_facts(outcome, spec, wall_seconds=wall_seconds)
@@ -69,6 +71,8 @@ def print_summary(
     if outcome.interrupted:
         out.print("Interrupted. Finished trials are stored; the last command below continues.\n")
     out.print(table)
+    if in_memory:
+        return
     steps = [
         (compare, _compared_text(spec)),
         (dashboard, "notes and figures in the browser"),

@@ -136,7 +136,7 @@ def run(
     study_name = choose_name(loaded, arm=loaded.sampler.kind, name=name)
     # Before the data are loaded, which may take long.
     check_study(store, study_name, loaded)
-    with stoppable():
+    with stoppable(), opt.prints_aside(as_json):
         with shown_data(quiet=silent):
             runner = StudyRunner(loaded, store)
         with StudyProgress(
@@ -159,6 +159,7 @@ def run(
             dashboard=command_line(context, dashboard, shown),
             compare=command_line(context, compare, shown | own),
             confirm=f"{command_line(context, confirm, shown)} {shlex.quote(study_name)}",
+            in_memory=store.in_memory,
             go_on=command_line(context, run, shown | named | more),
         )
     if outcome.interrupted:
@@ -294,7 +295,7 @@ def compare(
     launch = launcher(context, loaded, store)
     names = comparison_names(loaded, store, name=name)
     shown = opt.shown_storage(context, store)
-    with stoppable(), shown_data(quiet=silent) as show_data:
+    with stoppable(), opt.prints_aside(as_json), shown_data(quiet=silent) as show_data:
 
         def progress(name: str, count: int) -> StudyProgress:
             show_data()

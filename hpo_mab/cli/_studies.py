@@ -55,7 +55,7 @@ def studies(
 
 def _show_studies(storage: str, *, as_json: bool) -> None:
     import optuna
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from hpo_mab.cli._output import console
     from hpo_mab.storage import Storage, StoredDefinition, open_study
@@ -81,7 +81,9 @@ def _show_studies(storage: str, *, as_json: bool) -> None:
     if as_json:
         typer.echo(opt.json_text(rows))
         return
-    table = Table("Study", "Trials", "Best", "Started", box=None, padding=(0, 2, 0, 0))
+    # A name that is cut could not be given to other commands.
+    study = Column("Study", overflow="fold")
+    table = Table(study, "Trials", "Best", "Started", box=None, padding=(0, 2, 0, 0))
     for row, summary in zip(rows, summaries, strict=True):
         best = "" if row["best"] is None else f"{row['best']:{_value_form(summary.user_attrs)}}"
         table.add_row(row["study"], str(row["trials"]), best, row["started"] or "")
@@ -127,7 +129,7 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
 
 
 def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
-    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
+    from hpo_mab._attributes import PRUNED_KEY
     from hpo_mab._errors import UnknownNameError
     from hpo_mab.cli._output import console
     from hpo_mab.compare._text import parameters
@@ -142,7 +144,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     trial, attrs = trials[number], trials[number].user_attrs
     state = trial.state.name.lower()
     form = _value_form(study.user_attrs)
-    why = {"pruned": why_pruned(attrs, form=form), "fail": attrs.get(REASON_KEY)}.get(state)
+    why = {"pruned": why_pruned(attrs, form=form), "fail": _why_failed(attrs)}.get(state)
     values = sorted(trial.intermediate_values.items())
     if as_json:
         facts = {
@@ -165,6 +167,14 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     for label, text in rows.items():
         if text:
             console().print(f"{label:<13}{text}", soft_wrap=True)
+
+
+def _why_failed(attrs: Mapping[str, Any]) -> str | None:
+    """Why a trial failed; None if that is not known."""
+    from hpo_mab._attributes import INTERRUPTED_KEY, LOST_KEY, REASON_KEY
+
+    ends = {INTERRUPTED_KEY: "it was interrupted.", LOST_KEY: "its worker was lost."}
+    return attrs.get(REASON_KEY) or next((ends[key] for key in ends if key in attrs), None)
 
 
 def _promoted(trials: Sequence[FrozenTrial]) -> list[str]:

@@ -34,6 +34,7 @@ _STATEMENTS: dict[Question, tuple[str, str]] = {
     "hyperparameters": ("better hyperparameters", "no, worse"),
 }
 
+_NO_PAIRS = "there are no pairs of trials with learning curves"
 _OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
 _OTHER_HARDWARE = "the arms' studies began on different processors or numbers of threads"
 _MID_SCHEDULE = "at equal seconds the slower arm is read before the end of its trials"
@@ -177,6 +178,8 @@ def _why_no_seconds(contrast: Contrast) -> str:
 
 def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> str:
     """Why a reply of pairs does not count; empty if it does."""
+    if contrast.seeds and not contrast.pairs:
+        return _NO_PAIRS
     at_examples = _measure(contrast, "learns")
     # At equal seconds, equal trainings differ by the noise of the clock alone.
     if _is_equal(at_examples):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
-from hpo_mab._errors import ArgumentError, SpecError
+from hpo_mab._errors import ArgumentError, SpecError, StorageError, failure_reason
 from hpo_mab._plan import derive_seed
 from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.data import ImageSplits
@@ -26,10 +27,12 @@ from hpo_mab.search._study import (
     stored_trials,
 )
 from hpo_mab.storage import (
+    STORAGE_ERRORS,
     Storage,
     StudyRun,
     open_study,
 )
+from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training import Budget, select_device
 
 if TYPE_CHECKING:
@@ -75,6 +78,10 @@ StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[Tr
 #: Called before each training of an incumbent: with the study's name, the training's number from 1,
 #: and the number of trainings.
 RetrainCallback = Callable[[str, int, int], None]
+
+
+class RetrainWarning(UserWarning):
+    """The best trial of an arm could not be trained again."""
 
 
 def run_comparison(
@@ -124,13 +131,7 @@ def run_comparison(
             runs.append(outcome.run)
             if outcome.interrupted:
                 return found(interrupted=True)
-            scores = retrain(
-                runner,
-                outcome.run,
-                seeds=spec.compare.retrain,
-                epochs=spec.compare.retrain_epochs,
-                on_retrain=on_retrain,
-            )
+            scores = _retrained(runner, outcome.run, on_retrain)
             runs[-1] = dataclasses.replace(runs[-1], retrained=scores)
             # With its data, before those of the next seed are loaded.
             del runner
@@ -206,6 +207,28 @@ def _checked_runners(
     for made in runners:
         made.check(names[made.arm, made.spec.seed])
     return runners
+
+
+def _retrained(
+    runner: StudyRunner, run: StudyRun, on_retrain: RetrainCallback | None
+) -> tuple[float, ...]:
+    """Test accuracies of a study's incumbent; none, with a warning, if it cannot be scored."""
+    compare = runner.spec.compare
+    with deletion_is_an_error(runner.storage, run.name):
+        try:
+            return retrain(
+                runner,
+                run,
+                seeds=compare.retrain,
+                epochs=compare.retrain_epochs,
+                on_retrain=on_retrain,
+            )
+        except (KeyError, StorageError, *STORAGE_ERRORS):  # KeyError: the study was deleted.
+            raise
+        except Exception as error:  # A user's test set or network may raise anything.
+            text = f"The best trial of '{run.name}' has no test accuracy: {failure_reason(error)}."
+            warnings.warn(text, RetrainWarning, stacklevel=3)
+            return ()
 
 
 def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[float, ...]] | None:

@@ -79,7 +79,7 @@ def _comparison_page(storage: Storage) -> HTTPResponse:
         summary = found.summarise()
     except HpoMabError as error:
         return _text_response(400, str(error))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         shown = f"{_COMPARISON}?ids=1,2"
         return _text_response(404, f"ids must be ids of stored studies, as in {shown}.")
     page = report_html(found.runs, summary, title=found.title, environment=found.environment)
@@ -161,13 +161,17 @@ def make_server(app: WSGIApplication, *, host: str, port: int) -> simple_server.
     Raises:
         ArgumentError: The address is not of this machine, or the port may not be used.
     """
+    refused = ArgumentError(
+        f"--host must be an address of this machine, such as 127.0.0.1, got {host!r}."
+    )
+    if not host:
+        # Python would listen on all addresses.
+        raise refused
     try:
         return _listen(app, host, port)
     except OSError as error:
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            raise ArgumentError(
-                f"--host must be an address of this machine, such as 127.0.0.1, got {host!r}."
-            ) from None
+            raise refused from None
         if error.errno != errno.EADDRINUSE:
             raise ArgumentError(f"--port {port} cannot be used: {error.strerror}.") from None
         return _listen(app, host, 0)

@@ -21,7 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpo_mab._errors import ArgumentError, DataError, name_of, plain
+from hpo_mab._errors import (
+    ArgumentError,
+    DataError,
+    HpoMabError,
+    failure_reason,
+    name_of,
+    plain,
+)
 from hpo_mab._labels import stratified_halves
 from hpo_mab._machine import expanded
 from hpo_mab._registry import Named, Registry
@@ -369,7 +376,13 @@ def load_splits(
 
 def _loaded(name: Named, more: Mapping[str, Any], **given: Any) -> _images.Decoded:
     DATA_SETS.check(name, {key: [value] for key, value in more.items()}, section="data")
-    found = DATA_SETS.maker(name, **given)(**more)
+    try:
+        found = DATA_SETS.maker(name, **given)(**more)
+    except (Exception, SystemExit) as error:
+        # Of our own data sets, any other error is a fault of this package.
+        if isinstance(error, HpoMabError) or name in available():
+            raise
+        raise DataError(f"data set '{name_of(name)}': {failure_reason(error)}") from error
     if isinstance(found, _images.Decoded):
         return found
     parts = _checked_parts(name_of(name), found)

@@ -301,14 +301,16 @@ def split_datasets(
         seed: Seed of that split. The test part is a fixed fifth.
 
     Raises:
-        ArgumentError: As `stratified_halves`, or items that are not ``(input, class)``.
+        ArgumentError: As `stratified_halves`; items that are not ``(input, class)``, or a class
+            that the training examples lack.
     """
     found = dict(parts)
     labels = labels_of(found["train"], name="the training set in data")
+    classes = int(labels.max()) + 1
     # The test part first: it is then the same for every seed.
     for name, share, chosen in (("test", TEST_SHARE, 0), ("validation", validation, seed)):
         if name in found:
-            check_examples(found[name], name=f"the {name} set in data")
+            check_examples(found[name], name=f"the {name} set in data", classes=classes)
             continue
         train = found["train"]
         kept, held = stratified_halves(labels, share=share, seed=chosen, name=name)

@@ -8,7 +8,7 @@ the trial's user attribute ``hpo_mab:pruned_because``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,35 +41,27 @@ Reason = dict[str, Any]
 def reason_of(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     """Why a pruner has stopped a trial.
 
-    ``pruner`` (its class), ``step``, ``value`` (None if it was NaN), ``threshold`` (the value it
-    needed; None if there was none) and ``competitors``; further keys depend on the pruner. Trials
-    that other workers have ended since the decision count in the threshold.
+    ``pruner`` (its class), ``step``, ``value``, ``threshold`` (the value it needed; None if there
+    was none) and ``competitors``; further keys depend on the pruner. Trials that other workers have
+    ended since the decision count in the threshold.
 
     Args:
         pruner: Any pruner. Of a class that is not in `_RULES`, only ``pruner``, ``step`` and
             ``value`` are known.
         study: The trial's study.
-        trial: A trial for which ``prune`` was true.
+        trial: A trial for which ``prune`` was true; none of its values is NaN.
     """
-    step = trial.last_step
-    value = math.nan if step is None else float(trial.intermediate_values[step])
+    step = trial.last_step or 0
     because: Reason = {
         "pruner": type(pruner).__name__,
         "step": step,
-        "value": value,
+        "value": float(trial.intermediate_values[step]),
         "threshold": None,
         "competitors": None,
     }
     # A subclass may have another rule, so the class must match exactly.
     rule = _RULES.get(type(pruner))
-    if rule is not None and step is not None:
-        because |= rule(pruner, study, trial)
-    return {key: _without_nan(number) for key, number in because.items()}
-
-
-def _without_nan(value: Any) -> Any:
-    """A value without NaN, which JSON does not have."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return because if rule is None else because | rule(pruner, study, trial)
 
 
 # The rules of each pruner: what decided, in numbers.
@@ -85,29 +77,22 @@ def _percentile(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> 
     # NumPy counts from the lowest value. Where higher is better, the best begin at 100 less the
     # pruner's percentile.
     share = 100 - percentile if maximize else percentile
+    best = max if maximize else min
     return {
-        "value": _best_value(study, trial.intermediate_values.values()),
+        "value": float(best(trial.intermediate_values.values())),
         "threshold": float(np.nanpercentile(others, share)) if others else None,
         "competitors": len(others),
         "percentile": float(percentile),
     }
 
 
-def _best_value(study: optuna.Study, values: Iterable[float]) -> float:
-    numbers = [float(value) for value in values if not math.isnan(value)]
-    best = max if study.direction == StudyDirection.MAXIMIZE else min
-    return best(numbers, default=math.nan)
-
-
 def _halving(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     """The value at a rung against those of all trials that have reached it."""
-    value = float(trial.intermediate_values[trial.last_step or 0])
-    # Optuna stores no value at a rung for NaN, so the count is the trial's rung already.
-    rung = completed_rungs(trial) - (not math.isnan(value))
+    rung = completed_rungs(trial) - 1
     values = values_at_rung(study.get_trials(deepcopy=False), rung)
     settings = settings_of(pruner)
     factor = settings["reduction_factor"]
-    judged = not math.isnan(value) and len(values) > settings["bootstrap_count"]
+    judged = len(values) > settings["bootstrap_count"]
     return {
         "rung": rung,
         "step": _halving_step(settings, rung),

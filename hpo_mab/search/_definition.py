@@ -161,12 +161,12 @@ class ArmSection(_Section):
 class CompareSection(_Section):
     """``[compare]``: the arms and the seeds of a comparison."""
 
-    seeds: int = Field(default=1, ge=1)
+    seeds: int = Field(default=1, ge=1, le=1000)
     retrain: int = Field(default=3, ge=0)
     retrain_epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     reference: str = "uniform"
     unpruned: bool = False
-    arms: dict[str, ArmSection] = Field(default_factory=dict)
+    arms: dict[Annotated[str, Field(min_length=1)], ArmSection] = Field(default_factory=dict)
 
 
 class StudySpec(_Section):

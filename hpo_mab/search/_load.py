@@ -41,7 +41,8 @@ def load_spec(
     """
     path = _path_of(source)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Windows' editors write a byte-order mark.
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{source}: not valid TOML: {error}") from None
     except OSError as error:

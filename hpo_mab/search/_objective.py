@@ -39,6 +39,7 @@ from hpo_mab.search._recorder import (
     check_direction,
     end_without_checkpoint,
     follow,
+    mark_pair,
     store_end,
 )
 from hpo_mab.search._space import Assignment, Configuration, SearchSpace
@@ -320,8 +321,6 @@ class TrainingObjective:
         slot = slot_of(trial.study, trial)
         if SLOT_KEY not in trial.user_attrs:
             trial.set_user_attr(SLOT_KEY, slot)
-        if slot < self.initial:
-            trial.set_user_attr(PAIRED_KEY, True)
         suggested = self._with_sampler(trial, self.space.suggest(trial))
         unknown = queued_params(trial).keys() - trial.params.keys()
         if unknown:
@@ -336,6 +335,9 @@ class TrainingObjective:
             trial.set_user_attr(BUDGET_KEY, length)
             if SAMPLER_KEY not in trial.user_attrs:
                 trial.set_user_attr(SAMPLER_KEY, suggested.sampler.name)
+            mark_pair(trial)
+        if slot < self.initial:
+            trial.set_user_attr(PAIRED_KEY, True)
         # Pairs need trials that ran to their end, so the pruner is not asked about the first ones.
         # Successive halving then does not compare later trials with them: most proposals of a
         # search would pass against random configurations (``studies/digits``).

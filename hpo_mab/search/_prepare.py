@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 from hpo_mab import data
 from hpo_mab._attributes import UNIFORM
-from hpo_mab._errors import ArgumentError, HpoMabError, SpecError, memory_reason
+from hpo_mab._errors import (
+    ArgumentError,
+    HpoMabError,
+    SpecError,
+    failure_reason,
+    memory_reason,
+    require,
+)
 from hpo_mab._interrupts import deferred_interrupts, interruptible
 from hpo_mab._registry import Named, Registry
 from hpo_mab.advantage import FEWEST_PAIRS
@@ -244,7 +251,8 @@ def check_ends(objective: TrainingObjective) -> None:
     """Make a network, a sampler and an optimiser at both ends of every range, training none.
 
     Raises:
-        ArgumentError: A value that one of them refuses, or a network that does not fit into memory.
+        ArgumentError: A value that one of them refuses, an error in a user's own code, or a network
+            that does not fit into memory.
     """
     low, high = objective.space.corners()
     raced = [dataclasses.replace(low, sampler=part) for part in objective.portfolio.values()]
@@ -257,19 +265,22 @@ def check_ends(objective: TrainingObjective) -> None:
                 objective.workload.training(configuration, seed=objective.seed),
             ):
                 pass
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = memory_reason(error)
-            if reason is None:
+            if reason is None and isinstance(error, HpoMabError):
                 raise
             options = ", ".join(f"{k} = {v}" for k, v in configuration.model.items())
-            raise ArgumentError(
-                f"The network {f'with {options} ' if options else ''}does not fit: {reason}"
-            ) from None
+            what = f"A training{f' with {options}' if options else ''}"
+            how = f"cannot begin: {failure_reason(error)}" if reason is None else "does not fit: "
+            raise ArgumentError(f"{what} {how}{reason or ''}") from error
 
 
 def _trial_examples(spec: StudySpec, budget: Budget, num_examples: int) -> int:
     """Training examples of a trial with the largest batch size that the definition has."""
     sizes = integers(parse_value("training.batch_size", spec.training.batch_size))
+    # Before they are counted, which could take for ever.
+    bound = f"in [1, {num_examples}], the number of training examples"
+    require(len(sizes) <= num_examples, "training.batch_size", bound, spec.training.batch_size)
     return max(budget.num_steps(num_examples=num_examples, batch_size=b) * b for b in sizes)
 
 

@@ -99,7 +99,7 @@ def create_pruner(
     _check_rungs(kind, options, full=options.get("max_resource", evaluations))
     try:
         pruner: BasePruner = quietly(PRUNERS.load(kind), chosen, BasePruner)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise ArgumentError(f"pruner '{name_of(kind)}': {error}") from error
     return pruner
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import optuna
 from optuna.distributions import (
@@ -160,14 +160,12 @@ def _parse_choices(name: str, value: Mapping[str, Any]) -> CategoricalDistributi
 
 def _parse_range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistribution:
     low, high = _bound(name, value, "low"), _bound(name, value, "high")
-    log, step, kind = value.get("log", False), value.get("step"), value.get("type")
+    log, step, kind = _log(name, value, low), _step(name, value), value.get("type")
     if kind not in (None, "int", "float"):
         raise ArgumentError(f'{name}: type must be "int" or "float", got {kind!r}.')
-    if not isinstance(log, bool):
-        raise ArgumentError(f"{name}: log must be true or false, got {log!r}.")
     if low > high:
         raise ArgumentError(f"{name}: low must not exceed high, got low = {low}, high = {high}.")
-    whole = step is None or (isinstance(step, int | float) and float(step).is_integer())
+    whole = step is None or float(step).is_integer()
     integer = isinstance(low, int) and isinstance(high, int) and whole
     if kind == "int" and not integer:
         raise ArgumentError(
@@ -186,7 +184,28 @@ def _parse_range(name: str, value: Mapping[str, Any]) -> FloatDistribution | Int
 
 def _bound(name: str, value: Mapping[str, Any], key: str) -> int | float:
     bound = value.get(key)
-    # In Python booleans are integers.
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < math.inf:
+    if not _is_finite(bound):
         raise ArgumentError(f"{name}: a range needs {key}, a finite number, got {bound!r}.")
     return bound
+
+
+def _log(name: str, value: Mapping[str, Any], low: float) -> bool:
+    log = value.get("log", False)
+    if not isinstance(log, bool):
+        raise ArgumentError(f"{name}: log must be true or false, got {log!r}.")
+    if log and low <= 0:
+        raise ArgumentError(f"{name}: low must be above 0 with log, got {low}.")
+    return log
+
+
+def _step(name: str, value: Mapping[str, Any]) -> int | float | None:
+    step = value.get("step")
+    if step is not None and not (_is_finite(step) and step > 0):
+        raise ArgumentError(f"{name}: step must be a finite number above 0, got {step!r}.")
+    return step
+
+
+def _is_finite(value: Any) -> TypeGuard[int | float]:
+    # In Python booleans are integers.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < math.inf

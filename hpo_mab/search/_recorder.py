@@ -18,6 +18,7 @@ from hpo_mab._attributes import (
     EVALUATION_KEY,
     EXAMPLES_KEY,
     INTERRUPTED_KEY,
+    PAIRED_KEY,
     PRUNED_KEY,
     REASON_KEY,
     RESUMED_KEY,
@@ -30,7 +31,7 @@ from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.pruners._reasons import reason_of
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.storage import CurveStore, ExampleWriter
-from hpo_mab.storage._optuna import id_of, storage_of
+from hpo_mab.storage._optuna import id_of, startup_trials, storage_of
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
 from hpo_mab.training._tally import ExampleTally
 
@@ -65,9 +66,18 @@ def check_direction(study: optuna.Study) -> None:
     if study.directions != [StudyDirection.MAXIMIZE]:
         given = ", ".join(f"'{direction.name.lower()}'" for direction in study.directions)
         raise ArgumentError(
-            "A trial's value is validation accuracy: the study must be created with "
-            f"direction='maximize', got {given}."
+            f"A trial's value is validation accuracy: study '{study.study_name}' must be created "
+            f"with direction='maximize', got {given}."
         )
+
+
+def mark_pair(trial: optuna.trial.Trial) -> None:
+    """Store whether a trial is one of a pair, where the pruner leaves the first trials alone.
+
+    A pair that the pruner may stop would leave a biased selection of pairs.
+    """
+    if startup := startup_trials(trial.study.pruner):
+        trial.set_user_attr(PAIRED_KEY, trial.number < startup)
 
 
 def store_end(trial: optuna.trial.BaseTrial, error: BaseException) -> None:

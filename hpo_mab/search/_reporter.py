@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 import time
@@ -20,12 +19,12 @@ from hpo_mab._attributes import (
     UNIFORM,
     has_spent_budget,
 )
-from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
+from hpo_mab._errors import ArgumentError, check_integer, is_integer, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, UniformSampler
-from hpo_mab.search._recorder import TrialRecord, check_direction, store_end
+from hpo_mab.search._recorder import TrialRecord, check_direction, mark_pair, store_end
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore
-from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
-from hpo_mab.training._average import tensor_at, tensors_of
+from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, TrainingDiverged, WeightAverage
+from hpo_mab.training._average import shared_copy, tensor_at, tensors_of
 from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
 
 
@@ -43,8 +42,8 @@ class TrialReporter:
     """Connects a training loop to an Optuna trial: budget, evaluations, pruning, learning curve.
 
     When the loop raises, ``with`` stores the curve so far and the user attribute
-    ``hpo_mab:reason``, or ``hpo_mab:interrupted`` after Ctrl-C. Without it no reason is kept, and
-    the curve is written point by point.
+    ``hpo_mab:reason``, or ``hpo_mab:interrupted`` after Ctrl-C. Without ``with`` the reason of an
+    error is not kept, and the curve is written point by point.
 
     With a ``model``, `step` keeps a moving average of its weights. Evaluate `network`: it has
     averaged weights before the end of the budget. At the end it has trained weights if the learning
@@ -58,7 +57,7 @@ class TrialReporter:
 
     Args:
         trial: Optuna's trial. An `optuna.trial.FixedTrial` or a finished trial is trained alone:
-            nothing is stored or pruned.
+            nothing is stored, and no pruner stops it.
         sampler: The batch sampler in use; its `set_progress` is called at each step. None means
             uniform batches that are drawn by something else.
         model: The network that is trained; None keeps no average. `copy.deepcopy` must be able to
@@ -111,9 +110,16 @@ class TrialReporter:
         curves: CurveStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        _check_type("trial", trial, optuna.trial.BaseTrial, "an Optuna trial")
+        for name, given, kind, what in (
+            ("sampler", sampler, BatchSampler, "a hpo_mab.samplers.BatchSampler or None"),
+            ("model", model, nn.Module, "a network or None"),
+            ("curves", curves, CurveStore, "a storage's curves or None"),
+        ):
+            if given is not None:
+                _check_type(name, given, kind, what)
         check_integer("evaluations", evaluations, 1)
-        if curves is not None and not isinstance(curves, CurveStore):
-            raise ArgumentError(f"curves must be a storage's curves, got {type(curves).__name__}.")
+        require(is_integer(budget_examples), "budget_examples", "an integer", repr(budget_examples))
         bound = f"at least evaluations, {evaluations}"
         require(budget_examples >= evaluations, "budget_examples", bound, budget_examples)
         check_window(average)
@@ -126,19 +132,20 @@ class TrialReporter:
         self._trial = trial
         self._sampler = sampler
         self._model = model
-        self._network = None if model is None else _shared_copy(model)
+        self._network = None if model is None else shared_copy(model)
         self._window = average
         self._average: WeightAverage | None = None
         self._averaged = False
         if isinstance(trial, optuna.trial.Trial):
             check_direction(trial.study)
             _warn_of_other_lengths(trial, budget_examples, evaluations)
+            mark_pair(trial)
         self._record = TrialRecord(trial, curves)
         self._may_wait = False
         self._clock = clock
         self._reported = 0
-        #: Examples at the last report that counted.
-        self._evaluated = 0
+        #: Examples and seconds at the last report that counted.
+        self._evaluated, self._evaluated_seconds = 0, 0.0
         self._steps = 0
         self._seconds = 0.0
         self._running_since: float | None = clock()
@@ -191,7 +198,7 @@ class TrialReporter:
             warnings.warn(
                 f"The loop has trained {self.examples:,} examples, its budget is "
                 f"{self.budget_examples:,}: what it trained after {self._evaluated:,} is in no "
-                "evaluation.",
+                f"evaluation. If the loop is right, give budget_examples={self.examples}.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -238,18 +245,19 @@ class TrialReporter:
         return self._network.eval()
 
     def step(self, examples: int, *, loss: SupportsFloat | None = None) -> bool:
-        """Count one optimiser step.
+        """Count one batch: one optimiser step, or a micro-batch of one.
 
         Args:
             examples: Examples of the batch.
-            loss: The batch's mean loss, a number or a tensor of one element, for the curve.
+            loss: The batch's mean loss, a number or a tensor of one element, for the curve. If one
+                is not finite, the training has diverged, and the next `report` ends it.
 
         Returns:
             Whether an evaluation is due: evaluate and call `report`. The clock is stopped until
             then.
 
         Raises:
-            ArgumentError: ``examples`` is no whole number.
+            ArgumentError: ``examples`` is no whole number, or the loss no number.
         """
         if self._running_since is None:
             # Nothing was reported, so the loop has gone on training.
@@ -264,10 +272,7 @@ class TrialReporter:
         if loss is not None:
             # A sum, not a list: small tensors between large ones would keep the memory of each step
             # from being reused. On another device the host must not wait for the value.
-            if isinstance(loss, Tensor) and not loss.is_cpu:
-                self._losses = self._losses + loss.detach()
-            else:
-                self._losses += float(loss.detach() if isinstance(loss, Tensor) else loss)
+            self._losses = self._losses + _number(loss)
             self._counted += 1
         if self._sampler is not None:
             self._sampler.set_progress(min(1.0, self.examples / self.budget_examples))
@@ -306,16 +311,11 @@ class TrialReporter:
                 their own. None: whether `network` had averaged weights when it was last read.
 
         Raises:
-            optuna.TrialPruned: The study's pruner stops the trial.
+            optuna.TrialPruned: The study's pruner stops the trial. Or it has diverged: a loss that
+                `step` got is not finite, or the accuracy is NaN. The reason is stored with it.
             ArgumentError: An accuracy outside [0, 1], as of percent.
         """
-        try:
-            accuracy = float(accuracy)
-        except (TypeError, ValueError):
-            raise ArgumentError(f"accuracy must be a number, got {accuracy!r}.") from None
-        # Not of NaN, which is no accuracy.
-        outside = accuracy < 0 or accuracy > 1
-        require(not outside, "accuracy", "in [0, 1], percent divided by 100", accuracy)
+        accuracy = _checked_accuracy(accuracy)
         self.stop_clock()
         if examples is not None:
             self.examples = _whole(examples)
@@ -325,11 +325,14 @@ class TrialReporter:
         # A loop that evaluates rarely may have passed several points. This is the last of them.
         share = self.examples / self.budget_examples
         self._reported = min(self.evaluations, math.floor(share * self.evaluations + 1e-6))
-        self._evaluated = self.examples
         self.accuracy = accuracy
         if averaged is not None:
             self._averaged = averaged
-        self._record.add(self._evaluation(loss=float(loss), learning_rate=learning_rate))
+        evaluation = self._evaluation(loss=float(loss), learning_rate=learning_rate)
+        self._check_diverged(evaluation, counted=self._counted > 0)
+        self._losses, self._counted = 0.0, 0
+        self._evaluated, self._evaluated_seconds = self.examples, self._seconds
+        self._record.add(evaluation)
         self._averaged = False
         pruned = not self.done and self._record.should_prune()
         if not self._may_wait:
@@ -340,7 +343,6 @@ class TrialReporter:
 
     def _evaluation(self, *, loss: float, learning_rate: float) -> Evaluation:
         train_loss = float(self._losses) / self._counted if self._counted else math.nan
-        self._losses, self._counted = 0.0, 0
         statistics = {} if self._sampler is None else self._sampler.statistics()
         return Evaluation(
             index=self._reported,
@@ -356,11 +358,65 @@ class TrialReporter:
             **sampler_figures(statistics),
         )
 
+    def _check_diverged(self, evaluation: Evaluation, *, counted: bool) -> None:
+        """End a trial that has diverged, which is then in no pair."""
+        what = ""
+        if math.isnan(evaluation.accuracy):
+            what = "the accuracy is nan"
+        elif counted and not math.isfinite(evaluation.train_loss):
+            what = f"the training loss is {evaluation.train_loss}"
+        if not what:
+            return
+        error = TrainingDiverged(evaluation.steps, what)
+        error.examples = self.examples - self._evaluated
+        error.seconds = self._seconds - self._evaluated_seconds
+        self._record.diverged(error)
+        if not self._may_wait:
+            self._record.close()
+        raise optuna.TrialPruned(str(error)) from error
+
+
+def _check_type(name: str, given: object, kind: type, what: str) -> None:
+    if not isinstance(given, kind):
+        found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise ArgumentError(f"{name} must be {what}, got {found}.")
+
+
+def _number(loss: SupportsFloat) -> Tensor | float:
+    """A loss as a number; as a tensor if it is on another device than the CPU."""
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ArgumentError(f"loss must be one number, got shape {list(loss.shape)}.")
+        # Sums of many losses may exceed half precision.
+        return float(loss.detach()) if loss.is_cpu else loss.detach().float()
+    try:
+        return float(loss)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"loss must be a number, got {loss!r}.") from None
+
+
+def _checked_accuracy(accuracy: float) -> float:
+    try:
+        accuracy = float(accuracy)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"accuracy must be a number, got {accuracy!r}.") from None
+    bound = "in [0, 1], percent divided by 100" if accuracy > 1 else "in [0, 1], not a loss"
+    # NaN is neither.
+    require(not (accuracy < 0 or accuracy > 1), "accuracy", bound, accuracy)
+    return accuracy
+
 
 def _warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: int) -> None:
     """Warn if an earlier trial of the study has another budget or number of evaluations."""
     for other in trial.study.get_trials(deepcopy=False):
         attrs = other.user_attrs
+        if other.intermediate_values and BUDGET_KEY not in attrs:
+            warnings.warn(
+                f"Trial {other.number} was reported without TrialReporter, which counts steps from "
+                "1. Pruners compare trials at equal steps, so begin another study.",
+                stacklevel=4,
+            )
+            return
         # A trial that was stopped, or whose loop ended early, has made fewer than it was to make.
         made = other.last_step if has_spent_budget(attrs) else evaluations
         for name, given, known in (
@@ -385,23 +441,3 @@ def _whole(examples: int) -> int:
         raise ArgumentError(f"examples must be a whole number, got {examples!r}.") from None
     require(count >= 0, "examples", "at least 0", count)
     return count
-
-
-def _shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of a network whose parameters and buffers are new, and share the network's memory.
-
-    Raises:
-        ArgumentError: The network cannot be copied.
-    """
-    # `copy.deepcopy` takes what this mapping holds in place of a copy.
-    shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.buffers()}
-    try:
-        for weight in model.parameters():
-            shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
-        return copy.deepcopy(model, shared)
-    # ValueError: a weight of a lazy layer has no shape before the first batch.
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise ArgumentError(
-            "model must be a network that copy.deepcopy can copy, "
-            f"got {type(model).__name__}: {error}"
-        ) from error

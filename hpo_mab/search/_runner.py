@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 
 from hpo_mab._attributes import TEST_KEY
+from hpo_mab._errors import failure_reason
 from hpo_mab._machine import environment
 from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
@@ -32,6 +33,7 @@ from hpo_mab.search._study import (
 )
 from hpo_mab.search._trial_loop import TrialCallback
 from hpo_mab.storage import (
+    STORAGE_ERRORS,
     Storage,
     StoredDefinition,
     StudyRun,
@@ -119,7 +121,7 @@ class StudyRunner:
     ) -> None:
         self.spec = spec
         self.storage = storage
-        self.arm = arm or spec.sampler.kind
+        self.arm = spec.sampler.kind if arm is None else arm
         self.objective = objective or make_objective(spec, load_splits(spec))
         self.objective.store_in(storage, checkpoint=spec.training.checkpoint)
 
@@ -208,6 +210,11 @@ class StudyRunner:
             except KeyboardInterrupt:
                 # The trials have finished: their summary is still printed.
                 interrupted = True
+            except STORAGE_ERRORS:
+                raise
+            except Exception as error:  # A user's test set or network may raise anything.
+                reason = failure_reason(error)
+                self.objective.note(f"the best trial has no test accuracy: {reason}")
         return RunOutcome(
             run=run,
             interrupted=interrupted,

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import OptunaError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._errors import ArgumentError, name_of, require
+from hpo_mab._errors import ArgumentError, HpoMabError, failure_reason, name_of, require
 from hpo_mab._plan import Plan, budgets_of, derive_seed, slot_of
 from hpo_mab._registry import Named, Registry, bound_to
+from hpo_mab.storage import STORAGE_ERRORS
 from hpo_mab.storage._optuna import StudyView, all_trials, quietly, settings_of
 
 #: About how many finished trials TPE is shown. Its time grows with their number, and more of them
@@ -150,7 +153,8 @@ class PlannedSampler(BaseSampler):
         if slot_of(study, trial) < self._initial:
             return {}
         sampler, seen = self._sampler(study, trial)
-        return sampler.infer_relative_search_space(seen, trial)
+        with _errors_named(sampler):
+            return sampler.infer_relative_search_space(seen, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -159,7 +163,8 @@ class PlannedSampler(BaseSampler):
         if slot_of(study, trial) < self._initial:
             return {}
         sampler, seen = self._sampler(study, trial)
-        return sampler.sample_relative(seen, trial, search_space)
+        with _errors_named(sampler):
+            return sampler.sample_relative(seen, trial, search_space)
 
     def sample_independent(
         self,
@@ -173,7 +178,8 @@ class PlannedSampler(BaseSampler):
         # QMC draws such a value from its seed alone, which is equal for all trials.
         if slot >= self._initial and not self._is_sequence:
             sampler, seen = self._sampler(study, trial)
-            return sampler.sample_independent(seen, trial, param_name, param_distribution)
+            with _errors_named(sampler):
+                return sampler.sample_independent(seen, trial, param_name, param_distribution)
         random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
         return random.sample_independent(study, trial, param_name, param_distribution)
 
@@ -183,7 +189,8 @@ class PlannedSampler(BaseSampler):
             # The grid would count a point that is not trained.
             return
         sampler, seen = self._sampler(study, trial)
-        sampler.before_trial(seen, trial)
+        with _errors_named(sampler):
+            sampler.before_trial(seen, trial)
 
     def after_trial(
         self,
@@ -199,8 +206,9 @@ class PlannedSampler(BaseSampler):
         sampler, seen = self._sampler(study, trial)
         # Samplers of grids stop the study, which Optuna allows in its own loop only.
         view = seen if isinstance(seen, StudyView) else cast(optuna.Study, StudyView(study))
-        sampler.after_trial(view, trial, state, values)
         self._asked.pop((study.study_name, trial.number), None)
+        with _errors_named(sampler):
+            sampler.after_trial(view, trial, state, values)
 
     def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> tuple[BaseSampler, optuna.Study]:
         """The trial's sampler, and the study as that sampler sees it."""
@@ -218,6 +226,19 @@ class PlannedSampler(BaseSampler):
                 seen = cast(optuna.Study, view)
             self._asked[key] = sampler, seen
         return self._asked[key]
+
+
+@contextlib.contextmanager
+def _errors_named(sampler: BaseSampler) -> Iterator[None]:
+    """Name a search sampler that raises: it may be a user's own, or not suit the search space."""
+    try:
+        yield
+    # KeyError: the study has been deleted.
+    except (HpoMabError, OptunaError, KeyError, *STORAGE_ERRORS):
+        raise
+    except Exception as error:
+        name = type(sampler).__name__
+        raise ArgumentError(f"search.sampler {name} failed: {failure_reason(error)}") from error
 
 
 def _most_shown(sampler: BaseSampler) -> int | None:

@@ -188,7 +188,8 @@ class Workload:
             ArgumentError: A value in the configuration outside its bound, or another thread of
                 this process is training.
         """
-        with random_state(self.device), cpu_threads(self.loop.threads):
+        # Ctrl-C may have ended an evaluation before it has turned gradients on again.
+        with torch.enable_grad(), random_state(self.device), cpu_threads(self.loop.threads):
             begin = functools.partial(
                 self._start,
                 configuration,

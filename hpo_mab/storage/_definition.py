@@ -64,7 +64,7 @@ class StoredDefinition:
         """Read the definition a study was made from.
 
         Raises:
-            StorageError: The study was not made by this product, or by another version of it.
+            StorageError: The study has no definition, or one of another version.
         """
         stored = dict(study.user_attrs.get(DEFINITION_KEY, {}))
         version = stored.pop("version", None)
@@ -72,7 +72,8 @@ class StoredDefinition:
             raise StorageError(
                 f"Study '{study.study_name}' "
                 + (
-                    "was not made by hpo-mab; 'hpo-mab dashboard' shows any study."
+                    "has no definition: only 'hpo-mab run' and 'hpo-mab compare' store one. "
+                    "'hpo-mab dashboard' shows any study."
                     if version is None
                     else f"has format {version}; this hpo-mab reads format {_VERSION}."
                 )

@@ -92,6 +92,11 @@ def settings_of(made: BasePruner | BaseSampler) -> dict[str, Any]:
     return {name.removeprefix("_"): value for name, value in vars(made).items()}
 
 
+def startup_trials(pruner: BasePruner) -> int:
+    """How many trials a pruner lets end before it stops one; 0 if it has no such number."""
+    return int(getattr(pruner, "_n_startup_trials", 0))
+
+
 def hyperband_bracket(
     pruner: HyperbandPruner, study: optuna.Study, trial: FrozenTrial
 ) -> tuple[int, BasePruner, optuna.Study]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -174,3 +175,23 @@ def _owner_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
     return (module._parameters if own in module._parameters else module._buffers), own
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of a network whose parameters and buffers are new, and share the network's memory.
+
+    Raises:
+        ArgumentError: The network cannot be copied.
+    """
+    # `copy.deepcopy` takes what this mapping holds in place of a copy.
+    shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.buffers()}
+    try:
+        for weight in model.parameters():
+            shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
+        return copy.deepcopy(model, shared)
+    # ValueError: a weight of a lazy layer has no shape before the first batch.
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ArgumentError(
+            "model must be a network that copy.deepcopy can copy, "
+            f"got {type(model).__name__}: {error}"
+        ) from error

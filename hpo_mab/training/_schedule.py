@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
@@ -75,6 +74,10 @@ KEEP = ("better", "trained")
 DEFAULT_AVERAGE = 0.2
 
 
+#: The largest budget, in any unit: its number of steps is finite.
+_MOST = 1e15
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """The budget of one training, given in exactly one unit.
@@ -109,8 +112,8 @@ class Budget:
                 f"got {' and '.join(given) or 'none'}."
             )
         (name, value), *_ = given.items()
-        if not (value > 0 and math.isfinite(value)):
-            raise ArgumentError(f"{name} of the budget must be above 0, got {value}.")
+        bound = f"above 0 and at most {_MOST:g}"
+        require(0 < value <= _MOST, f"{name} of the budget", bound, value)
         if name != "epochs" and value != int(value):
             raise ArgumentError(f"{name} of the budget must be a whole number, got {value}.")
         object.__setattr__(self, name, value)

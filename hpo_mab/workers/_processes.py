@@ -47,7 +47,8 @@ class WorkerProcess:
     def __init__(self, arguments: Sequence[str], *, storage: str) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hpo_mab", "worker", *arguments, "--quiet", "--until-eof"],
+            # -P: a file of the current folder must not hide a module of Python.
+            [sys.executable, "-P", "-m", "hpo_mab", "worker", *arguments, "--quiet", "--until-eof"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,

@@ -44,7 +44,7 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("report foreign", ["'foreign'", "not made by hpo-mab", "hpo-mab dashboard"]),
+        ("report foreign", ["'foreign'", "has no definition", "hpo-mab dashboard"]),
         ("report empty", ["'empty'", "hpo-mab run"]),
         ("report empty bare", ["'empty', 'bare'", "hpo-mab run"]),
         ("report none.json", ["none.json", "compare --record"]),
@@ -76,6 +76,15 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
         ("dashboard --storage text.db", ["text.db", "Name another file"]),
         ("dashboard --storage none.db", ["none.db", "hpo-mab run"]),
         ("dashboard --host 192.0.2.1", ["192.0.2.1", "127.0.0.1"]),
+        ("dashboard --host=", ["--host must be an address of this machine", "got ''"]),
+        ("run tiny.toml --epochs 1e308", ["must be above 0 and at most 1e+15, got 1e+308"]),
+        ("compare tiny.toml --seeds 2000", ["compare.seeds must be at most 1000, got 2000"]),
+        (
+            'compare tiny.toml --set compare.arms={a={},""={}}',
+            ["compare.arms", "must be a text that is not empty, got ''"],
+        ),
+        ("replay bare 0 --tolerance nan", ["--tolerance must be at least 0, got nan"]),
+        ("studies \udcff", ["'\\udcff' holds characters that are not valid Unicode"]),
     ],
 )
 def test_one_line_names_it_and_the_next_step(cli: Cli, arguments: str, words: list[str]) -> None:

@@ -425,6 +425,24 @@ def test_a_trial_shows_why_it_was_pruned(cli: Cli, tiny: str) -> None:
     assert cli("studies", "--trial", "0")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("attrs", "why"),
+    [
+        ({"hpo_mab:interrupted": True}, "it was interrupted."),
+        ({"hpo_mab:lost": True}, "its worker was lost."),
+        ({"hpo_mab:lost": True, "hpo_mab:reason": "no space"}, "no space"),
+        ({}, None),
+    ],
+)
+def test_a_trial_shows_why_it_failed(cli: Cli, attrs: dict[str, Any], why: str | None) -> None:
+    storage = Storage("hpo_mab.db")
+    study = optuna.create_study(study_name="own", storage=storage.optuna)
+    failed = optuna.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs=attrs)
+    study.add_trial(failed)
+    storage.close()
+    assert json.loads(cli("studies", "own", "--trial", "0", "--json")[1])["why"] == why
+
+
 def test_a_path_with_spaces_in_the_environment_is_one_storage(
     cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

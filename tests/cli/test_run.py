@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -354,3 +356,51 @@ def test_ctrl_c_while_the_best_is_scored_keeps_the_summary(
     assert status == 130
     assert "Trials   2 complete" in out
     assert "# continue the study" in out
+
+
+_PRINTS = """
+from torch import nn
+
+def net(input_shape, num_classes):
+    print("a network")
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_json_is_one_document_whatever_the_users_code_prints(
+    cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "printing.py").write_text(_PRINTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    status, out, err = cli(command, tiny, "--json", "--trials", "2", "--model", "printing:net")
+    assert status == 0, err
+    assert json.loads(out)
+    assert "a network" in err
+
+
+def test_a_study_in_memory_has_no_next_commands(cli: Cli, tiny: str) -> None:
+    out = cli.out("run", tiny, "--storage", ":memory:", "--trials", "2")
+    assert "Best" in out
+    assert "hpo-mab" not in out
+
+
+def test_a_definition_may_begin_with_a_byte_order_mark(cli: Cli, tiny: str, tmp_path: Path) -> None:
+    text = (tmp_path / tiny).read_text(encoding="utf-8")
+    (tmp_path / tiny).write_text(text, encoding="utf-8-sig")
+    assert cli("run", tiny, "--quiet", "--trials", "2").status == 0
+
+
+def test_names_of_studies_are_whole_in_narrow_terminals(cli: Cli, tiny: str) -> None:
+    name = "photographs_of_domestic_animals_" * 4
+    assert cli("run", tiny, "--quiet", "--trials", "2", "--name", name).status == 0
+    first, *rest = cli.out("studies").splitlines()[1:]
+    assert first.split()[0] + "".join(rest).strip() == name
+
+
+def test_names_print_in_any_encoding(cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with io.TextIOWrapper(io.BytesIO(), encoding="ascii") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli("run", tiny, "--trials", "2", "--name", "ünï").status == 0
+        stdout.flush()
+        assert rb"'\xfcn\xef'" in stdout.buffer.getvalue()

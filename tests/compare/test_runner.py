@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.compare import _runner, run_comparison, stored_comparison
 from hpo_mab.search import StudyRunner, StudySpec, load_splits, make_spec
 from hpo_mab.storage import Storage, study_names
@@ -174,3 +175,11 @@ def test_no_arm_is_trained_if_a_later_one_has_too_few_steps(storage: Storage) ->
     with pytest.raises(ArgumentError, match=r"budget\.evaluations must be at most 4"):
         run_comparison(spec, storage)
     assert study_names(storage) == ()
+
+
+def test_a_study_that_is_deleted_before_it_is_trained_again_is_an_error(storage: Storage) -> None:
+    def delete(name: str, *_: object) -> None:
+        optuna.delete_study(study_name=name, storage=storage.optuna)
+
+    with pytest.raises(StorageError, match=r"Study 'tiny-.*' has been deleted\."):
+        run_comparison(_spec(compare={"retrain": 1}), storage, on_retrain=delete)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import json
 import re
 import socket
@@ -30,10 +29,9 @@ from hpo_mab.dashboard import (
     refresh,
 )
 from hpo_mab.dashboard._files import CURVES_FILE, listed_examples
-from hpo_mab.dashboard._publish import importances
 from hpo_mab.dashboard._serve import application, make_server
 from hpo_mab.search import StudySpec, TrialReporter, load_splits
-from hpo_mab.storage import Storage, StudyRun, open_study, read_run
+from hpo_mab.storage import Storage, open_study, read_run
 
 COMPARED = {
     "advantage-examples",
@@ -279,22 +277,6 @@ def test_an_error_in_one_study_hides_no_other(compared) -> None:
     assert published.problem.startswith(f"'{names[0]}': ")
 
 
-def _first(large: Storage) -> StudyRun:
-    """A study's first trials; importances of all of them take long."""
-    run = read_run(large, "large-mab-seed0")
-    return dataclasses.replace(run, trials=run.trials[:60])
-
-
-def test_names_and_files_of_a_definition_need_not_exist(large: Storage) -> None:
-    run = _first(large)
-    spec = {
-        **run.spec,
-        "model": {"name": "somebodys_own"},
-        "pruner": {"kind": "advantage", "evidence": "gone.json"},
-    }
-    assert importances(dataclasses.replace(run, spec=spec)) == importances(run) != {}
-
-
 def test_a_study_of_own_loops_gets_its_page_however_many_trials_are_complete(
     tmp_path: Path,
 ) -> None:
@@ -316,24 +298,6 @@ def test_a_study_of_own_loops_gets_its_page_however_many_trials_are_complete(
     storage.close()
 
 
-def test_values_beyond_one_budget_have_no_part_in_importances(large: Storage) -> None:
-    run = _first(large)
-    longer = [
-        dataclasses.replace(trial, value=0.0, attrs={**trial.attrs, "hpo_mab:length": 2})
-        for trial in run.trials[:20]
-    ]
-    more = dataclasses.replace(run, trials=(*run.trials, *longer))
-    assert importances(more) == importances(run)
-
-
-def test_values_outside_their_range_have_no_part_in_importances(large: Storage) -> None:
-    run = _first(large)
-    before = importances(run)
-    name = next(iter(before))
-    outside = dataclasses.replace(run.trials[0], params={**run.trials[0].params, name: 1e9})
-    assert importances(dataclasses.replace(run, trials=(*run.trials, outside))) == before
-
-
 def test_the_server_listens_on_ipv6(compared) -> None:
     with contextlib.closing(socket.socket(socket.AF_INET6)) as probe:
         try:
@@ -343,39 +307,6 @@ def test_the_server_listens_on_ipv6(compared) -> None:
     server = make_server(application(compared.storage), host="::1", port=0)
     assert server.server_address[0] == "::1"
     server.server_close()
-
-
-def test_the_choice_of_none_has_its_part_in_importances(
-    large: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = _first(large)
-    spec = {**run.spec, "sampler": {"kind": "mab", "memory": {"choices": ["none", 50, 100]}}}
-    trials = tuple(
-        dataclasses.replace(trial, params={"sampler.memory": (None, 50, 100)[trial.number % 3]})
-        for trial in run.trials
-    )
-    seen: list[int] = []
-
-    def watch(study: optuna.Study, **_: Any) -> dict[str, float]:
-        seen.append(len(study.trials))
-        return {}
-
-    monkeypatch.setattr(publishing, "get_param_importances", watch)
-    importances(dataclasses.replace(run, spec=spec, trials=trials))
-    assert seen == [sum(trial.ended_in_time for trial in run.trials)]
-
-
-def test_importances_are_means_over_the_studies_of_an_arm(
-    large: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = read_run(large, "large-mab-seed0")
-    shares = [{"lr": 0.2, "x": 0.8}, {"lr": 0.6, "x": 0.4}, {}]
-    monkeypatch.setattr(publishing, "importances", lambda run: shares[run.seed])
-    runs = [dataclasses.replace(run, seed=seed) for seed in range(3)]
-    (figure,) = [f for name, f in publishing.study_figures(runs).items() if "importance" in name]
-    assert dict(zip(figure.data[0].y, figure.data[0].x, strict=True)) == pytest.approx(
-        {"lr": 40.0, "x": 60.0}
-    )
 
 
 def test_a_folder_that_cannot_be_written_costs_no_note(

@@ -143,24 +143,12 @@ def test_values_that_are_minimized_are_compared_so() -> None:
     assert (stored["value"], stored["threshold"], stored["competitors"]) == (2.5, 2.0, 2)
 
 
-@pytest.mark.parametrize(
-    "pruner",
-    [
-        AdvantagePruner(min_resource=1),
-        pruners.SuccessiveHalvingPruner(min_resource=1),
-        pruners.ThresholdPruner(lower=0.0),
-    ],
-)
-def test_a_value_that_is_not_a_number_is_named_so(pruner: BasePruner) -> None:
-    trial = run(pruner, flat(0.5), flat(math.nan))
-    assert trial.user_attrs["hpo_mab:pruned_because"]["value"] is None
-    assert "evaluation 1 was not a number." in why_pruned(trial.user_attrs)
-
-
-@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
-def test_the_median_pruner_stops_a_trial_without_any_number() -> None:
-    trial = run(pruners.MedianPruner(n_startup_trials=1), flat(0.5), flat(math.nan))
-    assert "evaluation 1 was not a number." in why_pruned(trial.user_attrs)
+def test_a_value_that_is_not_a_number_is_named_so() -> None:
+    study = optuna.create_study(direction="maximize", pruner=AdvantagePruner(min_resource=1))
+    trial = study.ask()
+    trial.report(math.nan, step=1)
+    assert trial.should_prune()
+    assert "evaluation 1 was not a number." in why_pruned(study.trials[0].user_attrs)
 
 
 class _OfOnesOwn(BasePruner):

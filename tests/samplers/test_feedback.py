@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -205,7 +206,13 @@ def test_labels_beyond_the_outputs_are_refused() -> None:
     ("labels", "message"),
     [
         ([0, 3.7], r"labels must be one integer for each example, got 3\.7 at position 1"),
-        (None, "got shape"),
+        (None, "one integer for each example, got None"),
+        (5, "one integer for each example, got 5"),
+        (
+            TensorDataset(torch.zeros(4)),
+            "for each example, got TensorDataset; hpo_mab.data.labels_of",
+        ),
+        (torch.tensor([0.0, math.inf]).half(), "got inf at position 1"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels: Any, message: str) -> None:

@@ -130,6 +130,14 @@ def test_transforms_draw_from_the_random_states_of_the_trial() -> None:
     assert losses(torch.load(file, weights_only=True))[0] == whole
 
 
+def test_a_training_has_gradients_whatever_the_process_has_left(splits: ImageSplits) -> None:
+    study = _study()
+    with torch.no_grad():
+        study.optimize(_objective(splits), n_trials=1)
+        assert not torch.is_grad_enabled()
+    assert study.best_value > 0
+
+
 @pytest.mark.parametrize("options", [{}, {"directions": ["maximize", "minimize"]}])
 def test_a_study_that_minimizes_is_refused(splits: ImageSplits, options: Any) -> None:
     with pytest.raises(ArgumentError, match=r"direction='maximize', got .*'minimize'"):
@@ -429,6 +437,19 @@ def test_studies_of_objectives_can_be_reported(splits: ImageSplits, storage: Sto
     assert {(run.arm, len(run.trials)) for run in found.runs} == {("mab", 4), ("uniform", 4)}
     (contrast,) = found.summarise().contrasts
     assert contrast.pairs == 4
+
+
+def test_pairs_are_trials_that_the_pruner_cannot_stop(
+    splits: ImageSplits, storage: Storage
+) -> None:
+    study = _study(
+        storage=storage.optuna,
+        study_name="own",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=1),
+    )
+    study.optimize(_objective(splits, curves=storage.curves), n_trials=1)
+    study.optimize(_objective(splits, curves=storage.curves, initial=2), n_trials=2)
+    assert [trial.paired for trial in read_run(storage, "own").trials] == [True, True, False]
 
 
 def test_trials_of_one_study_have_equally_many_evaluations() -> None:

@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler, TensorDataset
 
 from hpo_mab._attributes import STACK_KEY
-from hpo_mab._errors import HpoMabError, SpecError
+from hpo_mab._errors import ArgumentError, HpoMabError, SpecError
 from hpo_mab.compare import run_comparison
+from hpo_mab.compare._runner import RetrainWarning
 from hpo_mab.search import (
     RunOutcome,
     StudyRunner,
@@ -34,6 +35,7 @@ from hpo_mab.workers._processes import WorkerProcess
 Make = Callable[..., StudySpec]
 
 MODULE = '''
+import optuna
 import torch
 from optuna.pruners import BasePruner
 from torch import nn
@@ -84,6 +86,29 @@ def stripes(*, root):
 
 def nothing():
     return [1, 2]
+
+
+def other_test_set(*, inputs: int = 5, classes: int = 3):
+    labels = torch.arange(60) % classes
+    return {"train": blobs()["train"], "test": TensorDataset(torch.zeros(60, inputs), labels)}
+
+
+def broken(**arguments):
+    raise OSError("the disk is gone")
+
+
+class Breaks(RandomSampler):
+    def __init__(self, labels):
+        raise OSError("the disk is gone")
+
+
+def leaves(input_shape, num_classes):
+    raise SystemExit(7)
+
+
+class Forgets(optuna.samplers.RandomSampler):
+    def after_trial(self, study, trial, state, values):
+        raise OSError("the disk is gone")
 
 
 class First(BasePruner):
@@ -192,7 +217,13 @@ def test_a_comparison_trains_and_scores_the_users_own(storage: Storage, tiny: Ma
     assert [len(run.retrained) for run in found.runs] == [1, 1]
 
 
-def test_worker_processes_find_what_this_process_can_import(storage: Storage, tiny: Make) -> None:
+def test_worker_processes_find_what_this_process_can_import(
+    storage: Storage, tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A file of the current folder does not replace a module of Python.
+    (tmp_path / "random.py").write_text("raise SystemExit('a script')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path[1:], ""])
     _run(tiny(**OWN, budget={"trials": 2}), storage, score=False, launch=lambda *_: False)
     worker = WorkerProcess(["--study", "study", "--device", "cpu"], storage=storage.secret_url)
     while worker.status is None:
@@ -251,6 +282,49 @@ def test_data_of_another_form_are_refused(storage: Storage, tiny: Make) -> None:
         StudyRunner(tiny(data={"name": "mine:nothing"}), storage)
     with pytest.raises(SpecError, match=r"data\.augment must be false"):
         StudyRunner(tiny(data={"name": "mine:blobs", "augment": True}), storage)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": {"name": "mine:broken"}}, r"data set 'mine:broken': OSError: the disk is gone"),
+        ({"model": {"name": "mine:broken"}}, "training cannot begin: OSError: the disk is gone"),
+        ({"sampler": {"kind": "mine:Breaks"}}, r"cannot begin: OSError.* \(mine.py, line"),
+        ({"model": {"name": "mine:leaves"}}, r"cannot begin: SystemExit: 7 \(mine.py, line"),
+        (
+            {"data": {"name": "mine:other_test_set", "classes": 4}},
+            r"labels of the test set in data must be in \[0, 3\), .*, got 3",
+        ),
+        (
+            {"training": {"batch_size": {"low": 1, "high": 10**11}}},
+            r"training.batch_size must be in \[1, 1149\], the number of training examples, got",
+        ),
+    ],
+)
+def test_an_error_in_the_users_own_code_is_named_before_any_trial(
+    storage: Storage, tiny: Make, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(HpoMabError, match=words):
+        StudyRunner(tiny(**change), storage)
+
+
+def test_a_search_sampler_that_fails_is_named(storage: Storage, tiny: Make) -> None:
+    whole = tiny().model_dump(mode="json")
+    spec = make_spec({**whole, "search": {"sampler": "mine:Forgets", "initial": 1}})
+    with pytest.raises(ArgumentError, match=r"search\.sampler Forgets failed: OSError: the disk"):
+        _run(spec, storage)
+    assert [trial.state for trial in read_run(storage, "study").trials] == ["complete"]
+
+
+def test_a_test_set_that_cannot_be_scored_costs_no_summary(storage: Storage, tiny: Make) -> None:
+    change = {**OWN, "data": {"name": "mine:other_test_set", "inputs": 6}}
+    outcome = _run(tiny(**change), storage)
+    assert outcome.test_accuracy is None
+    (reason,) = [one for one in outcome.loop_reasons if "test accuracy" in one]
+    assert reason.startswith("the best trial has no test accuracy: RuntimeError")
+    with pytest.warns(RetrainWarning, match="no test accuracy: RuntimeError"):
+        found = run_comparison(tiny(**change, compare={"retrain": 1, "unpruned": False}), storage)
+    assert [run.retrained for run in found.runs] == [(), ()]
 
 
 def test_an_objective_takes_classes_and_functions(

@@ -84,6 +84,14 @@ def test_choices_make_a_categorical() -> None:
         ({"low": 1, "high": 9, "step": 1.5, "type": "int"}, ["int", "step = 1.5"]),
         ({"low": 1, "high": 2, "type": "log"}, ["type", "'log'"]),
         ({"low": 0.1, "high": 2.0, "log": "no"}, ["log must be true or false", "'no'"]),
+        ({"low": 0, "high": 1, "log": True}, ["low must be above 0 with log, got 0"]),
+        *(
+            (
+                {"low": 1, "high": 9, "step": step},
+                ["step must be a finite number above 0", str(step)],
+            )
+            for step in (0, -1, float("inf"), float("nan"), True, "a")
+        ),
         ({"choices": []}, ["choices"]),
         ({"choices": [1], "low": 1}, ["choices"]),
         ({"choices": [{"a": 1}]}, ["choices", "{'a': 1}"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -320,6 +321,17 @@ def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(storage: Stor
             r"average must be a share in \[0, 1\], got 1.5",
         ),
         ({"budget_examples": 40, "schedule": "cosine"}, UnknownNameError, "schedule 'cosine'"),
+        ({"budget_examples": "40"}, ArgumentError, "budget_examples must be an integer, got '40'"),
+        (
+            {"budget_examples": 40, "sampler": optuna.samplers.RandomSampler()},
+            ArgumentError,
+            "sampler must be a hpo_mab.samplers.BatchSampler or None, got RandomSampler",
+        ),
+        (
+            {"budget_examples": 40, "model": nn.Linear},
+            ArgumentError,
+            "model must be a network or None, got the class Linear",
+        ),
     ],
 )
 def test_arguments_outside_their_bound_are_named(
@@ -332,7 +344,7 @@ def test_arguments_outside_their_bound_are_named(
 @pytest.mark.parametrize(
     ("accuracy", "message"),
     [
-        (-0.1, r"accuracy must be in \[0, 1\], percent divided"),
+        (-2.3, r"accuracy must be in \[0, 1\], not a loss, got -2.3"),
         (86.2, r"accuracy must be in \[0, 1\], percent divided"),
         (None, "accuracy must be a number, got None"),
         ("high", "accuracy must be a number, got 'high'"),
@@ -407,7 +419,7 @@ def test_curves_of_another_database_are_refused(storage: Storage, tmp_path: Path
     ):
         with pytest.raises(ArgumentError, match="curves must be those of the database of study"):
             TrialReporter(study.ask(), budget_examples=20, curves=storage.curves)
-    with pytest.raises(ArgumentError, match="curves must be a storage's curves, got Storage"):
+    with pytest.raises(ArgumentError, match=r"curves must be .* or None, got Storage"):
         TrialReporter(own.ask(), budget_examples=20, curves=storage)  # type: ignore[arg-type]
     other.close()
 
@@ -598,6 +610,75 @@ def test_a_fixed_trial_is_trained_alone(storage: Storage) -> None:
 def test_a_study_that_minimizes_accuracy_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"direction='maximize', got 'minimize'"):
         TrialReporter(optuna.create_study().ask(), budget_examples=10)
+
+
+def test_a_study_in_place_of_its_trial_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="trial must be an Optuna trial, got Study"):
+        TrialReporter(_study(), budget_examples=10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (torch.zeros(3), r"loss must be one number, got shape \[3\]"),
+        ("low", "loss must be a number, got 'low'"),
+    ],
+)
+def test_what_is_no_loss_is_refused(loss: Any, message: str) -> None:
+    with TrialReporter(_study().ask(), budget_examples=20, evaluations=1) as reporter:
+        with pytest.raises(ArgumentError, match=message):
+            reporter.step(20, loss=loss)
+        reporter.report(accuracy=0.5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "accuracy", "reason"),
+    [
+        (math.nan, 0.5, "Training diverged by step 2: the training loss is nan."),
+        (torch.tensor(math.inf), 0.5, "Training diverged by step 2: the training loss is inf."),
+        (0.1, math.nan, "Training diverged by step 2: the accuracy is nan."),
+    ],
+)
+def test_a_loop_that_diverges_is_pruned_with_the_reason(
+    storage: Storage, loss: Any, accuracy: float, reason: str
+) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        reporter = TrialReporter(trial, budget_examples=40, evaluations=4, curves=storage.curves)
+        with contextlib.nullcontext() if trial.number else reporter:
+            reporter.step(10, loss=0.2)
+            reporter.report(accuracy=0.4)
+            reporter.step(10, loss=loss)
+            reporter.report(accuracy=accuracy)
+        return reporter.accuracy
+
+    study = _study(storage=storage)
+    study.optimize(objective, n_trials=2)
+    for trial in study.trials:
+        assert trial.state == TrialState.PRUNED
+        assert trial.intermediate_values == {1: 0.4}
+        assert trial.user_attrs["hpo_mab:reason"] == reason
+        assert trial.user_attrs["hpo_mab:unreported"][0] == 10
+    for run in read_run(storage, study.study_name).trials:
+        assert [point.index for point in run.curve] == [1]
+
+
+def test_pairs_are_trials_that_the_pruner_cannot_stop(storage: Storage) -> None:
+    study = _study(optuna.pruners.MedianPruner(n_startup_trials=2), storage=storage)
+    study.optimize(lambda trial: _plain_loop(trial, curves=storage.curves), n_trials=3)
+    trials = read_run(storage, study.study_name).trials
+    assert [trial.paired for trial in trials] == [True, True, False]
+
+
+def test_trials_that_were_reported_without_a_reporter_are_warned_of() -> None:
+    study = _study()
+
+    def plain(trial: optuna.Trial) -> float:
+        trial.report(0.5, 0)
+        return 0.5
+
+    study.optimize(plain, n_trials=1)
+    with pytest.warns(UserWarning, match="Trial 0 was reported without TrialReporter, .* another"):
+        TrialReporter(study.ask(), budget_examples=8, evaluations=4)
 
 
 def test_a_loop_without_an_evaluation_is_warned_of() -> None:

@@ -74,7 +74,7 @@ def test_an_unknown_study_offers_the_nearest(tmp_path: Path) -> None:
     optuna.create_study(study_name="digits-mab-seed0", storage=storage.optuna)
     with pytest.raises(UnknownNameError, match="Did you mean 'digits-mab-seed0'"):
         open_study(storage, "digits-mab-seed1")
-    with pytest.raises(StorageError, match="was not made by hpo-mab"):
+    with pytest.raises(StorageError, match="has no definition: only"):
         read_run(storage, "digits-mab-seed0")
     storage.close()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -35,9 +36,12 @@ def test_exactly_one_unit(units: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("unit", ["epochs", "steps", "examples"])
-@pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
+@pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, 1e308])
 def test_values_must_be_positive_and_finite(unit: str, value: float) -> None:
-    with pytest.raises(ArgumentError, match=f"{unit} of the budget must be above 0, got {value}"):
+    bound = r"must be above 0 and at most 1e\+15"
+    with pytest.raises(
+        ArgumentError, match=f"{unit} of the budget {bound}, got {re.escape(str(value))}"
+    ):
         Budget(**{unit: value})
 
 
