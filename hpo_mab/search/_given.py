@@ -70,7 +70,7 @@ class Raced:
         elif not choice.standings:
             why = f"it held no race: {choice.why}"
         elif not choice.data:
-            why = "no digest is known of data sets that a program has made"
+            why = "data sets that a program has made have no digest"
         else:
             return cls(study=study.study_name, choice=choice, task=_task_of(definition.spec))
         raise ArgumentError(f"'{study.study_name}' has no choice for later studies: {why}.")

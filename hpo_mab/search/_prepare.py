@@ -266,13 +266,14 @@ def check_ends(objective: TrainingObjective) -> None:
             ):
                 pass
         except (Exception, SystemExit) as error:
-            reason = memory_reason(error)
-            if reason is None and isinstance(error, HpoMabError):
+            fits = memory_reason(error) is None
+            if fits and isinstance(error, HpoMabError):
                 raise
             options = ", ".join(f"{k} = {v}" for k, v in configuration.model.items())
-            what = f"A training{f' with {options}' if options else ''}"
-            how = f"cannot begin: {failure_reason(error)}" if reason is None else "does not fit: "
-            raise ArgumentError(f"{what} {how}{reason or ''}") from error
+            raise ArgumentError(
+                f"A training{f' with {options}' if options else ''} "
+                f"{'cannot begin' if fits else 'does not fit'}: {failure_reason(error)}"
+            ) from error
 
 
 def _trial_examples(spec: StudySpec, budget: Budget, num_examples: int) -> int:

@@ -110,14 +110,14 @@ class TrialReporter:
         curves: CurveStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        _check_type("trial", trial, optuna.trial.BaseTrial, "an Optuna trial")
         for name, given, kind, what in (
-            ("sampler", sampler, BatchSampler, "a hpo_mab.samplers.BatchSampler or None"),
-            ("model", model, nn.Module, "a network or None"),
-            ("curves", curves, CurveStore, "a storage's curves or None"),
+            ("trial", trial, optuna.trial.BaseTrial, "an Optuna trial"),
+            ("sampler", sampler, BatchSampler | None, "a hpo_mab.samplers.BatchSampler or None"),
+            ("model", model, nn.Module | None, "a network or None"),
+            ("curves", curves, CurveStore | None, "a storage's curves or None"),
         ):
-            if given is not None:
-                _check_type(name, given, kind, what)
+            got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+            require(isinstance(given, kind), name, what, got)
         check_integer("evaluations", evaluations, 1)
         require(is_integer(budget_examples), "budget_examples", "an integer", repr(budget_examples))
         bound = f"at least evaluations, {evaluations}"
@@ -144,8 +144,6 @@ class TrialReporter:
         self._may_wait = False
         self._clock = clock
         self._reported = 0
-        #: Examples and seconds at the last report that counted.
-        self._evaluated, self._evaluated_seconds = 0, 0.0
         self._steps = 0
         self._seconds = 0.0
         self._running_since: float | None = clock()
@@ -194,14 +192,22 @@ class TrialReporter:
                 ShortTrialWarning,
                 stacklevel=3,
             )
-        elif self.examples - self._evaluated >= self.budget_examples / self.evaluations:
+            return
+        last, _ = self._evaluated
+        if self.examples - last >= self.budget_examples / self.evaluations:
             warnings.warn(
                 f"The loop has trained {self.examples:,} examples, its budget is "
-                f"{self.budget_examples:,}: what it trained after {self._evaluated:,} is in no "
+                f"{self.budget_examples:,}: what it trained after {last:,} is in no "
                 f"evaluation. If the loop is right, give budget_examples={self.examples}.",
                 UserWarning,
                 stacklevel=3,
             )
+
+    @property
+    def _evaluated(self) -> tuple[int, float]:
+        """Training examples and seconds at the last report that counted."""
+        last = self._record.last
+        return (0, 0.0) if last is None else (last.examples, last.seconds)
 
     @property
     def done(self) -> bool:
@@ -331,7 +337,6 @@ class TrialReporter:
         evaluation = self._evaluation(loss=float(loss), learning_rate=learning_rate)
         self._check_diverged(evaluation, counted=self._counted > 0)
         self._losses, self._counted = 0.0, 0
-        self._evaluated, self._evaluated_seconds = self.examples, self._seconds
         self._record.add(evaluation)
         self._averaged = False
         pruned = not self.done and self._record.should_prune()
@@ -368,18 +373,12 @@ class TrialReporter:
         if not what:
             return
         error = TrainingDiverged(evaluation.steps, what)
-        error.examples = self.examples - self._evaluated
-        error.seconds = self._seconds - self._evaluated_seconds
+        examples, seconds = self._evaluated
+        error.examples, error.seconds = self.examples - examples, self._seconds - seconds
         self._record.diverged(error)
         if not self._may_wait:
             self._record.close()
         raise optuna.TrialPruned(str(error)) from error
-
-
-def _check_type(name: str, given: object, kind: type, what: str) -> None:
-    if not isinstance(given, kind):
-        found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
-        raise ArgumentError(f"{name} must be {what}, got {found}.")
 
 
 def _number(loss: SupportsFloat) -> Tensor | float:
