@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpo_mab.data import ImageData, ImageSplits, load, split
+from hpo_mab import models, samplers, training
+from hpo_mab.data import Augmentation, ImageData, ImageSplits, Normalization, load, split
 
 #: Shape [channels, height, width] and classes of the data sets that are imitated.
 SHAPES = {"fashion_mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10)}
@@ -56,6 +57,45 @@ def real(name: str, *, seed: int = 0) -> ImageSplits | None:
         return None
     train, test = load(name, root=root, download=False)
     return split(train, test, validation=0.1, seed=seed)
+
+
+def start(
+    splits: ImageSplits,
+    *,
+    kind: str,
+    model: str = "small_cnn",
+    batch_size: int = 128,
+    seed: int = 0,
+    augmentation: Augmentation | None = None,
+    validation: ImageData | None = None,
+    weight_decay: float = 0.0,
+    **options: Any,
+) -> training.Training:
+    """A training of the package on the device of ``splits``; ``options`` go to `Training`."""
+    torch.manual_seed(seed)
+    train, device = splits.train, splits.train.device
+    network = models.create(
+        model,
+        in_channels=train.channels,
+        num_classes=train.num_classes,
+        image_size=train.image_size,
+    ).to(device)
+    scale = Normalization(splits.mean, splits.std, channels_last=True)
+    return training.Training(
+        network,
+        batches=training.DeviceBatches(
+            train, normalization=scale, augmentation=augmentation, seed=seed
+        ),
+        validation=training.DeviceSweep(validation or splits.validation, normalization=scale),
+        sampler=samplers.create(
+            kind, train.labels, batch_size=batch_size, seed=seed, device=device
+        ),
+        optimizer=training.create_optimizer(
+            "sgd", network.parameters(), lr=0.1, weight_decay=weight_decay
+        ),
+        channels_last=True,
+        **options,
+    )
 
 
 @contextlib.contextmanager

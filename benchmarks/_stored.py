@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import secrets
+from typing import Any
 
 import optuna
 import sqlalchemy as sa
 from optuna.distributions import FloatDistribution
 
-from hpo_mab._attributes import CURVE_KEY, EXAMPLES_KEY, PAIRED_KEY, SECONDS_KEY, SLOT_KEY
+from hpo_mab._attributes import EXAMPLES_KEY, PAIRED_KEY, SECONDS_KEY, SLOT_KEY
 from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage, StoredDefinition
+from hpo_mab.storage._tables import PARAMS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES, VALUES
 from hpo_mab.training import Evaluation
 
 EVALUATIONS = 8
@@ -37,22 +37,16 @@ def fill_study(url: str, arm: str, trials: int) -> None:
     study.add_trials(_trial(slot, slot / trials + lift) for slot in range(min(trials, 50)))
     # Optuna takes tens of milliseconds to add a trial; the others are inserted into the tables.
     first = study.get_trials(deepcopy=False)
-    _copy_rows(storage, first[-1]._trial_id, len(first), trials)
+    if trials > len(first):
+        _copy_rows(storage, first[-1]._trial_id, len(first), trials)
     ids = [trial._trial_id for trial in study.get_trials(deepcopy=False)]
-    numbers = {trial_id: secrets.randbits(62) for trial_id in ids}
-    rows = [
-        {"curve": number, **dataclasses.asdict(evaluation(index, slot / trials + lift))}
-        for slot, number in enumerate(numbers.values())
-        for index in range(1, EVALUATIONS + 1)
-    ]
-    keys = [
-        {"trial_id": trial_id, "key": CURVE_KEY, "value_json": str(number)}
-        for trial_id, number in numbers.items()
-    ]
-    with storage.optuna.engine.begin() as connection:
-        for name, listed in (("trial_system_attributes", keys), ("hpo_mab_curves", rows)):
-            table = sa.Table(name, sa.MetaData(), autoload_with=connection)
-            connection.execute(table.insert(), listed)
+    finals = {trial_id: slot / trials + lift for slot, trial_id in enumerate(ids)}
+    storage.curves.extend(
+        [
+            (trial_id, [evaluation(index, final) for index in range(1, EVALUATIONS + 1)], False)
+            for trial_id, final in finals.items()
+        ]
+    )
     storage.close()
 
 
@@ -74,38 +68,26 @@ def evaluation(index: int, final: float) -> Evaluation:
 def _copy_rows(storage: Storage, like: int, begin: int, end: int) -> None:
     """Trials ``begin`` to ``end`` of a study, as copies of one, slots counted on."""
     with storage.optuna.engine.begin() as connection:
-        meta = sa.MetaData()
-        meta.reflect(connection)
-        trials = meta.tables["trials"]
-        template = dict(
-            connection.execute(sa.select(trials).where(trials.c.trial_id == like)).mappings().one()
-        )
-        next_id = connection.scalar(sa.select(sa.func.max(trials.c.trial_id))) + 1
-        ids = list(range(next_id, next_id + end - begin))
-        connection.execute(
-            trials.insert(),
-            [{**template, "trial_id": i, "number": begin + k} for k, i in enumerate(ids)],
-        )
-        parts = ("params", "values", "user_attributes", "system_attributes")
-        for name in (f"trial_{part}" for part in parts):
-            _copy_parts(connection, meta.tables[name], like, ids, begin)
+        (template,) = _rows_of(connection, TRIALS, like)
+        # The database gives the ids. If they were set here, PostgreSQL would give them again.
+        insert = TRIALS.insert().returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
+        numbers = range(begin, end)
+        made = connection.scalars(insert, [{**template, "number": number} for number in numbers])
+        slots = dict(zip(made, numbers, strict=True))
+        for table in (PARAMS, VALUES, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES):
+            rows = _rows_of(connection, table, like)
+            copies = [{**row, "trial_id": trial_id} for trial_id in slots for row in rows]
+            for copy in copies:
+                if copy.get("key") == SLOT_KEY:
+                    copy["value_json"] = str(slots[copy["trial_id"]])
+            connection.execute(table.insert(), copies)
 
 
-def _copy_parts(
-    connection: sa.Connection, table: sa.Table, like: int, ids: list[int], begin: int
-) -> None:
-    (key,) = table.primary_key.columns.keys()
-    rows = connection.execute(sa.select(table).where(table.c.trial_id == like)).mappings().all()
-    copies = []
-    for position, trial_id in enumerate(ids):
-        for row in rows:
-            copy = {**row, "trial_id": trial_id}
-            del copy[key]
-            if copy.get("key") == SLOT_KEY:
-                copy["value_json"] = str(begin + position)
-            copies.append(copy)
-    if copies:
-        connection.execute(table.insert(), copies)
+def _rows_of(connection: sa.Connection, table: sa.Table, trial_id: int) -> list[dict[str, Any]]:
+    """A trial's rows, without their keys, which the database gives."""
+    found = connection.execute(sa.select(table).where(table.c.trial_id == trial_id)).mappings()
+    keys = table.primary_key.columns.keys()
+    return [{name: one for name, one in row.items() if name not in keys} for row in found]
 
 
 def _trial(slot: int, value: float) -> optuna.trial.FrozenTrial:

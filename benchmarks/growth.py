@@ -4,8 +4,9 @@
 
 One CPU thread, CPU seconds, medians. Examples and bandits: time of draw, update and set-up of the
 samplers, and their memory. Trials: time of Optuna's `ask`, `suggest`, `report`, `should_prune` and
-`tell` for one trial, by the number of finished ones. The study is in memory and has
-TPE as in a definition and a median pruner; ``storage_load.py`` has the cost of a database.
+`tell` for one trial, by the number of finished ones. The study is in memory, with a median pruner.
+TPE has the options of a definition, but is shown all trials; in a study it is shown about 1,000.
+``storage_load.py`` has the cost of a database.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 
 from hpo_mab import samplers
 from hpo_mab.compare.figures._style import colours
+from hpo_mab.search._searchers import sampler_factory
 
 BANDITS = (32, 128, 512, 1024, 4096)
 EXAMPLES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -65,15 +67,9 @@ def drawing(kind: str, *, examples: int, bandits: int, steps: int) -> dict[str, 
 
 def searching(search: str, *, trials: int, rounds: int) -> dict[str, Any]:
     """Optuna's time for one more trial, by the number of trials of the study."""
-    made = {
-        "tpe": lambda: optuna.samplers.TPESampler(
-            seed=0, multivariate=True, constant_liar=True, n_startup_trials=10
-        ),
-        "random": lambda: optuna.samplers.RandomSampler(seed=0),
-    }
     study = optuna.create_study(
         direction="maximize",
-        sampler=made[search](),
+        sampler=sampler_factory(search, {})(seed=0),
         pruner=optuna.pruners.MedianPruner(n_warmup_steps=2),
     )
     study.add_trials([_finished(number) for number in range(trials)])

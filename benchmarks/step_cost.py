@@ -23,8 +23,7 @@ from typing import Any
 import _shared
 import torch
 
-from hpo_mab import models, samplers, training
-from hpo_mab.data import Augmentation, ImageSplits, Normalization
+from hpo_mab.data import Augmentation, ImageSplits
 from hpo_mab.training import Evaluation
 
 BATCH_SIZE = 128
@@ -39,45 +38,19 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
 def run(
     data: ImageSplits,
     *,
-    steps: int,
-    evaluations: int,
-    model: str = "small_cnn",
     batch_size: int = BATCH_SIZE,
     augment: bool = False,
-    precision: str = "float32",
-    graph: bool = False,
     clock: Callable[[], float] = time.process_time,
-    **sampler: Any,
+    **options: Any,
 ) -> Iterator[Evaluation]:
     """A training of the package, which yields after every ``steps / evaluations`` steps."""
-    torch.manual_seed(0)
-    train = data.train
-    device = train.device
-    network = models.create(
-        model,
-        in_channels=train.channels,
-        num_classes=train.num_classes,
-        image_size=train.image_size,
-    ).to(device)
-    normalization = Normalization(data.mean, data.std, channels_last=True)
-    few = data.validation.subset(torch.arange(min(batch_size, len(data.validation))))
-    kind = sampler.pop("kind")
-    return training.Training(
-        network,
-        batches=training.DeviceBatches(
-            train, normalization=normalization, augmentation=Augmentation() if augment else None
-        ),
-        validation=training.DeviceSweep(few, normalization=normalization),
-        sampler=samplers.create(
-            kind, train.labels, batch_size=batch_size, device=device, **sampler
-        ),
-        optimizer=training.create_optimizer("sgd", network.parameters(), lr=0.1),
-        steps=steps,
-        evaluations=evaluations,
-        precision=precision,
-        channels_last=True,
-        graph=graph,
+    return _shared.start(
+        data,
+        batch_size=batch_size,
+        augmentation=Augmentation() if augment else None,
+        validation=data.validation.subset(torch.arange(min(batch_size, len(data.validation)))),
         clock=clock,
+        **options,
     )
 
 

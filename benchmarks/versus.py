@@ -37,7 +37,7 @@ import opponent
 import torch
 from opponent import Task
 
-from hpo_mab import models, samplers, training
+from hpo_mab import samplers, training
 from hpo_mab.advantage import mean_estimate
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.training._batches import TimedSampler
@@ -57,32 +57,18 @@ def ours(
     graph: bool = False,
 ) -> Iterator[training.Evaluation]:
     """One training of the task by this package, on the device of ``splits``."""
-    torch.manual_seed(seed)
-    train, device = splits.train, splits.train.device
-    network = models.create(
-        task.model,
-        in_channels=train.channels,
-        num_classes=train.num_classes,
-        image_size=train.image_size,
-    ).to(device)
-    normalization = Normalization(splits.mean, splits.std, channels_last=True)
-    return training.Training(
-        network,
-        batches=training.DeviceBatches(
-            train, normalization=normalization, augmentation=augmentation(splits), seed=seed
-        ),
-        validation=training.DeviceSweep(splits.validation, normalization=normalization),
-        sampler=samplers.create(
-            sampler, train.labels, batch_size=task.batch_size, seed=seed, device=device
-        ),
-        optimizer=training.create_optimizer(
-            "sgd", network.parameters(), lr=0.1, weight_decay=weight_decay
-        ),
+    return _shared.start(
+        splits,
+        kind=sampler,
+        model=task.model,
+        batch_size=task.batch_size,
+        seed=seed,
+        augmentation=augmentation(splits),
+        weight_decay=weight_decay,
         steps=task.steps,
         evaluations=task.evaluations,
         warmup=task.warmup,
         precision=precision,
-        channels_last=True,
         graph=graph,
     )
 

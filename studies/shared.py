@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import plotly.graph_objects as go
+    from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,18 @@ def configurations(count: int, *, seed: int) -> list[dict[str, float]]:
 
     rng = np.random.default_rng(seed)
     return [{name: one.draw(rng) for name, one in SPACE.items()} for _ in range(count)]
+
+
+def flip(labels: Tensor, *, share: float, classes: int, seed: int) -> Tensor:
+    """Labels [N] of which a share is replaced by any other class, with equal probability."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1000 + seed)
+    rows = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    flipped = labels.clone()
+    other = torch.randint(1, classes, (len(rows),), generator=generator)
+    flipped[rows] = (labels[rows] + other) % classes
+    return flipped
 
 
 def curve(

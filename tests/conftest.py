@@ -322,7 +322,9 @@ def mariadb_url(_mariadb_socket: str) -> str:
     import pymysql
 
     name = f"test_{next(_mariadb_databases)}"
-    with pymysql.connect(unix_socket=_mariadb_socket, user="root") as connection:
+    with pymysql.connect(
+        unix_socket=_mariadb_socket, user="root", connect_timeout=240
+    ) as connection:
         connection.cursor().execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
     return f"mysql://root@localhost/{name}?unix_socket={_mariadb_socket}"
 

@@ -237,12 +237,12 @@ _COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}
 
 def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:
     """Print tables, the essential ones or all, and below them the answers."""
-    from hpo_mab.compare import answers, caveats, comparison_tables, verdict
-    from hpo_mab.compare._tables import answer_grid, terminal_table
+    from hpo_mab.compare import answers, caveats, verdict
+    from hpo_mab.compare._tables import answer_grid, essential_grids, grids, terminal_table
 
     out = console()
-    for table in comparison_tables(summary, essential=not verbose):
-        out.print(table)
+    for grid in grids(summary) if verbose else essential_grids(summary):
+        out.print(terminal_table(grid))
         out.print()
     if not verbose and any(contrast.pairs for contrast in summary.contrasts):
         out.print("--verbose shows cost, advantage and fidelity by budget.\n", style="dim")

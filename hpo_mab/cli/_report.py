@@ -70,8 +70,7 @@ def report(
     text = comparison_record(found, summary)
     if record is not None:
         write_file(record, text)
-    shown = title or found.title
-    write_file(output, report_html(found.runs, summary, title=shown, environment=found.environment))
+    write_file(output, report_html(found, summary, title=title))
     if as_json:
         typer.echo(text)
     elif not quiet:

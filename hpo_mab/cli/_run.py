@@ -317,10 +317,7 @@ def compare(
     if record is not None:
         write_file(record, text)
     if report is not None:
-        page = report_html(
-            found.runs, summary, title=f"{loaded.name}: comparison", environment=found.environment
-        )
-        write_file(report, page)
+        write_file(report, report_html(found, summary, title=f"{loaded.name}: comparison"))
     if as_json:
         typer.echo(text)
     elif not quiet:

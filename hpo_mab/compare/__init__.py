@@ -26,14 +26,10 @@ from hpo_mab.compare._report import (
     report_html,
 )
 from hpo_mab.compare._summary import IncumbentCurve, incumbent_curve, summarise
-from hpo_mab.compare._tables import comparison_tables
 
 if TYPE_CHECKING:
     from hpo_mab.compare._evidence import evidence_of
-    from hpo_mab.compare._runner import (
-        retrain,
-        run_comparison,
-    )
+    from hpo_mab.compare._runner import run_comparison
     from hpo_mab.compare._stored import stored_comparison
 
 __all__ = [
@@ -50,13 +46,11 @@ __all__ = [
     "answers",
     "caveats",
     "comparison_record",
-    "comparison_tables",
     "environment",
     "evidence_of",
     "incumbent_curve",
     "read_record",
     "report_html",
-    "retrain",
     "run_comparison",
     "stored_comparison",
     "summarise",
@@ -66,7 +60,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "retrain run_comparison": "._runner",
+        "run_comparison": "._runner",
         "evidence_of": "._evidence",
         "stored_comparison": "._stored",
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,9 +13,6 @@ from numpy.typing import ArrayLike
 from hpo_mab._errors import UnknownNameError, json_values
 from hpo_mab.advantage import Estimate, mean_estimate
 from hpo_mab.advantage._advantage import positive_rank_sums
-
-if TYPE_CHECKING:
-    from hpo_mab.storage import StudyRun
 
 Currency = Literal["examples", "seconds"]
 Target = Literal["reference", "common", "retrained"]
@@ -269,16 +266,6 @@ class ComparisonSummary:
         """The summary as JSON values; unbounded ends and missing figures are None."""
         plain: dict[str, Any] = json_values(dataclasses.asdict(self))
         return plain
-
-
-def winner(runs: Sequence[StudyRun]) -> StudyRun | None:
-    """The study with the most accurate complete trial; None where no trial is complete.
-
-    Args:
-        runs: Studies of any arms and seeds.
-    """
-    complete = [(run.best.value or 0.0, run) for run in runs if run.best is not None]
-    return max(complete, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 #: With fewer differences the two-sided p-value is at least 0.125, above all usual levels.

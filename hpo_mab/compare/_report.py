@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_mab._errors import ArgumentError, json_values
-from hpo_mab._machine import environment as this_environment
 from hpo_mab.compare import figures
 from hpo_mab.compare._answers import answers, verdict
-from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, winner
+from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
 from hpo_mab.compare._summary import summarise
 from hpo_mab.compare._tables import (
     Grid,
@@ -133,16 +131,11 @@ def _run_from_json(raw: Mapping[str, Any]) -> StudyRun:
 
 def _trial_from_json(raw: Mapping[str, Any]) -> TrialRun:
     from hpo_mab.storage import TrialRun
-    from hpo_mab.training import Evaluation
-    from hpo_mab.training._schedule import SAMPLER_FIGURES
+    from hpo_mab.training._schedule import stored_evaluation
 
-    # JSON has no NaN: None is written in its place, except where a figure may be None itself.
-    columns = {
-        key: [math.nan if one is None and key not in SAMPLER_FIGURES else one for one in column]
-        for key, column in raw["curve"].items()
-    }
+    columns = raw["curve"]
     points = zip(*columns.values(), strict=True)
-    curve = tuple(Evaluation(**dict(zip(columns, point, strict=True))) for point in points)
+    curve = tuple(stored_evaluation(zip(columns, point, strict=True)) for point in points)
     return TrialRun(**{**raw, "curve": curve})
 
 
@@ -216,11 +209,7 @@ document.querySelectorAll("details").forEach(part => part.addEventListener("togg
 
 
 def report_html(
-    runs: Sequence[StudyRun],
-    summary: ComparisonSummary,
-    *,
-    title: str,
-    environment: dict[str, Any] | None = None,
+    found: ComparisonRuns, summary: ComparisonSummary, *, title: str | None = None
 ) -> str:
     """One HTML page that needs nothing else.
 
@@ -228,29 +217,26 @@ def report_html(
     one table and the main figures. Folded below: all other figures, tables, trials and versions.
 
     Args:
-        runs: The studies compared.
+        found: The studies compared.
         summary: From `summarise`, of the same studies.
-        title: Heading of the page.
-        environment: Versions and hardware of the machine that ran the studies; default those of the
-            machine that writes the report.
+        title: Heading of the page; None takes that of the comparison.
 
     Returns:
         The page, plotly.js included once (about 5 MB); nothing is loaded from elsewhere.
     """
+    runs, heading = found.runs, html.escape(title or found.title)
     lines = verdict(summary).splitlines()
     drawn = _figures(runs, summary)
     shown, folded = drawn[:_UNFOLDED], drawn[_UNFOLDED:]
-    # A stored environment may be empty; it is not that of this machine.
-    shown_environment = this_environment() if environment is None else environment
-    versions = html.escape(json.dumps(shown_environment, indent=2))
+    versions = html.escape(json.dumps(found.environment, indent=2))
     return "\n".join(
         [
             "<!DOCTYPE html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{html.escape(title)}</title>",
+            f"<title>{heading}</title>",
             f"<style>{_CSS}</style></head><body>",
-            f"<h1>{html.escape(title)}</h1>",
+            f"<h1>{heading}</h1>",
             "<h2>Best configuration</h2>",
             *_winner_html(runs, summary),
             "<h2>Verdict</h2>",
@@ -273,9 +259,11 @@ def report_html(
 
 def _winner_html(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[str]:
     """The best configuration of all studies and what it was found in."""
-    best = winner(runs)
-    if best is None or best.best is None:
+    complete = [(run, run.best) for run in runs if run.best is not None]
+    if not complete:
         return ["<p>No trial is complete yet.</p>"]
+    # Of equally accurate ones, the first.
+    best, trial = max(complete, key=lambda pair: pair[1].value or 0.0)
     arm = next((arm for arm in summary.arms if arm.arm == best.arm), None)
     again = ""
     if arm is not None and arm.retrained is not None:
@@ -284,10 +272,9 @@ def _winner_html(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[s
             f"{percent(arm.retrained)} % on the test set, {arm.retrained.n} "
             f"seed{'' if arm.retrained.n == 1 else 's'}."
         )
-    trial = f"trial {best.best.number}{length_text(best.best.budgets)}"
     found = (
-        f"<p><strong>{best.best.value:.2%} validation accuracy</strong>: "
-        f"{html.escape(best.arm)}, seed {best.seed}, {trial}."
+        f"<p><strong>{trial.value:.2%} validation accuracy</strong>: {html.escape(best.arm)}, "
+        f"seed {best.seed}, trial {trial.number}{length_text(trial.budgets)}."
         f"{html.escape(again)}</p>"
     )
     rows = tuple(parameter_rows(best))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
-from hpo_mab._errors import ArgumentError, SpecError, StorageError, failure_reason
+from hpo_mab._errors import ArgumentError, SpecError, failure_reason
 from hpo_mab._plan import derive_seed
 from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.data import ImageSplits
@@ -24,14 +24,8 @@ from hpo_mab.search._study import (
     check_study,
     choose_names,
     reference_of,
-    stored_trials,
 )
-from hpo_mab.storage import (
-    STORAGE_ERRORS,
-    Storage,
-    StudyRun,
-    open_study,
-)
+from hpo_mab.storage import Storage, StudyRun, open_study
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training import Budget, select_device
 
@@ -72,7 +66,8 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
     return arms
 
 
-#: Called before each study with its name and number of trials. The context ends with the study.
+#: Called before each study with its name and the trials of its definition. The context ends with
+#: the study.
 StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[TrialCallback | None]]
 
 #: Called before each training of an incumbent: with the study's name, the training's number from 1,
@@ -122,16 +117,14 @@ def run_comparison(
     try:
         for runner in _runners(spec, storage, chosen):
             name = chosen[runner.arm, runner.spec.seed]
-            # A stored study may have a higher target, which it keeps.
-            trials = max(runner.spec.budget.trials, stored_trials(storage, name))
-            with progress(name, trials) as on_trial:
+            with progress(name, runner.spec.budget.trials) as on_trial:
                 outcome = runner.run(
                     name, on_trial=on_trial, score=False, launch=launch, keep_target=True
                 )
             runs.append(outcome.run)
             if outcome.interrupted:
                 return found(interrupted=True)
-            scores = _retrained(runner, outcome.run, on_retrain)
+            scores = retrain(runner, outcome.run, on_retrain=on_retrain)
             runs[-1] = dataclasses.replace(runs[-1], retrained=scores)
             # With its data, before those of the next seed are loaded.
             del runner
@@ -209,28 +202,6 @@ def _checked_runners(
     return runners
 
 
-def _retrained(
-    runner: StudyRunner, run: StudyRun, on_retrain: RetrainCallback | None
-) -> tuple[float, ...]:
-    """Test accuracies of a study's incumbent; none, with a warning, if it cannot be scored."""
-    compare = runner.spec.compare
-    with deletion_is_an_error(runner.storage, run.name):
-        try:
-            return retrain(
-                runner,
-                run,
-                seeds=compare.retrain,
-                epochs=compare.retrain_epochs,
-                on_retrain=on_retrain,
-            )
-        except (KeyError, StorageError, *STORAGE_ERRORS):  # KeyError: the study was deleted.
-            raise
-        except Exception as error:  # A user's test set or network may raise anything.
-            text = f"The best trial of '{run.name}' has no test accuracy: {failure_reason(error)}."
-            warnings.warn(text, RetrainWarning, stacklevel=3)
-            return ()
-
-
 def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[float, ...]] | None:
     """What `retrain` has kept of a study: budget and test accuracies.
 
@@ -243,37 +214,43 @@ def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[flo
 
 
 def retrain(
-    runner: StudyRunner,
-    run: StudyRun,
-    *,
-    seeds: int,
-    epochs: float | None = None,
-    on_retrain: RetrainCallback | None = None,
+    runner: StudyRunner, run: StudyRun, *, on_retrain: RetrainCallback | None = None
 ) -> tuple[float, ...]:
     """Test accuracies of a study's incumbent, trained again under uniform sampling.
 
-    Scores are kept with the study, one by one, so that none is computed twice.
+    Scores are kept with the study, one by one, so that none is computed twice. Arms that share a
+    study seed share the seeds of these trainings, too.
 
     Args:
-        runner: The study's runner.
+        runner: The study's runner; ``[compare]`` of its definition has how often and how long.
         run: The study.
-        seeds: Number of fresh seeds; arms that share a study seed share them.
-        epochs: Passes over the training set; None takes a trial's budget.
         on_retrain: Called before each training.
+
+    Returns:
+        The accuracies; none, with a warning, if the incumbent cannot be scored.
     """
-    if run.best is None or not run.best.was_run or seeds == 0:
+    compare = runner.spec.compare
+    if run.best is None or not run.best.was_run or compare.retrain == 0:
         return ()
-    study = open_study(runner.storage, run.name)
-    known = study.user_attrs.get(RETRAINED_KEY, {})
+    epochs = compare.retrain_epochs
     final = runner.objective.workload.budget if epochs is None else Budget(epochs=epochs)
     key = {"trial": run.best.number, "budget": dataclasses.asdict(final)}
-    # Scores of another incumbent, or of another budget, do not count.
-    scores = known["accuracies"] if {**known, **key} == known else []
-    for index in range(len(scores), seeds):
-        if on_retrain is not None:
-            on_retrain(run.name, index + 1, seeds)
-        fresh = derive_seed(run.seed, "retrain", index)
-        accuracy = runner.train_again(run.best, seed=fresh, sampler=UNIFORM, final=final)
-        scores = [*scores, accuracy]
-        study.set_user_attr(RETRAINED_KEY, {**key, "accuracies": scores})
-    return tuple(scores[:seeds])
+    with deletion_is_an_error(runner.storage, run.name):
+        study = open_study(runner.storage, run.name)
+        known = study.user_attrs.get(RETRAINED_KEY, {})
+        # Scores of another incumbent, or of another budget, do not count.
+        scores = known["accuracies"] if {**known, **key} == known else []
+        for index in range(len(scores), compare.retrain):
+            if on_retrain is not None:
+                on_retrain(run.name, index + 1, compare.retrain)
+            fresh = derive_seed(run.seed, "retrain", index)
+            try:
+                accuracy = runner.train_again(run.best, seed=fresh, sampler=UNIFORM, final=final)
+            except Exception as error:  # A user's test set or network may raise anything.
+                reason = failure_reason(error)
+                text = f"The best trial of '{run.name}' has no test accuracy: {reason}."
+                warnings.warn(text, RetrainWarning, stacklevel=3)
+                return ()
+            scores = [*scores, accuracy]
+            study.set_user_attr(RETRAINED_KEY, {**key, "accuracies": scores})
+    return tuple(scores[: compare.retrain])

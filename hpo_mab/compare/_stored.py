@@ -33,28 +33,13 @@ class ForeignStudyWarning(UserWarning):
     """Studies that match a pattern and cannot be compared."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Studies chosen by name.
-
-    Attributes:
-        pattern: A study's name, or a pattern with ``*``, ``?`` and ``[...]``.
-        url: The database of the study; None searches all that are given.
-        arm: What to call the arm; None takes the one the study was made as.
-    """
-
-    pattern: str
-    url: str | None = None
-    arm: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``[ARM=][DATABASE#]STUDY``."""
-        named = _ARM.fullmatch(text)
-        arm, rest = named.groups() if named else (None, text)
-        # The last one: the path of a database may contain #, too.
-        url, _, pattern = rest.rpartition("#")
-        return cls(pattern=pattern, url=url or None, arm=arm)
+def _parsed(text: str) -> tuple[str | None, str, str]:
+    """Arm, database and pattern of ``[ARM=][DATABASE#]STUDY``; no database is an empty text."""
+    named = _ARM.fullmatch(text)
+    arm, rest = named.groups() if named else (None, text)
+    # The last one: the path of a database may contain #, too.
+    url, _, pattern = rest.rpartition("#")
+    return arm, url, pattern
 
 
 @contextlib.contextmanager
@@ -94,24 +79,28 @@ def stored_comparison(
             raise ArgumentError(f"{name} must be a list of names, got '{given}'.")
     if not studies:
         raise ArgumentError("studies must name at least one study, got none.")
-    found: dict[tuple[str, int], _Found] = {}
-    for storage, name, arm in _selected(studies, storages):
-        one = _Found.read(storage, name, arm)
-        _refuse_twice(found.setdefault((one.run.arm, one.run.seed), one), one)
-    return _comparison(list(found.values()), reference)
+    found = (_Found.read(*one) for one in _selected(studies, storages))
+    return _comparison(found, reference)
+
+
+def comparison_of(
+    storage: Storage, names: Iterable[str], *, reference: str | None
+) -> ComparisonRuns:
+    """A comparison of the studies of an open database that have these names."""
+    return _comparison((_Found.read(storage, name, None) for name in names), reference)
 
 
 def _selected(
     studies: Sequence[str], storages: Sequence[str]
 ) -> Iterator[tuple[Storage, str, str | None]]:
     """Database, name and arm of the studies that are named; open until the next one."""
-    chosen = [Selection.parse(text) for text in studies]
-    usual = (storages or [DEFAULT_URL]) if any(one.url is None for one in chosen) else []
+    chosen = [_parsed(text) for text in studies]
+    usual = (storages or [DEFAULT_URL]) if any(not url for _, url, _ in chosen) else []
     with _opened(usual) as here:
-        for selection in chosen:
-            with _opened([] if selection.url is None else [selection.url]) as own:
-                for storage, name in _matches(selection, own or here):
-                    yield storage, name, selection.arm
+        for arm, url, pattern in chosen:
+            with _opened([url] if url else []) as own:
+                for storage, name in _matches(pattern, own or here):
+                    yield storage, name, arm
 
 
 class _Found(NamedTuple):
@@ -150,8 +139,12 @@ def _refuse_twice(one: _Found, other: _Found) -> None:
         )
 
 
-def _comparison(found: Sequence[_Found], reference: str | None) -> ComparisonRuns:
+def _comparison(given: Iterable[_Found], reference: str | None) -> ComparisonRuns:
     """The comparison of some studies."""
+    kept: dict[tuple[str, int], _Found] = {}
+    for one in given:
+        _refuse_twice(kept.setdefault((one.run.arm, one.run.seed), one), one)
+    found = list(kept.values())
     runs = [one.run for one in found]
     arms = list(dict.fromkeys(run.arm for run in runs))
     if not any(trial.curve or trial.value is not None for run in runs for trial in run.trials):
@@ -214,15 +207,15 @@ def _data_of(run: StudyRun, key: str) -> Any:
     return (data.kind or None) if key == "name" else data.options.get(key)
 
 
-def _matches(selection: Selection, storages: Sequence[Storage]) -> Iterator[tuple[Storage, str]]:
+def _matches(pattern: str, storages: Sequence[Storage]) -> Iterator[tuple[Storage, str]]:
     databases = [(storage, name) for storage in storages for name in names_in(storage)]
     known = [name for _, name in databases]
     # An exact name first: it may contain a bracket.
-    found = [place for place in databases if place[1] == selection.pattern] or _made_here(
-        [place for place in databases if fnmatch.fnmatchcase(place[1], selection.pattern)]
+    found = [place for place in databases if place[1] == pattern] or _made_here(
+        [place for place in databases if fnmatch.fnmatchcase(place[1], pattern)]
     )
     if not found:
-        _refuse_unmatched(selection.pattern, known, storages)
+        _refuse_unmatched(pattern, known, storages)
     yield from found
 
 

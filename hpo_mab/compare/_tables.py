@@ -375,20 +375,6 @@ def _both_arms(row: PairedRow, statistic: str) -> str:
     return " / ".join(shown(estimate, interval=False) for estimate in (found.arm, found.reference))
 
 
-def comparison_tables(summary: ComparisonSummary, *, essential: bool = False) -> list[Table]:
-    """The comparison as rich tables that can be read at 80 to 100 columns.
-
-    The arms, then gains and costs over the reference. Then by budget, for each arm with pairs:
-    advantage and acceleration, and fidelity.
-
-    Args:
-        summary: From `summarise`.
-        essential: Only the first two: what each arm found, and what it spent.
-    """
-    chosen = essential_grids(summary) if essential else grids(summary)
-    return [terminal_table(grid) for grid in chosen]
-
-
 def terminal_table(grid: Grid, *, styles: Sequence[str] = ()) -> Table:
     """A grid as a rich table.
 

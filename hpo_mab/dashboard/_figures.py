@@ -13,7 +13,6 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
 from hpo_mab.compare import figures
-from hpo_mab.compare._records import CURRENCIES
 from hpo_mab.search._ranges import holds, parse_value, ranges, without_none
 from hpo_mab.storage import StudyRun
 
@@ -22,21 +21,8 @@ if TYPE_CHECKING:
 
     from hpo_mab.compare import ComparisonSummary
 
-#: Order on the study's page: `hpo_mab.dashboard.application` sorts figures by name.
-_ORDER = (
-    "incumbent-examples",
-    "incumbent-seconds",
-    "advantage-examples",
-    "advantage-seconds",
-    "acceleration-examples",
-    "acceleration-seconds",
-    "fidelity",
-    "cost-to-target",
-    "importance",
-    "knobs",
-    "reward-rate",
-    "concentration",
-)
+# Figures are stored by name, and sorted by it on the page: the number of a name is not used again.
+
 _POINTS = 60
 _SCATTERED = 200
 _FEWEST_TRIALS = 10
@@ -52,17 +38,18 @@ def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
     for run in runs:
         if shares := importances(run):
             by_arm[run.arm].append(shares)
-    made = {
-        "incumbent-examples": figures.anytime_incumbent(runs, max_points=_POINTS),
-        "incumbent-seconds": figures.anytime_incumbent(
-            runs, currency="seconds", max_points=_POINTS
-        ),
-        "importance": figures.knob_importance({arm: _mean(one) for arm, one in by_arm.items()}),
-        "knobs": figures.knob_slices(runs, max_points=_SCATTERED),
-        "reward-rate": figures.reward_rate(runs, max_points=_POINTS),
-        "concentration": figures.concentration(runs, max_points=_POINTS),
-    }
-    return _in_order(made)
+    return _with_data(
+        {
+            "00-incumbent-examples": figures.anytime_incumbent(runs, max_points=_POINTS),
+            "01-incumbent-seconds": figures.anytime_incumbent(
+                runs, currency="seconds", max_points=_POINTS
+            ),
+            "08-importance": figures.knob_importance({k: _mean(one) for k, one in by_arm.items()}),
+            "09-knobs": figures.knob_slices(runs, max_points=_SCATTERED),
+            "10-reward-rate": figures.reward_rate(runs, max_points=_POINTS),
+            "11-concentration": figures.concentration(runs, max_points=_POINTS),
+        }
+    )
 
 
 def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
@@ -71,17 +58,16 @@ def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
     Args:
         summary: From `hpo_mab.compare.summarise`.
     """
-    made = {
-        f"{name}-{currency}": draw(summary, currency=currency)
-        for name, draw in (
-            ("advantage", figures.paired_advantage),
-            ("acceleration", figures.acceleration),
-        )
-        for currency in CURRENCIES
-    }
-    made["fidelity"] = figures.fidelity(summary)
-    made["cost-to-target"] = figures.cost_to_target(summary)
-    return _in_order(made)
+    return _with_data(
+        {
+            "02-advantage-examples": figures.paired_advantage(summary),
+            "03-advantage-seconds": figures.paired_advantage(summary, currency="seconds"),
+            "04-acceleration-examples": figures.acceleration(summary),
+            "05-acceleration-seconds": figures.acceleration(summary, currency="seconds"),
+            "06-fidelity": figures.fidelity(summary),
+            "07-cost-to-target": figures.cost_to_target(summary),
+        }
+    )
 
 
 def importances(run: StudyRun) -> dict[str, float]:
@@ -137,8 +123,8 @@ def _study_in_memory() -> optuna.Study:
         optuna.logging.set_verbosity(before)
 
 
-def _in_order(made: dict[str, go.Figure]) -> dict[str, go.Figure]:
-    shown = {f"{_ORDER.index(name):02}-{name}": f for name, f in made.items() if f.data}
+def _with_data(made: Mapping[str, go.Figure]) -> dict[str, go.Figure]:
+    shown = {name: figure for name, figure in made.items() if figure.data}
     for figure in shown.values():
         # The template is 7 kB of every figure's 10, and hides the dashboard's dark mode.
         figure.layout.template = None

@@ -39,28 +39,21 @@ _SIDE, _GAP = 96, 8
 #: From this many evaluations on, a study's curves are also saved as a CSV file.
 LARGE = 1_000
 
-_VARIABLE = "HPO_MAB_ARTIFACTS"
-
-
-def artifact_folder(storage: Storage) -> Path:
-    """Where a storage's files are kept.
-
-    ``HPO_MAB_ARTIFACTS`` if it is set; next to an SQLite file, named after it; otherwise
-    ``hpo_mab_artifacts`` in the working directory.
-    """
-    return files_folder(storage, "artifacts")
-
 
 class Artifacts(FileSystemArtifactStore):
-    """Optuna's store of files in a folder, which is made for the first file.
+    """Optuna's store of a storage's files.
+
+    They are in the folder ``HPO_MAB_ARTIFACTS`` if that is set. Otherwise they are next to an
+    SQLite file, in a folder named after it. Other databases have ``hpo_mab_artifacts`` in the
+    working directory. The folder is made for the first file.
 
     Args:
-        folder: The folder.
+        storage: The storage.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._folder = folder
+    def __init__(self, storage: Storage) -> None:
+        self._folder = files_folder(storage, "artifacts")
+        super().__init__(self._folder)
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write a file.
@@ -73,18 +66,18 @@ class Artifacts(FileSystemArtifactStore):
         except OSError as error:
             raise StorageError(
                 f"The artifact folder {self._folder} cannot be made: {error.strerror}. "
-                f"Name another by {_VARIABLE}."
+                "Name another by HPO_MAB_ARTIFACTS."
             ) from None
         super().write(artifact_id, content_body)
 
 
-def save_curves(study: optuna.Study, run: StudyRun, folder: Path) -> str:
+def save_curves(study: optuna.Study, run: StudyRun, store: Artifacts) -> str:
     """Write all learning curves of a study as a CSV artifact, in place of an earlier one.
 
     Args:
         study: The study.
         run: The same study, read.
-        folder: Folder of the artifact store.
+        store: Where the file is kept.
 
     Returns:
         The artifact's id.
@@ -93,12 +86,11 @@ def save_curves(study: optuna.Study, run: StudyRun, folder: Path) -> str:
         path = Path(scratch) / CURVES_FILE
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(_curve_rows(run))
-        return _save_artifact(study, path, folder, "text/csv")
+        return _save_artifact(study, path, store, "text/csv")
 
 
-def _save_artifact(study: optuna.Study, path: Path, folder: Path, mimetype: str) -> str:
+def _save_artifact(study: optuna.Study, path: Path, store: Artifacts, mimetype: str) -> str:
     """Upload a file as an artifact, in place of an earlier one of its name."""
-    store = Artifacts(folder)
     for known in get_all_artifact_meta(study):
         if known.filename == path.name:
             with path.open("rb") as content:
@@ -200,7 +192,7 @@ def draw_listed(
     study: optuna.Study,
     record: ExampleRecord,
     images: ImageData | None,
-    folder: Path,
+    store: Artifacts,
     *,
     before: ListedImages | None,
 ) -> ListedImages | None:
@@ -214,7 +206,7 @@ def draw_listed(
         return None
     rows = torch.tensor(listed, device=images.device)
     try:
-        save_pictures(study, list(images.gather(rows).cpu()), folder)
+        save_pictures(study, list(images.gather(rows).cpu()), store)
     except (OSError, StorageError):
         # The note without pictures is better than none.
         return None
@@ -222,13 +214,13 @@ def draw_listed(
     return ListedImages(rows=listed, labels=labels, classes=list(images.classes))
 
 
-def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], folder: Path) -> None:
+def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], store: Artifacts) -> None:
     """Write images in a row as one PNG artifact, in place of an earlier one.
 
     Args:
         study: The study.
         pictures: Grey or RGB, uint8 [channels, height, width] on the CPU.
-        folder: Folder of the artifact store.
+        store: Where the file is kept.
     """
     from PIL import Image
 
@@ -241,7 +233,7 @@ def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], folder: Path)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / PICTURES_FILE
         row.save(path)
-        _save_artifact(study, path, folder, "image/png")
+        _save_artifact(study, path, store, "image/png")
 
 
 def pictures_path(study: optuna.Study) -> str:

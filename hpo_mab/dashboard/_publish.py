@@ -19,8 +19,8 @@ from hpo_mab.dashboard._evidence import evidence_note
 from hpo_mab.dashboard._figures import comparison_figures, study_figures
 from hpo_mab.dashboard._files import (
     LARGE,
+    Artifacts,
     ListedImages,
-    artifact_folder,
     draw_listed,
     examples_note,
     pictures_path,
@@ -210,7 +210,6 @@ def _publish_one(
 ) -> None:
     # Read once: a training that is stored after this is published by the next `refresh`.
     own, attrs = id_of(study), study.user_attrs
-    folder = artifact_folder(storage)
     ended = sum(trial.state in ENDED for trial in run.trials)
     is_large = sum(len(trial.curve) for trial in run.trials) >= LARGE
     examples, listed = _examples(storage, run, study, images)
@@ -241,7 +240,7 @@ def _publish_one(
         }
         _write(storage.optuna.engine, own, {**written, PUBLISHED_KEY: published})
     if is_large:
-        save_curves(study, run, folder)
+        save_curves(study, run, Artifacts(storage))
         with storage.lock(run.name):
             published = _published(storage, study) | {"finished": ended}
             _write(storage.optuna.engine, own, {PUBLISHED_KEY: published})
@@ -259,7 +258,7 @@ def _examples(
         return "", {}
     before = _published(storage, study)
     drawn = ListedImages(**before["listed"]) if "listed" in before else None
-    listed = draw_listed(study, record, images, artifact_folder(storage), before=drawn)
+    listed = draw_listed(study, record, images, Artifacts(storage), before=drawn)
     note = examples_note(
         record,
         run.name,

@@ -15,7 +15,7 @@ from optuna_dashboard import wsgi
 
 from hpo_mab._attributes import DEFINITION_KEY, EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError, HpoMabError
-from hpo_mab.dashboard._files import Artifacts, artifact_folder
+from hpo_mab.dashboard._files import Artifacts
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -55,7 +55,7 @@ def application(storage: Storage) -> WSGIApplication:
     Args:
         storage: The database.
     """
-    app: Any = wsgi(storage.optuna, artifact_store=Artifacts(artifact_folder(storage)))
+    app: Any = wsgi(storage.optuna, artifact_store=Artifacts(storage))
     app.install(_StudyPage())
     app.route(_COMPARISON, callback=lambda: _comparison_page(storage))
     made: WSGIApplication = app
@@ -69,20 +69,21 @@ def comparison_path(study_ids: Iterable[int], *, reference: str) -> str:
 
 def _comparison_page(storage: Storage) -> HTTPResponse:
     """The report of the studies that the request names by their ids, as they are now."""
-    from hpo_mab.compare import report_html, stored_comparison
+    from hpo_mab.compare import report_html
+    from hpo_mab.compare._stored import comparison_of
 
     ids = str(request.query.get("ids", "")).split(",")
     try:
         names = [storage.optuna.get_study_name_from_id(int(text)) for text in ids]
         reference = request.query.getunicode("reference")
-        found = stored_comparison(names, storages=[storage.secret_url], reference=reference)
+        found = comparison_of(storage, names, reference=reference)
         summary = found.summarise()
     except HpoMabError as error:
         return _text_response(400, str(error))
     except (KeyError, ValueError, OverflowError):
         shown = f"{_COMPARISON}?ids=1,2"
         return _text_response(404, f"ids must be ids of stored studies, as in {shown}.")
-    page = report_html(found.runs, summary, title=found.title, environment=found.environment)
+    page = report_html(found, summary)
     return HTTPResponse(page, 200, {"Content-Type": "text/html; charset=utf-8"})
 
 

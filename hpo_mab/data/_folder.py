@@ -16,10 +16,8 @@ import torch
 
 from hpo_mab import _machine
 from hpo_mab._errors import DataError, check_integer
-from hpo_mab._labels import stratified_halves
 from hpo_mab.data import _images, _pictures
 from hpo_mab.data._images import ImageData
-from hpo_mab.data._splits import TEST_SHARE
 
 _SPLIT_NAMES = {
     "train": {"train", "training"},
@@ -301,14 +299,6 @@ def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
         for name, found, _ in zip(names, read, layout.files["train"], strict=False)
         if not isinstance(found, str)
     ]
-    if not parts.get("test"):
-        train = parts["train"]
-        numbers = torch.tensor([number for _, number in train])
-        kept, held_out = stratified_halves(numbers, share=TEST_SHARE, seed=0, name="test")
-        parts["train"] = [train[index] for index in kept.tolist()]
-        parts["test"] = [train[index] for index in held_out.tolist()]
-        taken = [taken[index] for index in kept.tolist()]
-        del train
     # Without these references each picture is freed once it is in its stack. So all pixels are in
     # memory once, not twice.
     del read, pictures

@@ -323,7 +323,7 @@ def _reflect(positions: Tensor, size: int) -> Tensor:
 
 #: Folder of the cache inside a data root.
 CACHE_FOLDER = ".hpo_mab_cache"
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,8 +331,8 @@ class Decoded:
     """A decoded data set.
 
     Attributes:
-        parts: Images by part: ``"train"``, ``"test"`` and, where validation images come with the
-            data set, ``"validation"``; all of the same classes.
+        parts: Images by part: ``"train"`` and, where they come with the data set, ``"validation"``
+            and ``"test"``; all of the same classes.
         sides: Smallest and largest shorter side of the source images in pixels, if they were
             scaled.
         warnings: What the user is warned of each time the data set is loaded.

@@ -383,14 +383,15 @@ def _loaded(name: Named, more: Mapping[str, Any], **given: Any) -> _images.Decod
         if isinstance(error, HpoMabError) or name in available():
             raise
         raise DataError(f"data set '{name_of(name)}': {failure_reason(error)}") from error
-    if isinstance(found, _images.Decoded):
+    if not isinstance(found, _images.Decoded):
+        found = _images.Decoded(parts=_checked_parts(name_of(name), found))
+    train = found.parts["train"]
+    if not isinstance(train, ImageData) or "test" in found.parts:
         return found
-    parts = _checked_parts(name_of(name), found)
-    train = parts["train"]
-    if isinstance(train, ImageData) and "test" not in parts:
-        kept, held = stratified_halves(train.labels, share=TEST_SHARE, seed=0, name="test")
-        parts |= {"train": train.subset(kept), "test": train.subset(held)}
-    return _images.Decoded(parts=parts)
+    kept, held = stratified_halves(train.labels, share=TEST_SHARE, seed=0, name="test")
+    parts = {**found.parts, "train": train.subset(kept), "test": train.subset(held)}
+    names = tuple(found.names[index] for index in kept.tolist()) if found.names else ()
+    return dataclasses.replace(found, parts=parts, names=names)
 
 
 def _checked_parts(name: str, parts: Any) -> dict[str, Any]:

@@ -216,15 +216,7 @@ class KnownLabels:
         return torch.equal(given, torch.searchsorted(self._classes, labels))
 
     def check_outputs(self, logits: Tensor, targets: Tensor | None) -> None:
-        """Raise if model outputs have no column for a label; checks shapes only.
-
-        Args:
-            logits: Model outputs [B, C].
-            targets: Labels int64 [B] to use instead of the sampler's; None for those.
-
-        Raises:
-            ArgumentError: Outputs of another shape, or fewer than the labels need.
-        """
+        """See `BatchSampler.check_outputs`."""
         outputs = check_logits(logits).shape[1]
         low, high = self._range
         if targets is not None and not 0 <= low <= high < outputs:

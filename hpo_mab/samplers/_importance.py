@@ -103,7 +103,7 @@ class GradNormSampler(LearningSampler):
         return float(self._tau)
 
     def _draw(self) -> Draw:
-        shuffled = self._stream.take(self.batch_size)
+        shuffled = self._take(self.batch_size)
         on = self._tau > self.threshold
         # Reading ``on`` waits for the device. That costs less than K forward passes whose scores
         # are not used.

@@ -272,7 +272,7 @@ class ContextualSampler(LinearSampler):
         self._starts = self.candidates * torch.arange(self.batch_size, device=self.device)
 
     def _draw(self) -> Draw:
-        candidates = self._stream.take(self.batch_size * self.candidates)
+        candidates = self._take(self.batch_size * self.candidates)
         features = self._features.read(candidates)
         coefficients = self._model.sample(
             self.batch_size, scale=self.scale, generator=self._generator

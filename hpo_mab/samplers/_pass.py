@@ -86,7 +86,7 @@ class PassSampler(LearningSampler):
         return chosen[torch.randperm(size, generator=self._generator, device=self.device)]
 
     def _draw(self) -> Draw:
-        positions = self._stream.take(self.batch_size)
+        positions = self._take(self.batch_size)
         return Draw(self._count(positions), context=positions)
 
     def _learn(

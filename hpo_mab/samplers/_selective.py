@@ -89,7 +89,7 @@ class InfoBatchSampler(LearningSampler):
         return marked[stays[order]]
 
     def _draw(self) -> Draw:
-        taken = self._stream.take(self.batch_size)
+        taken = self._take(self.batch_size)
         positions = taken % self.num_examples
         weights = torch.where(taken >= self.num_examples, 1 / (1 - self.ratio), 1.0)
         return Draw(self._count(positions), weights, positions)
@@ -163,7 +163,7 @@ class HardMiningSampler(LearningSampler):
 
         No draw waits for losses afterwards; the trainer gives its choice to `count`.
         """
-        return self._examples[self._stream.take(self.num_candidates)]
+        return self._examples[self._take(self.num_candidates)]
 
     def count(self, indices: Tensor) -> None:
         """Count examples that were chosen among `candidates`, int64 of any shape."""
@@ -171,7 +171,7 @@ class HardMiningSampler(LearningSampler):
         self._draws.index_add_(0, positions, torch.ones_like(positions))
 
     def _draw(self) -> Draw:
-        candidates = self._stream.take(self.num_candidates)
+        candidates = self._take(self.num_candidates)
         if self.scorer is None:
             losses = self._losses[candidates]
         else:

@@ -33,70 +33,15 @@ def make_generator(
     return torch.Generator(device).manual_seed(int(state) >> 1)
 
 
-class PlanStream:
-    """Cuts batches of one size from consecutive plans, each the order of one pass.
+class StreamSampler(BatchSampler):
+    """A sampler that cuts its batches from consecutive plans, each the order of one pass.
 
     A batch that a plan cannot fill takes its rest from the next plan. A batch must not hold an
     example twice. So the rest leaves out the examples of the batch's first part, if the new plan
     has enough others. The examples left out come later in the new plan.
 
     Nothing here waits for the device: sizes are known on the host.
-
-    Args:
-        plan: Returns the next plan: indices int64 [n] in random order, on the stream's device. A
-            plan may mark entries by adding multiples of ``num_labels`` to them.
-        num_labels: Number of examples; indices are taken modulo it.
-        generator: Source of randomness for the reshuffle of a plan with a straddling batch.
     """
-
-    def __init__(
-        self, plan: Callable[[], Tensor], *, num_labels: int, generator: torch.Generator
-    ) -> None:
-        self._plan = plan
-        self._num_labels = num_labels
-        self._generator = generator
-        #: The rest of the current plan.
-        self._order = torch.empty(0, dtype=torch.int64, device=generator.device)
-
-    def take(self, count: int) -> Tensor:
-        """The next ``count`` indices, int64 [count]."""
-        taken, self._order = self._order[:count], self._order[count:]
-        while (missing := count - len(taken)) > 0:
-            self._order = self._plan()
-            if len(taken):
-                self._keep_out(taken, missing)
-            taken = torch.cat([taken, self._order[:missing]])
-            self._order = self._order[missing:]
-        return taken
-
-    def restart(self) -> None:
-        """Drop what is left of the current plan."""
-        self._order = self._order[:0]
-
-    def state(self) -> dict[str, Any]:
-        """The rest of the current plan; the owner saves the generator."""
-        return {"order": self._order.clone()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken."""
-        self._order = state["order"].to(self._generator.device).clone()
-
-    def _keep_out(self, taken: Tensor, count: int) -> None:
-        """Reorder the plan so that its first ``count`` indices are not among ``taken``."""
-        held = torch.zeros(self._num_labels, dtype=torch.bool, device=self._order.device)
-        held.index_fill_(0, taken % self._num_labels, True)
-        # At most len(taken) of the window are held, so at least count are not. Stable, so the head
-        # stays a uniform choice among the others.
-        window = self._order[: count + len(taken)]
-        window = window[torch.argsort(held[window % self._num_labels].to(torch.uint8), stable=True)]
-        # Shuffled again: otherwise the held examples would always come right after this batch.
-        rest = torch.cat([window[count:], self._order[len(window) :]])
-        shuffle = torch.randperm(len(rest), generator=self._generator, device=rest.device)
-        self._order = torch.cat([window[:count], rest[shuffle]])
-
-
-class StreamSampler(BatchSampler):
-    """A sampler that draws its batches from consecutive plans, with a generator of its own."""
 
     #: Share of the budget at which plans change; 0: never.
     _turn = 0.0
@@ -109,31 +54,59 @@ class StreamSampler(BatchSampler):
         super().__init__(labels, **common)
         self._generator = make_generator(self.seed, rank=self.rank, device=self.device)
         self._examples = self.examples.to(self.device)
-        self._stream = PlanStream(
-            self._plan, num_labels=self._plan_labels, generator=self._generator
-        )
+        #: The rest of the current plan.
+        self._order = torch.empty(0, dtype=torch.int64, device=self._generator.device)
 
     @property
     def _plan_labels(self) -> int:
-        """Number of indices that plans are made of."""
+        """Number of indices that plans are made of; entries of a plan are taken modulo it."""
         return len(self.labels)
 
     @abc.abstractmethod
     def _plan(self) -> Tensor:
-        """The order of the next pass, see `PlanStream`."""
+        """The next plan: indices int64 [n] in random order, on the device.
+
+        It may mark entries by adding multiples of `_plan_labels` to them.
+        """
+
+    def _take(self, count: int) -> Tensor:
+        """The next ``count`` indices, int64 [count]."""
+        taken, self._order = self._order[:count], self._order[count:]
+        while (missing := count - len(taken)) > 0:
+            self._order = self._plan()
+            if len(taken):
+                self._keep_out(taken, missing)
+            taken = torch.cat([taken, self._order[:missing]])
+            self._order = self._order[missing:]
+        return taken
+
+    def _keep_out(self, taken: Tensor, count: int) -> None:
+        """Reorder the plan so that its first ``count`` indices are not among ``taken``."""
+        labels, order = self._plan_labels, self._order
+        held = torch.zeros(labels, dtype=torch.bool, device=order.device)
+        held.index_fill_(0, taken % labels, True)
+        # At most len(taken) of the window are held, so at least count are not. Stable, so the head
+        # stays a uniform choice among the others.
+        window = order[: count + len(taken)]
+        window = window[torch.argsort(held[window % labels].to(torch.uint8), stable=True)]
+        # Shuffled again: otherwise the held examples would always come right after this batch.
+        rest = torch.cat([window[count:], order[len(window) :]])
+        shuffle = torch.randperm(len(rest), generator=self._generator, device=rest.device)
+        self._order = torch.cat([window[:count], rest[shuffle]])
 
     def set_progress(self, share: float) -> None:
         """Set the share of the budget spent; drop the rest of the plan where plans change."""
         if self._progress < self._turn <= share:
-            self._stream.restart()
+            self._order = self._order[:0]
         super().set_progress(share)
 
     def _state(self) -> dict[str, Any]:
-        return {"generator": self._generator.get_state(), "stream": self._stream.state()}
+        stream = {"order": self._order.clone()}
+        return {"generator": self._generator.get_state(), "stream": stream}
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self._generator.set_state(state["generator"].cpu())
-        self._stream.load_state(state["stream"])
+        self._order = state["stream"]["order"].to(self._generator.device, copy=True)
 
 
 class UniformSampler(StreamSampler):
@@ -166,7 +139,7 @@ class UniformSampler(StreamSampler):
         return self._examples[order]
 
     def _draw(self) -> Draw:
-        return Draw(self._stream.take(self.batch_size))
+        return Draw(self._take(self.batch_size))
 
 
 # Tables of one value for each example. Writes do not wait for the device, and the same writes

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # code.
 
 #: Version of the files.
-_VERSION = 2
+_VERSION = 3
 
 
 class CheckpointWarning(UserWarning):

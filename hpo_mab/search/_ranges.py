@@ -125,11 +125,6 @@ def integers(value: Any) -> Collection[int]:
     return [int(one) for one in extremes(value)]
 
 
-def is_two_integers(value: Any) -> bool:
-    """Whether a parsed value is a range of two integers."""
-    return isinstance(value, IntDistribution) and value.high - value.low == 1
-
-
 def count_values(value: Any) -> float:
     """How many values a parsed value may take; infinite for float ranges."""
     if isinstance(value, list):

@@ -29,7 +29,6 @@ from hpo_mab.search._study import (
     choose_name,
     make_study,
     open_with_parts,
-    stored_names,
 )
 from hpo_mab.search._trial_loop import TrialCallback
 from hpo_mab.storage import (
@@ -39,6 +38,7 @@ from hpo_mab.storage import (
     StudyRun,
     TrialRun,
     read_run,
+    study_names,
 )
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.storage._runs import deletion_is_an_error
@@ -142,7 +142,7 @@ class StudyRunner:
         """
         name = self.name(name)
         check_study(self.storage, name, self.spec, self._definition())
-        if name not in stored_names(self.storage):
+        if name not in study_names(self.storage):
             auto = self.spec.sampler.kind == AUTO
             counts_on_all = auto or PRUNERS.takes(self.spec.pruner.kind, "max_resource")
             self.objective.workload.check_evaluations(

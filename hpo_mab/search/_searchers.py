@@ -21,7 +21,7 @@ from hpo_mab._errors import ArgumentError, HpoMabError, failure_reason, name_of,
 from hpo_mab._plan import Plan, budgets_of, derive_seed, slot_of
 from hpo_mab._registry import Named, Registry, bound_to
 from hpo_mab.storage import STORAGE_ERRORS
-from hpo_mab.storage._optuna import StudyView, all_trials, quietly, settings_of
+from hpo_mab.storage._optuna import StudyView, all_trials, is_of_deleted, quietly, settings_of
 
 #: About how many finished trials TPE is shown. Its time grows with their number, and more of them
 #: do not improve its proposals: see ``benchmarks/long_search.py``.
@@ -233,10 +233,11 @@ def _errors_named(sampler: BaseSampler) -> Iterator[None]:
     """Name a search sampler that raises: it may be a user's own, or not suit the search space."""
     try:
         yield
-    # KeyError: the study has been deleted.
-    except (HpoMabError, OptunaError, KeyError, *STORAGE_ERRORS):
+    except (HpoMabError, OptunaError, *STORAGE_ERRORS):
         raise
     except Exception as error:
+        if is_of_deleted(error):
+            raise
         name = type(sampler).__name__
         raise ArgumentError(f"search.sampler {name} failed: {failure_reason(error)}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -12,6 +13,7 @@ from typing import Any
 
 import optuna
 
+from hpo_mab._errors import memory_reason
 from hpo_mab._plan import Plan
 from hpo_mab.search._definition import Slots, TrainingSection
 from hpo_mab.search._objective import TrainingObjective
@@ -127,30 +129,38 @@ def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
 
 
 def choose_slots(objective: TrainingObjective, *, most: int) -> int:
-    """Whether one trial or ``most`` at a time train faster, by a short probe on a CUDA device.
+    """How many trials to train at a time, by a short probe on a CUDA device.
 
     Returns:
-        ``most``; 1 on other devices, and where a stack is not faster or cannot be made.
+        ``most``, halved until a stack fits into memory; 1 on other devices, and where a stack is
+        not faster or cannot be made.
     """
     workload = objective.workload
     configuration, _ = objective.space.corners()
     if workload.device.type != "cuda" or most < 2:
         return 1
+    with contextlib.suppress(Exception):  # The trials will show the error.
+        alone = seconds_alone(workload, configuration)
+        while most > 1:
+            seconds = _seconds_if_it_fits(workload, configuration, slots=most)
+            release_memory()
+            if seconds is not None:
+                return most if seconds < _WORTH_IT * alone else 1
+            most //= 2
+    release_memory()
+    return 1
+
+
+def _seconds_if_it_fits(
+    workload: Workload, configuration: Configuration, *, slots: int
+) -> float | None:
+    """`seconds_stacked`; None if the stack does not fit into memory."""
     try:
-        return most if is_stack_faster(workload, configuration, slots=most) else 1
-    except Exception:  # The trials will show the error.
-        return 1
-    finally:
-        release_memory()
-
-
-def is_stack_faster(workload: Workload, configuration: Configuration, *, slots: int) -> bool:
-    """Whether a stack trains networks faster than one at a time, by a short probe."""
-    probed = copy.copy(workload)
-    # A stack of large networks would evaluate on all examples for longer than it trains here.
-    probed.loop = dataclasses.replace(workload.loop, early_validation=_PROBED_EXAMPLES)
-    alone = _seconds_alone(probed, configuration)
-    return _seconds_stacked(probed, configuration, slots=slots) < _WORTH_IT * alone
+        return seconds_stacked(workload, configuration, slots=slots)
+    except Exception as error:
+        if memory_reason(error) is None:
+            raise
+    return None
 
 
 #: Three parts. The first has what happens once, such as the capture of the graph. The second is
@@ -158,15 +168,16 @@ def is_stack_faster(workload: Workload, configuration: Configuration, *, slots: 
 _PROBED: Mapping[str, Any] = {"final": Budget(steps=3 * _PROBED_STEPS), "evaluations": 3}
 
 
-def _seconds_alone(workload: Workload, configuration: Configuration) -> float:
+def seconds_alone(workload: Workload, configuration: Configuration) -> float:
     """Seconds of some captured steps of one network."""
-    with workload.training(configuration, seed=0, **_PROBED) as training:
+    with _with_few_examples(workload).training(configuration, seed=0, **_PROBED) as training:
         first, second = itertools.islice(training, 2)
     return second.seconds - first.seconds
 
 
-def _seconds_stacked(workload: Workload, configuration: Configuration, *, slots: int) -> float:
+def seconds_stacked(workload: Workload, configuration: Configuration, *, slots: int) -> float:
     """Seconds of as many steps of a stack, divided by its networks."""
+    workload = _with_few_examples(workload)
     stack = workload.stack(configuration, slots=slots, seed=0)
     # One for all slots: making a large one takes longer than its steps.
     network = workload.network(configuration, seed=0)
@@ -182,3 +193,10 @@ def _seconds_stacked(workload: Workload, configuration: Configuration, *, slots:
             raise result
         seconds.append(result.seconds)
     return seconds[1] - seconds[0]
+
+
+def _with_few_examples(workload: Workload) -> Workload:
+    """The workload with few validation examples; on all, evaluations would take longest."""
+    probed = copy.copy(workload)
+    probed.loop = dataclasses.replace(workload.loop, early_validation=_PROBED_EXAMPLES)
+    return probed

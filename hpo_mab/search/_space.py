@@ -11,7 +11,7 @@ from typing import Any, get_args
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hpo_mab._attributes import BARE, parameter_of
+from hpo_mab._attributes import BARE, NAMING_KEYS, parameter_of
 from hpo_mab._errors import ArgumentError, check_integer
 from hpo_mab._registry import Named, Registry, check_types
 from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
@@ -20,7 +20,6 @@ from hpo_mab.search._ranges import (
     count_values,
     extremes,
     integers,
-    is_two_integers,
     parse_value,
     range_ends,
     ranges,
@@ -35,8 +34,7 @@ class Part:
 
     Attributes:
         name: What the definition calls it.
-        make: What makes it, see `hpo_mab.samplers._registry.sampler_maker` and
-            `hpo_mab.training._optimizers.optimizer_maker`.
+        make: What makes it: a class, or a function that takes its options.
         options: Its options, every value decided.
     """
 
@@ -75,15 +73,6 @@ class Configuration:
         made = Part(kind, sampler_maker(kind))
         return dataclasses.replace(self, sampler=made, difficulty=False)
 
-    def to_json(self) -> dict[str, Any]:
-        """Names and values, for a record."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            **values,
-            "optimizer": {"name": self.optimizer.name, **self.optimizer.options},
-            "sampler": {"kind": self.sampler.name, **self.sampler.options},
-        }
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
@@ -109,8 +98,10 @@ class PartSpace:
 
     Args:
         section: Of the definition, ``"optimizer"`` or ``"sampler"``.
-        named: A name, or a class or function in place of it.
-        options: Values as `parse_value` takes them.
+        registry: The names that it may name.
+        maker: Returns what makes the part of a name.
+        given: The section: a name, or a class or function in place of it, and options as
+            `parse_value` takes them.
 
     Attributes:
         name: Its name as text.
@@ -122,27 +113,24 @@ class PartSpace:
         UnknownNameError: An unknown name or option.
     """
 
-    def __init__(self, section: str, named: Named, options: Mapping[str, Any]) -> None:
-        registry, make = _registry_and_maker(section)
+    def __init__(
+        self,
+        section: str,
+        registry: Registry,
+        maker: Callable[[Named], Callable[..., Any]],
+        given: Mapping[str, Any],
+    ) -> None:
+        options = dict(given)
+        named = options.pop(NAMING_KEYS[section])
         self.name = registry.name(named)
         self.values = _parse(section, options)
         check_options(registry, named, self.values, section=section)
-        self._make = make(named)
+        self._make = maker(named)
         self._section = section
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Part:
         """Suggest a value of every range to the trial."""
         return Part(self.name, self._make, _suggest(trial, self._section, self.values))
-
-
-def _registry_and_maker(section: str) -> tuple[Registry, Callable[[Named], Callable[..., Any]]]:
-    """The registry of a section's names, and the function that makes a maker of one of them."""
-    if section == "sampler":
-        return SAMPLERS, sampler_maker
-    # Imported late: optimisers need torch, and mistakes in a definition are found without it.
-    from hpo_mab.training._optimizers import OPTIMIZERS, optimizer_maker
-
-    return OPTIMIZERS, optimizer_maker
 
 
 def check_options(
@@ -164,7 +152,8 @@ def check_fractions(section: str, values: Mapping[str, Any], kinds: Mapping[str,
     """Refuse a range of two integers, ``{ low = 0, high = 1 }``, for an option of fractions."""
     for key, value in values.items():
         taken = get_args(kinds.get(key)) or (kinds.get(key),)
-        if float in taken and int not in taken and is_two_integers(value):
+        is_range = isinstance(value, IntDistribution) and value.high - value.low == 1
+        if is_range and float in taken and int not in taken:
             low, high = range_ends(value)
             raise ArgumentError(
                 f"{section}.{key}: a range of integers from {low} to {high} holds nothing between "
@@ -227,8 +216,11 @@ class SearchSpace:
         label_smoothing: Any = 0.0,
         average: Any = DEFAULT_AVERAGE,
     ) -> None:
-        self.optimizer = PartSpace("optimizer", *_name_and_options(optimizer, "name"))
-        self.sampler = PartSpace("sampler", *_name_and_options(sampler, "kind"))
+        # Imported late: mistakes in a definition are found without torch.
+        from hpo_mab.training._optimizers import OPTIMIZERS
+
+        self.optimizer = PartSpace("optimizer", OPTIMIZERS, OPTIMIZERS.load, optimizer)
+        self.sampler = PartSpace("sampler", SAMPLERS, sampler_maker, sampler)
         self.model = _parse("model", model or {})
         loop = {
             "batch_size": batch_size,
@@ -329,8 +321,3 @@ def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [suggest(trial, parameter_of(name, index), item) for index, item in enumerate(value)]
     return value
-
-
-def _name_and_options(values: Mapping[str, Any], key: str) -> tuple[Named, dict[str, Any]]:
-    """What a mapping names under a key, and its other values."""
-    return values[key], {name: value for name, value in values.items() if name != key}

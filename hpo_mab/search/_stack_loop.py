@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence, Set
+import functools
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import optuna
@@ -113,7 +114,7 @@ class StackLoop(TrialLoop):
             return super()._train()
         following = self._fill()
         if self._running:
-            self._advance()
+            self._halving(self._advance)
             return None
         return following
 
@@ -199,43 +200,37 @@ class StackLoop(TrialLoop):
             running.trial.set_user_attr(STACK_KEY, self._stacks.slots)
             if points:
                 running.trial.set_user_attr(RESUMED_KEY, len(points))
-        with self._halving():
-            for point in points:
-                if id_of(running.trial) in self._running:
-                    self._record([(running, point)])
+        for point in points:
+            if id_of(running.trial) in self._running:
+                self._halving(functools.partial(self._record, [(running, point)]))
 
     def _advance(self) -> None:
+        """Train to the next evaluations, and record these."""
         places = {(each.stack, each.slot): each for each in self._running.values()}
         try:
             with interruptible():
                 found = list(self._stacks.advance())
         except Exception as error:
-            if memory_reason(error) is None:
-                # Trained alone, each trial fails with its own reason.
-                self._give_up_stacks(error)
-                return
-            failed = error
+            if memory_reason(error) is not None:
+                raise
+            reason = failure_reason(error)
         else:
-            # What trials saw of each example is copied where they end, which needs memory.
-            with self._halving():
-                self._record_round([(places[place], result) for place, result in found])
+            # What trials saw of each example is copied where they end, which needs memory, too.
+            self._record_round([(places[place], result) for place, result in found])
             return
-        # The traceback would keep the stack's networks in memory.
-        failed.with_traceback(None)
-        self._halve_slots()
+        # Outside of the handler, as in `_halving`. Trained alone, each trial has its own reason.
+        del places
+        self._give_up_stacks(reason)
 
-    @contextlib.contextmanager
-    def _halving(self) -> Iterator[None]:
-        """Halve the slots after an out-of-memory error within; other errors are raised."""
+    def _halving(self, step: Callable[[], None]) -> None:
+        """Take a step; an out-of-memory error in it halves the slots, other errors are raised."""
         try:
-            yield
+            step()
             return
         except Exception as error:
             if memory_reason(error) is None:
                 raise
-            failed = error
-        # Outside of the handler: its frames refer to the networks of the stack.
-        failed.with_traceback(None)
+        # Outside of the handler: frames of the error and of its causes refer to the networks.
         self._halve_slots()
 
     def _record_round(
@@ -348,22 +343,25 @@ class StackLoop(TrialLoop):
         self._halve_slots()
         return True
 
-    def _give_up_stacks(self, error: Exception) -> None:
+    def _give_up_stacks(self, reason: str) -> None:
         """Train one trial at a time from now on: the network cannot be stacked."""
-        error.with_traceback(None)
         self._abandon()
         self._stacks.slots = 1
-        self._objective.note(f"the network cannot be stacked: {failure_reason(error)}")
+        self._objective.note(f"the network cannot be stacked: {reason}")
 
     def _abandon(self) -> None:
-        # If one raises, the others are closed nevertheless.
-        with contextlib.ExitStack() as ends:
-            for running in self._running.values():
-                ends.callback(running.close)
-            self._running.clear()
+        self._close_all()
         self._stacks.clear()
         release_memory()
         super()._abandon()
+
+    def _close_all(self) -> None:
+        # A method of its own: its variables would keep the stacks in memory.
+        with contextlib.ExitStack() as ends:
+            # If one raises, the others are closed nevertheless.
+            for running in self._running.values():
+                ends.callback(running.close)
+            self._running.clear()
 
     def _close(self, trial: optuna.trial.Trial) -> None:
         running = self._running.pop(id_of(trial), None)

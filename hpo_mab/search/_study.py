@@ -85,7 +85,7 @@ def choose_names(
     chosen = {(arm, seed): default_name(s, arm, base=name) for (arm, seed), s in studies.items()}
     for one in (name or "", *chosen.values()):
         check_name(one)
-    if name is None or name not in (known := stored_names(storage)):
+    if name is None or name not in (known := study_names(storage)):
         return chosen
     study = open_study(storage, name)
     if StoredDefinition.is_in(study.user_attrs):
@@ -108,11 +108,6 @@ def check_name(name: str) -> None:
     require(
         fits, "the study's name", "printable, without = and #, and not end in .json", repr(name)
     )
-
-
-def stored_names(storage: Storage) -> tuple[str, ...]:
-    """Names of all studies; a missing database is not made."""
-    return study_names(storage) if storage.exists else ()
 
 
 def make_study(
@@ -235,7 +230,7 @@ def check_study(
         StorageError: A study of that name exists and is defined otherwise, or has other data.
     """
     known: Mapping[str, Any] = {}
-    if name in stored_names(storage):
+    if name in study_names(storage):
         study = open_study(storage, name)
         known = study.user_attrs
         if StoredDefinition.is_in(known) or study.get_trials(deepcopy=False):
@@ -267,7 +262,7 @@ def check_reference(
     reference, planned = reference_of(spec), planned or {}
     if reference is None:
         return
-    if reference in (names := stored_names(storage)):
+    if reference in (names := study_names(storage)):
         study = open_study(storage, reference)
         if StoredDefinition.is_in(study.user_attrs):
             _refuse_other_reference(spec, reference, StoredDefinition.load(study).spec)
@@ -297,14 +292,6 @@ def reference_of(spec: StudySpec) -> str | None:
 
 #: What a study and its reference must have in common.
 _OF_A_PAIR = ("sampler.kind", "seed", "data.name", "model.", *BUDGET_KEYS)
-
-
-def stored_trials(storage: Storage, name: str) -> int:
-    """Trials that a stored study of that name has as target; 0 if there is no such study."""
-    if name not in stored_names(storage):
-        return 0
-    study = open_study(storage, name)
-    return Target.load(study).trials if StoredDefinition.is_in(study.user_attrs) else 0
 
 
 def _study_sampler(spec: StudySpec, pruner: BasePruner) -> PlannedSampler:

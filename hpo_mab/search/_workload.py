@@ -217,9 +217,9 @@ class Workload:
         # Only on CUDA does a graph change what is saved.
         loop = dataclasses.replace(self.loop, graph=self.loop.graph and self.device.type == "cuda")
         parts = {
-            "configuration": configuration.to_json(),
-            "budget": dataclasses.asdict(self.budget),
-            "loop": dataclasses.asdict(loop),
+            "configuration": configuration,
+            "budget": self.budget,
+            "loop": loop,
         }
         return {
             "hpo_mab": version_of("hpo_mab"),
@@ -227,7 +227,7 @@ class Workload:
             "device": self.device.type,
             "seed": seed,
             "examples": self.num_examples,
-            **{k: json.dumps(v, sort_keys=True, default=_text_of) for k, v in parts.items()},
+            **{k: json.dumps(v, sort_keys=True, default=_json_form) for k, v in parts.items()},
             "augmentation": repr(self._augmentation),
         }
 
@@ -460,6 +460,9 @@ def _resumed(begin: Callable[[], Training], state: Mapping[str, Any]) -> Trainin
     return begin()
 
 
-def _text_of(value: Any) -> str:
-    """A value that JSON lacks, as text: an option may be a function or a class."""
+def _json_form(value: Any) -> Any:
+    """A value that JSON lacks: of a dataclass the fields with ``compare``, of others a text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
+    # An option may be a function or a class.
     return name_of(value) if callable(value) else str(value)

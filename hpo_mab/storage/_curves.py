@@ -24,7 +24,7 @@ from hpo_mab.storage._tables import (
     prepare_tables,
 )
 from hpo_mab.training import Evaluation
-from hpo_mab.training._schedule import SAMPLER_FIGURES
+from hpo_mab.training._schedule import stored_evaluation
 
 #: The number of the curve that a row of `SYSTEM_ATTRIBUTES` holds.
 _number = sa.cast(SYSTEM_ATTRIBUTES.c.value_json, sa.BigInteger)
@@ -65,8 +65,8 @@ class CurveStore:
     """
 
     def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
         prepare_tables(engine)
+        self._engine = engine
 
     def check_holds(self, trial: optuna.trial.Trial) -> None:
         """Refuse a trial of another database: its id is that of another trial here.
@@ -162,7 +162,7 @@ class CurveStore:
         with self._engine.connect() as connection:
             for trial_id, curve, *values in _curve_points(connection, set(trial_ids)):
                 if owners.setdefault(curve, trial_id) == trial_id:
-                    curves[trial_id].append(_evaluation(values))
+                    curves[trial_id].append(stored_evaluation(zip(_FIELDS, values, strict=True)))
         return {trial_id: tuple(curve) for trial_id, curve in curves.items()}
 
     def copy(self, trial_ids: Sequence[int], target: CurveStore) -> None:
@@ -254,13 +254,3 @@ def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def _is_not_nan(value: float) -> bool:
     return not math.isnan(value)
-
-
-def _evaluation(values: Sequence[Any]) -> Evaluation:
-    point = dict(zip(_FIELDS, values, strict=True))
-    for name in [name for name, value in point.items() if value is None]:
-        if name == "averaged":
-            point[name] = False
-        elif name not in SAMPLER_FIGURES:
-            point[name] = math.nan
-    return Evaluation(**point)

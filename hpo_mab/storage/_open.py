@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo_mab._errors import ArgumentError, StorageError, hide_passwords
+from hpo_mab._errors import StorageError, hide_passwords
 from hpo_mab._interrupts import interruptible
 from hpo_mab._machine import expanded
 from hpo_mab._plan import RETRIES
@@ -28,7 +28,8 @@ from hpo_mab.storage import DEFAULT_URL
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._lean import LeanStorage
-from hpo_mab.storage._process import Locks, diagnose
+from hpo_mab.storage._process import diagnose, locker
+from hpo_mab.storage._tables import prepare_tables
 
 
 class JournalledConnection(sqlite3.Connection):
@@ -43,10 +44,13 @@ class JournalledConnection(sqlite3.Connection):
     """
 
     def __init__(self, database: str, *arguments: Any, **options: Any) -> None:
-        path = Path(database)
+        # The journal is next to the file itself, also if it is opened by a symbolic link.
+        path = Path(database).resolve()
         if path.is_file() and not os.access(path.parent, os.W_OK):
-            # Otherwise SQLite would make the journal's files to read it, too.
-            database = f"{path.resolve().as_uri()}?immutable=1"
+            # SQLite would make a journal to read it, too. If another process has made one, the last
+            # commits are only there, and the file may change.
+            how = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
+            database = f"{path.as_uri()}?{how}"
             super().__init__(database, *arguments, **{**options, "uri": True})
             return
         super().__init__(database, *arguments, **options)
@@ -61,6 +65,8 @@ class JournalledConnection(sqlite3.Connection):
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError)
 
 _OPEN_ATTEMPTS = 4
+#: Seconds between the heartbeats of a running trial, and without one until it counts as lost.
+_HEARTBEAT, _GRACE = 30, 120
 #: SQLAlchemy's defaults are older drivers, and Optuna supports MariaDB by MySQL's URL only.
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
@@ -78,11 +84,8 @@ class Storage:
     Args:
         url: Any SQLAlchemy URL that Optuna takes; a path means SQLite.
         create: Whether a missing SQLite file is made; reading commands do not make one.
-        heartbeat: Seconds between the heartbeats of a running trial.
-        grace: Seconds without a heartbeat after which other machines count a trial as lost.
 
     Raises:
-        ArgumentError: ``grace`` is not above ``heartbeat``, or one is below 1.
         StorageError: The URL cannot be read. On first use: the database cannot be reached or does
             not hold studies. The message never holds a password.
 
@@ -94,35 +97,35 @@ class Storage:
         >>> storage.close()
     """
 
-    def __init__(
-        self,
-        url: str | Path = DEFAULT_URL,
-        *,
-        create: bool = True,
-        heartbeat: int = 30,
-        grace: int = 120,
-    ) -> None:
-        if not 1 <= heartbeat < grace:
-            raise ArgumentError(
-                "heartbeat must be at least 1 and below grace, "
-                f"got heartbeat = {heartbeat}, grace = {grace}."
-            )
+    def __init__(self, url: str | Path = DEFAULT_URL, *, create: bool = True) -> None:
         self.url = _normalise(str(url))
         self.shown_url = hide_passwords(self.url.render_as_string(hide_password=True))
-        self.heartbeat = heartbeat
-        self.grace = grace
         if not create:
             self._refuse_missing_file()
 
     @functools.cached_property
     def optuna(self) -> LeanStorage:
-        """Optuna's storage."""
-        return self._opened[0]
+        """Optuna's storage; to open it makes our tables, too, or brings them up to date."""
+        for attempt in range(_OPEN_ATTEMPTS):
+            try:
+                opened = self._open()
+                # SQLite merges its journal into the database when the last connection closes.
+                weakref.finalize(self, opened.engine.dispose)
+                return opened
+            except (SQLAlchemyError, ImportError, RuntimeError) as error:
+                # If two processes make the tables at once, one fails; it then finds them made.
+                if _is_tables_race(error) and attempt < _OPEN_ATTEMPTS - 1:
+                    time.sleep(0.3 * (attempt + 1))
+                    continue
+                raise StorageError(
+                    f"Cannot open storage {self.shown_url}: {diagnose(error, self.url)}"
+                ) from None
+        raise AssertionError("unreachable")
 
     @functools.cached_property
     def curves(self) -> CurveStore:
         """The learning curves."""
-        return self._opened[1]
+        return CurveStore(self.optuna.engine)
 
     @functools.cached_property
     def examples(self) -> ExampleStore:
@@ -150,7 +153,8 @@ class Storage:
     @property
     def exists(self) -> bool:
         """Whether there is a database to read; a missing SQLite file is made on first use."""
-        return self.file is None or self.file.exists()
+        is_open = "optuna" in self.__dict__
+        return is_open or self.file is None or self.file.exists()
 
     @property
     def secret_url(self) -> str:
@@ -164,7 +168,9 @@ class Storage:
         An SQLite file has one lock for all names. Raises a `StorageError` on entering where another
         process has held it for ten minutes.
         """
-        return self._opened[2].hold
+        # With the database: its path may be relative to a working directory that changes later.
+        _ = self.optuna
+        return self._lock
 
     def wait_until_back(self, *, seconds: float) -> bool:
         """Wait until the database answers, at most ``seconds``; returns whether it does."""
@@ -194,29 +200,11 @@ class Storage:
     def close(self) -> None:
         """Close every connection."""
         # A storage that was never used has no connection, and must not open one here.
-        if "_opened" in self.__dict__:
+        if "optuna" in self.__dict__:
             self.optuna.remove_session()
             self.optuna.engine.dispose()
 
-    @functools.cached_property
-    def _opened(self) -> tuple[LeanStorage, CurveStore, Locks]:
-        for attempt in range(_OPEN_ATTEMPTS):
-            try:
-                opened = self._open()
-                # SQLite merges its journal into the database when the last connection closes.
-                weakref.finalize(self, opened[0].engine.dispose)
-                return opened
-            except (SQLAlchemyError, ImportError, RuntimeError) as error:
-                # If two processes make the tables at once, one fails; it then finds them made.
-                if _is_tables_race(error) and attempt < _OPEN_ATTEMPTS - 1:
-                    time.sleep(0.3 * (attempt + 1))
-                    continue
-                raise StorageError(
-                    f"Cannot open storage {self.shown_url}: {diagnose(error, self.url)}"
-                ) from None
-        raise AssertionError("unreachable")
-
-    def _open(self) -> tuple[LeanStorage, CurveStore, Locks]:
+    def _open(self) -> LeanStorage:
         with warnings.catch_warnings():
             # Optuna marks heartbeats as experimental; lost trials are found by them.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -224,18 +212,19 @@ class Storage:
                 # Optuna calls str.format on the URL, so braces of a password must be doubled.
                 self.secret_url.replace("{", "{{").replace("}", "}}"),
                 engine_kwargs=_engine_options(self.url),
-                heartbeat_interval=self.heartbeat,
-                grace_period=self.grace,
+                heartbeat_interval=_HEARTBEAT,
+                grace_period=_GRACE,
                 # Queues a lost trial again, with its slot, in a user's own loop.
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
             )
         try:
-            locks = Locks(storage.engine)
-            return storage, CurveStore(storage.engine), locks
+            self._lock = locker(storage.engine)
+            prepare_tables(storage.engine)
         except BaseException:
             storage.remove_session()
             storage.engine.dispose()
             raise
+        return storage
 
     def _refuse_missing_file(self) -> None:
         if not self.exists:

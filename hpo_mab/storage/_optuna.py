@@ -32,6 +32,11 @@ def id_of(known: optuna.Study | optuna.trial.Trial | FrozenTrial) -> int:
     return known._study_id if isinstance(known, optuna.Study) else known._trial_id
 
 
+def is_of_deleted(error: Exception) -> bool:
+    """Whether a database storage raised the error because a study or a trial has been deleted."""
+    return isinstance(error, KeyError) and error.args == ("Record does not exist.",)
+
+
 def storage_of(study: optuna.Study) -> BaseStorage:
     """The storage of a study."""
     return study._storage

@@ -11,7 +11,8 @@ import hashlib
 import os
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -176,8 +177,8 @@ def _passwords(url: sa.URL | None) -> list[str]:
 _WAIT_SECONDS = 600
 
 
-class Locks:
-    """Locks that all processes on one database share.
+def locker(engine: sa.Engine) -> Callable[[str], AbstractContextManager[None]]:
+    """A function that holds the lock of a name, which all processes on one database share.
 
     On PostgreSQL, MySQL and MariaDB a lock is an advisory lock of the server. It ends with the
     connection at the latest. SQLite has none: there it is a lock file next to the database. The
@@ -187,91 +188,82 @@ class Locks:
     Args:
         engine: The database.
 
+    Returns:
+        A function that waits for the lock of a name and holds it. This process must not hold it
+        already. It raises a `StorageError` if another process has held it for ten minutes.
+
     Raises:
         StorageError: A database of another kind.
     """
+    kind, database = engine.dialect.name, engine.url.database
+    if kind == "postgresql":
+        return functools.partial(_postgresql_lock, engine)
+    if kind == "mysql":
+        return functools.partial(_mysql_lock, engine)
+    if kind != "sqlite":
+        raise StorageError(
+            "Studies are kept in SQLite, PostgreSQL, MySQL or MariaDB, "
+            f"got a database of kind '{kind}'."
+        )
+    if not database or database == ":memory:":
+        # No other process can reach a database in memory, so it needs no lock.
+        return lambda name: contextlib.nullcontext()
+    # Of the file itself: another process may use it through a symbolic link.
+    file = Path(f"{os.path.realpath(database)}.lock")
+    return lambda name: _file_lock(file)
 
-    def __init__(self, engine: sa.Engine) -> None:
-        if engine.dialect.name not in ("sqlite", "postgresql", "mysql"):
-            raise StorageError(
-                "Studies are kept in SQLite, PostgreSQL, MySQL or MariaDB, "
-                f"got a database of kind '{engine.dialect.name}'."
-            )
-        self._engine = engine
-        self._file: Path | None = None
-        if engine.dialect.name == "sqlite":
-            database = engine.url.database
-            # No other process can reach a database in memory, so it needs no lock.
-            if database and database != ":memory:":
-                # Of the file itself: another process may use it through a symbolic link.
-                self._file = Path(f"{os.path.realpath(database)}.lock")
 
-    @contextlib.contextmanager
-    def hold(self, name: str) -> Iterator[None]:
-        """Wait for a lock and hold it; it must not be held already by this process.
+@contextlib.contextmanager
+def _file_lock(file: Path) -> Iterator[None]:
+    # Not thread-local: otherwise a signal handler or callback would get the lock again.
+    lock = filelock.FileLock(file, thread_local=False)
+    try:
+        lock.acquire(timeout=_WAIT_SECONDS, poll_interval=0.01)
+    except filelock.Timeout:
+        raise StorageError(_timeout_text(str(file))) from None
+    except OSError as error:
+        raise StorageError(
+            f"{file} cannot be made: {diagnose(error)} The study's lock is kept in it, so its "
+            "folder must be writable."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
-        Args:
-            name: What is locked.
 
-        Raises:
-            StorageError: Another process has held it for ten minutes.
-        """
-        if self._engine.dialect.name == "postgresql":
-            with self._postgresql(name):
-                yield
-        elif self._engine.dialect.name == "mysql":
-            with self._mysql(name):
-                yield
-        elif self._file is None:
+@contextlib.contextmanager
+def _postgresql_lock(engine: sa.Engine, name: str) -> Iterator[None]:
+    # A lock of the transaction, not of the session. A connection pooler may run the session's next
+    # transaction on another connection, without the lock.
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'"))
+        number = int.from_bytes(_digest(name)[:8], "big", signed=True)
+        try:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+        except sa.exc.OperationalError as error:
+            # SQLSTATE 55P03, lock_not_available: the timeout has passed.
+            if getattr(error.orig, "sqlstate", "") != "55P03":
+                raise
+            raise StorageError(_timeout_text(f"'{name}'")) from None
+        yield
+
+
+@contextlib.contextmanager
+def _mysql_lock(engine: sa.Engine, name: str) -> Iterator[None]:
+    # Locks of MySQL are those of the whole server, so the name includes the database.
+    key = _digest(f"{engine.url.database}\x1f{name}").hex()
+    with engine.connect() as connection:
+        if connection.scalar(sa.select(sa.func.get_lock(key, _WAIT_SECONDS))) != 1:
+            raise StorageError(_timeout_text(f"'{name}'"))
+        try:
+            # An open transaction would keep the server from removing old versions of rows.
+            connection.commit()
             yield
-        else:
-            # Not thread-local: otherwise a signal handler or callback would get the lock again.
-            lock = filelock.FileLock(self._file, thread_local=False)
-            try:
-                lock.acquire(timeout=_WAIT_SECONDS, poll_interval=0.01)
-            except filelock.Timeout:
-                raise StorageError(_timeout_text(str(self._file))) from None
-            except OSError as error:
-                raise StorageError(
-                    f"{self._file} cannot be made: {diagnose(error)} The study's lock is kept in "
-                    "it, so its folder must be writable."
-                ) from None
-            try:
-                yield
-            finally:
-                lock.release()
-
-    @contextlib.contextmanager
-    def _postgresql(self, name: str) -> Iterator[None]:
-        # A lock of the transaction, not of the session. A connection pooler may run the session's
-        # next transaction on another connection, without the lock.
-        with self._engine.begin() as connection:
-            connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'"))
-            number = int.from_bytes(_digest(name)[:8], "big", signed=True)
-            try:
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
-            except sa.exc.OperationalError as error:
-                # SQLSTATE 55P03, lock_not_available: the timeout has passed.
-                if getattr(error.orig, "sqlstate", "") != "55P03":
-                    raise
-                raise StorageError(_timeout_text(f"'{name}'")) from None
-            yield
-
-    @contextlib.contextmanager
-    def _mysql(self, name: str) -> Iterator[None]:
-        # Locks of MySQL are those of the whole server, so the name includes the database.
-        key = _digest(f"{self._engine.url.database}\x1f{name}").hex()
-        with self._engine.connect() as connection:
-            if connection.scalar(sa.select(sa.func.get_lock(key, _WAIT_SECONDS))) != 1:
-                raise StorageError(_timeout_text(f"'{name}'"))
-            try:
-                # An open transaction would keep the server from removing old versions of rows.
-                connection.commit()
-                yield
-            finally:
-                # If the connection is broken, the server has released the lock already.
-                with contextlib.suppress(sa.exc.SQLAlchemyError):
-                    connection.execute(sa.select(sa.func.release_lock(key)))
+        finally:
+            # If the connection is broken, the server has released the lock already.
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                connection.execute(sa.select(sa.func.release_lock(key)))
 
 
 def _digest(name: str) -> bytes:

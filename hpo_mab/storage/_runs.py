@@ -255,8 +255,8 @@ class MissingCurvesWarning(UserWarning):
 
 
 def study_names(storage: Storage) -> tuple[str, ...]:
-    """Names of all studies in the database, oldest first."""
-    return tuple(optuna.get_all_study_names(storage=storage.optuna))
+    """Names of all studies in the database, oldest first; a missing file is not made."""
+    return tuple(optuna.get_all_study_names(storage=storage.optuna)) if storage.exists else ()
 
 
 @contextlib.contextmanager

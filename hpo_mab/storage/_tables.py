@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo_mab._errors import StorageError, hide_passwords
-from hpo_mab.storage._process import Locks
+from hpo_mab.storage._process import locker
 from hpo_mab.training import Evaluation
 
 #: Optuna's own tables.
@@ -261,7 +261,7 @@ def prepare_tables(engine: sa.Engine) -> None:
     if _is_current(engine):
         return
     # One process at a time: a second one would raise because the tables exist.
-    with Locks(engine).hold(VERSION_TABLE):
+    with locker(engine)(VERSION_TABLE):
         if _is_current(engine):
             return
         with engine.begin() as connection:

@@ -146,12 +146,15 @@ def random_state(device: torch.device) -> Iterator[None]:
         )
     try:
         of_numpy, of_python = np.random.get_state(), random.getstate()
+        of_mps = torch.mps.get_rng_state() if device.type == "mps" else None
         try:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 yield
         finally:
             np.random.set_state(of_numpy)
             random.setstate(of_python)
+            if of_mps is not None:
+                torch.mps.set_rng_state(of_mps)
     finally:
         _training_thread.release()
 

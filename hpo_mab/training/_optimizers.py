@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import types
@@ -15,7 +14,7 @@ from torch.nn import Module, Parameter
 from torch.nn.parameter import is_lazy
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from hpo_mab._errors import ArgumentError, UnknownNameError, name_of, plain_arguments
+from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments
 from hpo_mab._registry import Named, Registry
 
 
@@ -49,7 +48,7 @@ def _adam(kind: type[Optimizer], *, weight_decay: float) -> Callable[..., Optimi
         weight_decay: float = default,
     ) -> Optimizer:
         return _make_fused(
-            kind, params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay
+            kind, params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay
         )
 
     return make
@@ -74,12 +73,20 @@ _FUSED = (Adam, AdamW, SGD)
 _FUSED_ON = ("cpu", "cuda")
 
 
-def _make_fused(kind: type[Optimizer], params: Iterable[Parameter], **arguments: Any) -> Optimizer:
-    """An optimiser; its fused form where the parameters' device has one."""
+def _make_fused(kind: type[Optimizer], params: Iterable[Parameter], **knobs: Any) -> Optimizer:
+    """An optimiser with checked knobs; its fused form where the parameters' device has one.
+
+    Raises:
+        ArgumentError: A knob outside its bound.
+    """
+    # Here: a search space checks names and types of knobs, not the values that it suggests.
+    _check_bounds(kind.__name__.lower(), knobs)
+    if "beta1" in knobs:
+        knobs["betas"] = knobs.pop("beta1"), knobs.pop("beta2")
     weights = list(params)
     if kind in _FUSED and weights and all(map(_has_fused_form, weights)):
-        arguments["fused"] = True
-    made: Optimizer = getattr(_UNGUARDED, kind.__name__)(weights, **arguments)
+        knobs["fused"] = True
+    made: Optimizer = getattr(_UNGUARDED, kind.__name__)(weights, **knobs)
     return made
 
 
@@ -183,32 +190,8 @@ def create_optimizer(name: Named, parameters: Iterable[Parameter], **options: An
         ArgumentError: A knob outside its bound.
     """
     _check_options(name, options)
-    return optimizer_maker(name)(parameters, **options)
-
-
-def optimizer_maker(name: Named) -> Callable[..., Optimizer]:
-    """A function that makes optimisers of a name, called with the parameters and its knobs.
-
-    Of knobs it checks the bounds alone: a search space has checked their names and types.
-
-    Raises:
-        UnknownNameError: No such optimiser.
-        ArgumentError: It cannot be imported.
-    """
-    found = OPTIMIZERS.load(name)
-    if name not in OPTIMIZERS:
-        return found
-    return functools.partial(_make_checked, name_of(name), found)
-
-
-def _make_checked(
-    name: str,
-    make: Callable[..., Optimizer],
-    parameters: Iterable[Parameter],
-    **options: Any,
-) -> Optimizer:
-    _check_bounds(name, options)
-    return make(parameters, **options)
+    made: Optimizer = OPTIMIZERS.load(name)(parameters, **options)
+    return made
 
 
 def require_trainable(model: Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
@@ -64,6 +65,18 @@ SAMPLER_FIGURES = tuple(
 def sampler_figures(statistics: Mapping[str, float]) -> dict[str, Any]:
     """The statistics of a sampler that an `Evaluation` has a field for."""
     return {name: statistics[name] for name in SAMPLER_FIGURES if name in statistics}
+
+
+def stored_evaluation(fields: Iterable[tuple[str, Any]]) -> Evaluation:
+    """The evaluation of names and values as files and databases have them: None in place of NaN."""
+    values = dict(fields)
+    for name in [name for name, value in values.items() if value is None]:
+        if name == "averaged":
+            # Of an earlier version, which had trained weights only.
+            values[name] = False
+        elif name not in SAMPLER_FIGURES:
+            values[name] = math.nan
+    return Evaluation(**values)
 
 
 #: Names of the schedules that `Schedule` takes.
@@ -187,25 +200,6 @@ class Schedule:
         return max(0.0, min((step + 1) / warm, (end - slope * step) / length))
 
 
-def evaluation_steps(steps: int, evaluations: int) -> tuple[int, ...]:
-    """Numbers of finished steps after which to evaluate: equally spaced, the last at the end.
-
-    Args:
-        steps: Optimiser steps of the budget, at least 1.
-        evaluations: Evaluations wanted, at least 1; a budget of fewer steps has one after each.
-
-    Returns:
-        Increasing steps in ``1..steps``, ending with ``steps``.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
-    """
-    require(steps >= 1, "steps", "at least 1", steps)
-    require(evaluations >= 1, "evaluations", "at least 1", evaluations)
-    points = min(evaluations, steps)
-    return tuple(round(steps * point / points) for point in range(1, points + 1))
-
-
 def check_window(window: float) -> None:
     """Raise `ArgumentError` unless ``window`` is a share in [0, 1]; 0 means no average."""
     require(0.0 <= window <= 1.0, "average", "a share in [0, 1]", window)
@@ -261,7 +255,10 @@ class LearningCurve:
                 f"budgets must be 1 with schedule '{schedule}', which ends with its budget, "
                 f"got {budgets}."
             )
-        once = evaluation_steps(steps, evaluations)
+        require(evaluations >= 1, "evaluations", "at least 1", evaluations)
+        # Equally spaced, the last at the end; a budget of fewer steps has one after each.
+        points = min(evaluations, steps)
+        once = [round(steps * point / points) for point in range(1, points + 1)]
         self.stops = tuple(n * steps + stop for n in range(budgets) for stop in once)
         self._evaluations = len(once)
         self.average = average

@@ -19,79 +19,37 @@ from typing import Any
 import optuna
 import torch
 
-from hpo_mab import models, samplers
-from hpo_mab.data import ImageSplits, Normalization
-from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
+from hpo_mab._plan import derive_seed
+from hpo_mab.search import StudyRunner, TrainingObjective, load_spec
+from hpo_mab.search._stored import train_recorded
 from hpo_mab.storage import Storage, TrialRun
-from hpo_mab.training import Budget, DeviceBatches, DeviceSweep, Training, create_optimizer
 
 sys.path.append(str(Path(__file__).parents[1]))
 from shared import write
 
 
-class Again:
-    """Trains configurations of a study under uniform sampling for a trial's budget.
-
-    Args:
-        spec: The study's definition.
-        splits: Its data.
-    """
-
-    def __init__(self, spec: StudySpec, splits: ImageSplits) -> None:
-        self.spec = spec
-        self.splits = splits
-        scale = Normalization(splits.mean, splits.std, channels_last=True)
-        self.batches = DeviceBatches(splits.train, normalization=scale)
-        self.validation = DeviceSweep(splits.validation, normalization=scale)
-        self.test = DeviceSweep(splits.test, normalization=scale)
-        self.steps = Budget(epochs=spec.budget.epochs).num_steps(
-            num_examples=len(splits.train), batch_size=spec.training.batch_size
-        )
-
-    def train(self, trial: TrialRun, number: int) -> tuple[float, float]:
-        """Validation and test accuracy of a trial's training with another seed."""
-        knobs = {name.rpartition(".")[2]: value for name, value in trial.params.items()}
-        smoothing = knobs.pop("label_smoothing", 0.0)
-        train, batch_size = self.splits.train, self.spec.training.batch_size
-        torch.manual_seed(10_000 * (trial.number + 1) + number)
-        network = models.create(
-            self.spec.model.name,
-            in_channels=train.channels,
-            num_classes=train.num_classes,
-            image_size=train.image_size,
-        )
-        training = Training(
-            network,
-            batches=self.batches,
-            validation=self.validation,
-            sampler=samplers.create(
-                "uniform", train.labels, batch_size=batch_size, seed=1000 * trial.number + number
-            ),
-            optimizer=create_optimizer("sgd", network.parameters(), **knobs),
-            steps=self.steps,
-            evaluations=1,
-            label_smoothing=smoothing,
-            warmup=self.spec.training.warmup,
-            channels_last=True,
-        )
+def again(objective: TrainingObjective, trial: TrialRun, number: int) -> tuple[float, float]:
+    """Validation and test accuracy of a trial's configuration, trained with another seed."""
+    seed = derive_seed(objective.seed, "again", trial.number, number)
+    with train_recorded(objective, trial, seed=seed, evaluations=1) as training:
         (end,) = training
-        return end.accuracy, training.evaluate(self.test)[0]
+        return end.accuracy, objective.workload.test_accuracy(training)
 
 
-def study(name: str, *, seed: int, root: str, trials: int, top: int, again: int) -> dict[str, Any]:
+def study(
+    name: str, *, seed: int, root: str, trials: int, top: int, trainings: int
+) -> dict[str, Any]:
     """One study: values of its finished trials, and its best configurations trained again."""
     changes = {"seed": seed, "data.root": root, "sampler.kind": "uniform", "budget.trials": trials}
     spec = load_spec(name, changes)
-    splits = load_splits(spec)
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage(f"sqlite:///{Path(folder, 'study.db')}")
-        runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))
+        runner = StudyRunner(spec, storage)
         run = runner.run("study", score=False).run
         storage.close()
     done = sorted(
         (trial for trial in run.trials if trial.value is not None), key=lambda one: -one.value
     )
-    trainer = Again(spec, splits)
     return {
         "seed": seed,
         "finished": len(done),
@@ -102,7 +60,7 @@ def study(name: str, *, seed: int, root: str, trials: int, top: int, again: int)
                 "number": trial.number,
                 "value": trial.value,
                 "params": dict(trial.params),
-                "again": [trainer.train(trial, number) for number in range(again)],
+                "again": [again(runner.objective, trial, number) for number in range(trainings)],
             }
             for trial in done[:top]
         ],
@@ -133,7 +91,7 @@ def main() -> None:
                 root=options.root,
                 trials=options.trials,
                 top=options.top,
-                again=options.again,
+                trainings=options.again,
             )
             document["studies"].append(found)
             write(options.out, json.dumps(document, separators=(",", ":")) + "\n")

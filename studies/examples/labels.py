@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -37,6 +38,9 @@ from hpo_mab.samplers import UniformSampler
 from hpo_mab.samplers._base import Draw
 from hpo_mab.training import DeviceBatches, DeviceSweep, Training
 from hpo_mab.training._tally import ExampleTally
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import flip
 
 Floats = NDArray[np.float64]
 BATCH_SIZE = 128
@@ -103,15 +107,9 @@ def noisy_labels(
     confused = confusion.fill_diagonal_(-1).argmax(dim=1)
     for kind in ("uniform", "confused"):
         for share in SHARES:
-            generator = torch.Generator().manual_seed(1000 + seed)
-            flipped = torch.randperm(len(right), generator=generator)[: round(share * len(right))]
-            labels = right.clone()
-            other = torch.randint(1, classes, (len(flipped),), generator=generator)
-            labels[flipped] = (
-                (right[flipped] + other) % classes
-                if kind == "uniform"
-                else confused[right[flipped]]
-            )
+            labels = flip(right, share=share, classes=classes, seed=seed)
+            if kind == "confused":
+                labels = torch.where(labels != right, confused[right], right)
             yield f"{kind} {share:.0%}", labels
 
 

@@ -43,7 +43,7 @@ from hpo_mab.training import (
 from hpo_mab.training._tally import ExampleTally
 
 sys.path.append(str(Path(__file__).parents[1]))
-from shared import configurations, write
+from shared import configurations, flip, write
 
 #: The samplers, each as ``sampler.portfolio`` has it by default.
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -79,16 +79,6 @@ class Cell:
     epochs: float
     flipped: float
     seed: int
-
-
-def flip(labels: Tensor, *, share: float, classes: int, seed: int) -> Tensor:
-    """Labels [N] of which a share is replaced by any other class, with equal probability."""
-    generator = torch.Generator().manual_seed(1000 + seed)
-    rows = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
-    flipped = labels.clone()
-    other = torch.randint(1, classes, (len(rows),), generator=generator)
-    flipped[rows] = (labels[rows] + other) % classes
-    return flipped
 
 
 class Cells:

@@ -18,7 +18,6 @@ from hpo_mab.compare import (
     summarise,
     verdict,
 )
-from hpo_mab.compare._records import winner
 from hpo_mab.compare._text import parameter_rows
 from hpo_mab.search import make_spec
 
@@ -44,9 +43,13 @@ class Page(html.parser.HTMLParser):
             self.text.append(data)
 
 
+def _found(runs):
+    return ComparisonRuns(reference="uniform", runs=tuple(runs))
+
+
 @pytest.fixture(name="text", scope="module")
 def _text(runs, summary):
-    return report_html(runs, summary, title="Bandit <b>or</b> uniform & co")
+    return report_html(_found(runs), summary, title="Bandit <b>or</b> uniform & co")
 
 
 @pytest.fixture(name="page", scope="module")
@@ -116,9 +119,11 @@ def test_the_winner_has_its_values_and_their_ranges(trial, run):
         dataclasses.replace(run([trial([0.5], params={"lr": 0.1})], arm="uniform"), spec=spec),
         dataclasses.replace(run([trial([0.7], params={"lr": 0.25, "x": 1})], arm="mab"), spec=spec),
     ]
-    assert winner(runs) is runs[1]
+    words = "".join(Page(report_html(_found(runs), summarise(runs))).text)
+    assert "70.00% validation accuracy: mab, seed 0, trial 0." in words
     assert parameter_rows(runs[1]) == [("lr", "0.25", "0.01 to 1 (log)"), ("x", "1", "-")]
-    assert winner([run([], arm="mab")]) is None
+    runs = [dataclasses.replace(run([], arm=arm), spec=spec) for arm in ("uniform", "mab")]
+    assert "No trial is complete yet." in report_html(_found(runs), summarise(runs))
 
 
 def test_title_is_escaped(text, page):
@@ -130,7 +135,7 @@ def test_names_and_values_of_a_database_are_escaped(runs):
     name = "</script><img src=x>"
     trials = [dataclasses.replace(one, params={"<b>": "<b>"}) for one in runs[0].trials]
     changed = (dataclasses.replace(runs[0], name=name, arm=name, trials=tuple(trials)), *runs[1:])
-    page = Page(report_html(changed, summarise(changed), title="t"))
+    page = Page(report_html(_found(changed), summarise(changed)))
     assert not {"img", "b"} & {tag for tag, _ in page.tags}
     words = "".join(page.text)
     assert name in words
@@ -151,10 +156,14 @@ def test_the_weights_that_were_evaluated_are_named(page):
 
 
 def test_given_record_is_shown(runs, summary):
-    text = report_html(runs[:2], summary, title="t", environment={"gpu": "a <fast> one"})
+    known, unknown = (
+        [dataclasses.replace(one, environment=its) for one in runs[:2]]
+        for its in ({"gpu": "a <fast> one"}, {})
+    )
+    text = report_html(_found(known), summary)
     assert "a &lt;fast&gt; one" in text
     # Studies whose environment is not known do not get this machine's.
-    assert "<pre>{}</pre>" in report_html(runs[:2], summary, title="t", environment={})
+    assert "<pre>{}</pre>" in report_html(_found(unknown), summary)
 
 
 def test_environment_is_json_without_names_or_paths(monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.compare import _runner, run_comparison, stored_comparison
 from hpo_mab.search import StudyRunner, StudySpec, load_splits, make_spec
+from hpo_mab.search._definition import CompareSection
 from hpo_mab.storage import Storage, study_names
 from hpo_mab.training import Budget
 from hpo_mab.training import _training as training_module
@@ -155,12 +156,25 @@ def test_scores_of_another_budget_do_not_count(
         return 0.1 * len(budgets)
 
     monkeypatch.setattr(runner, "train_again", train)
-    found = [
-        _runner.retrain(runner, run, seeds=seeds, epochs=epochs)
-        for seeds, epochs in ((1, None), (2, None), (2, None), (1, None), (1, 0.5))
-    ]
+    found = []
+    for seeds, epochs in ((1, None), (2, None), (2, None), (1, None), (1, 0.5)):
+        compare = CompareSection(retrain=seeds, retrain_epochs=epochs)
+        runner.spec = runner.spec.model_copy(update={"compare": compare})
+        found.append(_runner.retrain(runner, run))
     assert found == [(0.1,), (0.1, 0.2), (0.1, 0.2), (0.1,), (pytest.approx(0.3),)]
     assert budgets == [Budget(steps=4), Budget(steps=4), Budget(epochs=0.5)]
+
+
+def test_an_incumbent_that_cannot_be_trained_again_has_no_scores(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> float:
+        raise KeyError("of a user's data set")
+
+    monkeypatch.setattr(StudyRunner, "train_again", lost)
+    with pytest.warns(_runner.RetrainWarning, match=r"no test accuracy: KeyError: \"of a user's"):
+        found = run_comparison(_spec(compare={"retrain": 1}), storage)
+    assert [run.retrained for run in found.runs] == [(), ()]
 
 
 def test_no_arm_is_trained_if_a_later_one_has_too_few_steps(storage: Storage) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.compare import _stored, stored_comparison
 from hpo_mab.compare._evidence import evidence_of
-from hpo_mab.compare._stored import Selection
+from hpo_mab.compare._stored import _parsed, comparison_of
 from hpo_mab.data import DataIdentity
 from hpo_mab.samplers import BatchSampler, MABSampler, UniformSampler
 from hpo_mab.search import TrialReporter
@@ -126,18 +126,26 @@ def test_a_study_of_own_loops_is_the_arm_of_its_one_sampler(
 @pytest.mark.parametrize(
     ("text", "pattern", "url", "arm"),
     [
-        ("x", "x", None, None),
-        ("arm=x", "x", None, "arm"),
+        ("x", "x", "", None),
+        ("arm=x", "x", "", "arm"),
         ("none.db#x", "x", "none.db", None),
         ("sqlite:///a.db?mode=ro#x", "x", "sqlite:///a.db?mode=ro", None),
         ("arm=a#b.db#x", "x", "a#b.db", "arm"),
     ],
 )
 def test_a_study_may_have_an_arm_and_a_database(
-    text: str, pattern: str, url: str | None, arm: str | None
+    text: str, pattern: str, url: str, arm: str | None
 ) -> None:
-    found = Selection.parse(text)
-    assert found == Selection(pattern=pattern, url=url, arm=arm)
+    assert _parsed(text) == (arm, url, pattern)
+
+
+def test_studies_of_one_database_are_compared_by_their_exact_names(storage: Storage) -> None:
+    names = ["lr=0.1", "a#b*"]
+    for name, sampler in zip(names, (UniformSampler, MABSampler), strict=True):
+        _own_loops(storage, name, budgets=[1_000], samplers=[sampler])
+    found = comparison_of(storage, names, reference=None)
+    assert [run.name for run in found.runs] == names
+    assert found.reference == "uniform"
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,23 @@ import pytest
 from rich.console import Console
 
 from hpo_mab.advantage import Estimate
-from hpo_mab.compare import comparison_tables, summarise
-from hpo_mab.compare._tables import answer_grid, overview, percent, ratio, terminal_table
+from hpo_mab.compare import summarise
+from hpo_mab.compare._tables import (
+    answer_grid,
+    essential_grids,
+    grids,
+    overview,
+    percent,
+    ratio,
+    terminal_table,
+)
 
 
 def shown(summary, width):
     console = Console(width=width, record=True, file=None, quiet=False, highlight=False)
     with console.capture() as captured:
-        for table in comparison_tables(summary):
-            console.print(table)
+        for grid in grids(summary):
+            console.print(terminal_table(grid))
     return captured.get()
 
 
@@ -50,10 +58,10 @@ def test_no_interval_is_shown_where_there_is_none(runs):
 
 
 def test_a_table_has_one_unit(summary):
-    gains = next(t for t in comparison_tables(summary) if "points" in str(t.title))
-    assert "one training example" not in {str(cell) for cell in gains.columns[1].cells}
-    cost = next(t for t in comparison_tables(summary) if str(t.title).startswith("Cost"))
-    assert "one training example" in {str(cell) for cell in cost.columns[1].cells}
+    gains = next(grid for grid in grids(summary) if "points" in grid.title)
+    assert "one training example" not in {row[1] for row in gains.rows}
+    cost = next(grid for grid in grids(summary) if grid.title.startswith("Cost"))
+    assert "one training example" in {row[1] for row in cost.rows}
 
 
 def test_a_ratio_whose_interval_is_too_wide_is_shown_without_it():
@@ -78,12 +86,11 @@ def test_the_answers_fit_80_columns(summary):
 
 
 def test_one_arm_has_its_own_tables_only(runs):
-    assert len(comparison_tables(summarise(runs[:1]))) == 2
+    assert len(grids(summarise(runs[:1]))) == 2
 
 
 def test_the_essential_tables_come_first_and_are_few(summary):
-    every = [table.title for table in comparison_tables(summary)]
-    few = [table.title for table in comparison_tables(summary, essential=True)]
+    every, few = grids(summary), essential_grids(summary)
     assert few == every[:2]
     assert len(every) > 6
     (contrast,) = summary.contrasts

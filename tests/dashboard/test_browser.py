@@ -15,7 +15,7 @@ import pytest
 
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab.advantage import Evidence
-from hpo_mab.compare import report_html
+from hpo_mab.compare import ComparisonRuns, report_html
 from hpo_mab.dashboard import application, publish_comparison, publish_study
 from hpo_mab.dashboard._files import CURVES_FILE
 from hpo_mab.pruners import AdvantageWarning
@@ -231,7 +231,8 @@ def test_the_report_draws_every_figure_without_a_network(
     page: Page, compared, tmp_path: Path
 ) -> None:
     path = tmp_path / "report.html"
-    path.write_text(report_html(compared.runs, compared.summary, title="report"))
+    found = ComparisonRuns(reference="uniform", runs=compared.runs)
+    path.write_text(report_html(found, compared.summary, title="report"))
     page.context.set_offline(True)
     try:
         page.goto(path.as_uri())

@@ -23,7 +23,6 @@ from PIL import Image
 from hpo_mab._attributes import CONFIRMED_KEY, PUBLISHED_KEY
 from hpo_mab.dashboard import _publish as publishing
 from hpo_mab.dashboard import (
-    artifact_folder,
     publish_comparison,
     publish_study,
     refresh,
@@ -31,7 +30,7 @@ from hpo_mab.dashboard import (
 from hpo_mab.dashboard._files import CURVES_FILE, listed_examples
 from hpo_mab.dashboard._serve import application, make_server
 from hpo_mab.search import StudySpec, TrialReporter, load_splits
-from hpo_mab.storage import Storage, open_study, read_run
+from hpo_mab.storage import Storage, files_folder, open_study, read_run
 
 COMPARED = {
     "advantage-examples",
@@ -217,7 +216,7 @@ def test_large_curves_are_an_artifact_replaced_in_place(large: Storage) -> None:
     publish_study(large, run)
     study = open_study(large, run.name)
     (meta,) = get_all_artifact_meta(study)
-    folder = artifact_folder(large)
+    folder = files_folder(large, "artifacts")
     assert folder == Path(str(large.url.database)).with_name("large_artifacts")
     with (folder / meta.artifact_id).open(newline="") as file:
         rows = list(csv.DictReader(file))

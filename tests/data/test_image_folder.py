@@ -93,6 +93,11 @@ def test_without_test_folder_a_fixed_stratified_fifth_is_held_out(
     assert len(together.unique()) == 20
     again, _ = data.load("image_folder", root=tmp_path, size=8)
     assert torch.equal(train.images, again.images)
+    splits = data.load_splits("image_folder", root=tmp_path, size=8)
+    assert splits.positions is not None
+    for place, image in zip(splits.positions.tolist(), splits.train.images, strict=True):
+        path = Path(splits.names[place])
+        assert image[0, 0, 0] == 100 * (path.parent.name == "b") + int(path.stem)
 
 
 def test_the_cache_is_used_until_a_file_changes(

@@ -28,7 +28,7 @@ def _pass_sums(sampler: InfoBatchSampler, passes: int) -> torch.Tensor:
         assert losses.grad is not None
         weights[index] = losses.grad[0]
         drawn[index] = True
-        if not len(sampler._stream._order):
+        if not len(sampler._order):
             sums.append(weights)
             weights, drawn = torch.zeros(10), torch.zeros(10, dtype=torch.bool)
     return torch.stack(sums)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from hpo_mab.samplers._streams import (
-    PlanStream,
+    UniformSampler,
     accumulate,
     choose_with_replacement,
     choose_without_replacement,
@@ -22,23 +23,35 @@ from hpo_mab.samplers._streams import (
 )
 
 
-def _stream(sizes: list[int], total: int) -> tuple[PlanStream, list[torch.Tensor]]:
-    """A stream over random subsets of the given sizes, and the plans it made."""
-    generator = make_generator(0)
-    plans: list[torch.Tensor] = []
+class _Planned(UniformSampler):
+    """Passes in random order, each cut to the next of some sizes."""
 
-    def plan() -> torch.Tensor:
-        plans.append(torch.randperm(total, generator=generator)[: sizes[len(plans) % len(sizes)]])
-        return plans[-1]
+    _turn = 0.5
 
-    return PlanStream(plan, num_labels=total, generator=generator), plans
+    def __init__(self, sizes: list[int], total: int) -> None:
+        super().__init__(torch.zeros(total), batch_size=1)
+        self.sizes = sizes
+        self.plans: list[torch.Tensor] = []
+
+    def _plan(self) -> torch.Tensor:
+        size = self.sizes[len(self.plans) % len(self.sizes)]
+        self.plans.append(super()._plan()[:size])
+        return self.plans[-1]
+
+
+class _Marked(UniformSampler):
+    """Passes in random order whose entries are marked in turn."""
+
+    def _plan(self) -> torch.Tensor:
+        order = super()._plan()
+        return order + len(order) * (torch.arange(len(order)) % 2)
 
 
 def test_every_plan_is_taken_whole_and_in_turn() -> None:
-    stream, plans = _stream([10, 7, 9], 10)
-    taken = torch.cat([stream.take(4) for _ in range(40)])
+    sampler = _Planned([10, 7, 9], 10)
+    taken = torch.cat([sampler._take(4) for _ in range(40)])
     start = 0
-    for plan in plans[:-1]:
+    for plan in sampler.plans[:-1]:
         part = taken[start : start + len(plan)]
         assert sorted(part.tolist()) == sorted(plan.tolist())
         start += len(plan)
@@ -46,20 +59,17 @@ def test_every_plan_is_taken_whole_and_in_turn() -> None:
 
 
 def test_straddling_batches_hold_nothing_twice() -> None:
-    stream, _ = _stream([11], 11)
+    sampler = _Planned([11], 11)
     for _ in range(200):
-        assert len(set(stream.take(5).tolist())) == 5
+        assert len(set(sampler._take(5).tolist())) == 5
 
 
 def test_straddling_does_not_change_where_examples_come() -> None:
     """Each example is equally likely at each place of the second pass (chi-square, 1e-4)."""
     counts = torch.zeros(7, 7)
     for seed in range(1500):
-        generator = make_generator(seed)
-        stream = PlanStream(
-            lambda g=generator: torch.randperm(7, generator=g), num_labels=7, generator=generator
-        )
-        second = torch.cat([stream.take(4) for _ in range(4)])[7:14]
+        sampler = UniformSampler(torch.zeros(7), batch_size=1, seed=seed)
+        second = torch.cat([sampler._take(4) for _ in range(4)])[7:14]
         counts[torch.arange(7), second] += 1
     expected = 1500 / 7
     statistic = float(((counts - expected) ** 2 / expected).sum())
@@ -67,30 +77,31 @@ def test_straddling_does_not_change_where_examples_come() -> None:
 
 
 def test_plans_shorter_than_a_batch() -> None:
-    stream, plans = _stream([3, 2], 10)
-    batches = [stream.take(8) for _ in range(5)]
+    sampler = _Planned([3, 2], 10)
+    batches = [sampler._take(8) for _ in range(5)]
     assert [len(batch) for batch in batches] == [8] * 5
     taken = torch.cat(batches)
-    assert set(taken.tolist()) <= set(torch.cat(plans).tolist())
+    assert set(taken.tolist()) <= set(torch.cat(sampler.plans).tolist())
 
 
 def test_marked_entries_count_as_their_example() -> None:
-    generator = make_generator(0)
-    stream = PlanStream(
-        lambda: torch.randperm(5, generator=generator) + 5 * (torch.arange(5) % 2),
-        num_labels=5,
-        generator=generator,
-    )
+    sampler = _Marked(torch.zeros(5), batch_size=1)
     for _ in range(60):
-        assert len({entry % 5 for entry in stream.take(3).tolist()}) == 3
+        assert len({entry % 5 for entry in sampler._take(3).tolist()}) == 3
 
 
-def test_restart_drops_the_rest() -> None:
-    stream, plans = _stream([10], 10)
-    stream.take(3)
-    stream.restart()
-    assert sorted(stream.take(10).tolist()) == list(range(10))
-    assert len(plans) == 2
+def test_where_plans_change_the_rest_is_dropped() -> None:
+    sampler = _Planned([10], 10)
+    sampler._take(3)
+    sampler.set_progress(0.5)
+    assert sampler._take(10).tolist() == sampler.plans[1].tolist()
+
+
+def test_a_deleted_sampler_frees_its_memory_at_once() -> None:
+    sampler = UniformSampler(torch.zeros(5), batch_size=1)
+    deleted = weakref.ref(sampler)
+    del sampler
+    assert deleted() is None
 
 
 POSITIONS = torch.tensor([2, 0, 2, 3])

@@ -14,9 +14,16 @@ from optuna.artifacts import get_all_artifact_meta, upload_artifact
 
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.dashboard import publish_study
-from hpo_mab.dashboard._files import Artifacts, artifact_folder
+from hpo_mab.dashboard._files import Artifacts
 from hpo_mab.search import StudyRunner, StudySpec, copy_study
-from hpo_mab.storage import CurveStore, MissingCurvesWarning, Storage, read_run, study_names
+from hpo_mab.storage import (
+    CurveStore,
+    MissingCurvesWarning,
+    Storage,
+    files_folder,
+    read_run,
+    study_names,
+)
 
 Make = Callable[..., StudySpec]
 
@@ -136,14 +143,14 @@ def test_a_copy_has_the_artifacts(
             study_or_trial=owner,
             storage=storage.optuna,
             file_path=str(tmp_path / "note.txt"),
-            artifact_store=Artifacts(artifact_folder(storage)),
+            artifact_store=Artifacts(storage),
         )
     study.tell(trial, 1.0)
     copy_study(storage, "study", target)
     copy = optuna.load_study(study_name="study", storage=target.optuna)
     for owner, text in ((copy, "of the study"), (copy.trials[0], "of the trial")):
         (found,) = get_all_artifact_meta(owner, storage=target.optuna)
-        assert (artifact_folder(target) / found.artifact_id).read_text() == text
+        assert (files_folder(target, "artifacts") / found.artifact_id).read_text() == text
 
 
 def test_a_copy_within_one_database_takes_its_artifacts_however_it_is_named(
@@ -158,12 +165,12 @@ def test_a_copy_within_one_database_takes_its_artifacts_however_it_is_named(
         study_or_trial=study,
         storage=one.optuna,
         file_path=str(tmp_path / "note.txt"),
-        artifact_store=Artifacts(artifact_folder(one)),
+        artifact_store=Artifacts(one),
     )
     copy_study(one, "study", other, to_name="copy")
     copy = optuna.load_study(study_name="copy", storage=other.optuna)
     (found,) = get_all_artifact_meta(copy, storage=other.optuna)
-    assert (artifact_folder(other) / found.artifact_id).read_text() == "kept"
+    assert (files_folder(other, "artifacts") / found.artifact_id).read_text() == "kept"
     one.close()
     other.close()
 

@@ -33,7 +33,6 @@ from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.search._workload import Loop
 from hpo_mab.storage import Storage, read_run
-from hpo_mab.storage._process import Locks
 from hpo_mab.training import Budget
 
 Make = Callable[..., StudySpec]
@@ -379,11 +378,11 @@ def test_a_loop_queues_twins_with_the_lock_held(
     splits: ImageSplits, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, seen = [False], []
-    hold, queue = Locks.hold, TrainingObjective.queue_twins
+    hold, queue = storage.lock, TrainingObjective.queue_twins
 
     @contextlib.contextmanager
-    def watched(self: Locks, name: str) -> Iterator[None]:
-        with hold(self, name):
+    def watched(name: str) -> Iterator[None]:
+        with hold(name):
             held[0] = True
             try:
                 yield
@@ -394,7 +393,7 @@ def test_a_loop_queues_twins_with_the_lock_held(
         seen.append(held[0])
         return queue(self, *given)
 
-    monkeypatch.setattr(Locks, "hold", watched)
+    monkeypatch.setattr(storage, "lock", watched)
     monkeypatch.setattr(TrainingObjective, "queue_twins", queue_twins)
     study = _study(storage=storage.optuna)
     Target(trials=2, total=None, epoch_examples=40).save(study)

@@ -111,6 +111,11 @@ class Forgets(optuna.samplers.RandomSampler):
         raise OSError("the disk is gone")
 
 
+class Looks(optuna.samplers.RandomSampler):
+    def after_trial(self, study, trial, state, values):
+        return trial.params["momentum"]
+
+
 class First(BasePruner):
     def __init__(self, *, max_resource: int, after: int = 1):
         self.after = min(after, max_resource)
@@ -308,10 +313,15 @@ def test_an_error_in_the_users_own_code_is_named_before_any_trial(
         StudyRunner(tiny(**change), storage)
 
 
-def test_a_search_sampler_that_fails_is_named(storage: Storage, tiny: Make) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"), [("Forgets", "OSError: the disk"), ("Looks", "KeyError: 'momentum'")]
+)
+def test_a_search_sampler_that_fails_is_named(
+    storage: Storage, tiny: Make, name: str, reason: str
+) -> None:
     whole = tiny().model_dump(mode="json")
-    spec = make_spec({**whole, "search": {"sampler": "mine:Forgets", "initial": 1}})
-    with pytest.raises(ArgumentError, match=r"search\.sampler Forgets failed: OSError: the disk"):
+    spec = make_spec({**whole, "search": {"sampler": f"mine:{name}", "initial": 1}})
+    with pytest.raises(ArgumentError, match=rf"search\.sampler {name} failed: {reason}"):
         _run(spec, storage)
     assert [trial.state for trial in read_run(storage, "study").trials] == ["complete"]
 

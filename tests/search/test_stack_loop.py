@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, make_objective
 from hpo_mab.search._checkpoint import CheckpointWarning, SlotCheckpoint
 from hpo_mab.search._recorder import TrialRecord
-from hpo_mab.search._slots import _most_slots, choose_slots, is_stack_faster
+from hpo_mab.search._slots import _most_slots, choose_slots, seconds_alone, seconds_stacked
 from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.search._stacks import Stacks
 from hpo_mab.search._target import Target
@@ -373,6 +375,30 @@ def test_out_of_memory_halves_the_slots_and_loses_no_trial(
     assert any("2 instead of 4 trials at a time" in reason for reason in outcome.loop_reasons)
 
 
+def test_a_stack_that_had_no_memory_is_freed_before_the_next_is_made(
+    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _OutOfMemory(monkeypatch, room=2)
+    made: list[weakref.ref[training.StackedTrainer]] = []
+    alive: list[int] = []
+    make = Workload.stack
+
+    def stack(workload: Workload, *given: Any, **options: Any) -> training.StackedTrainer:
+        one = make(workload, *given, **options)
+        made.append(weakref.ref(one))
+        return one
+
+    def release() -> None:
+        gc.collect()
+        alive.append(sum(each() is not None for each in made))
+
+    monkeypatch.setattr(Workload, "stack", stack)
+    monkeypatch.setattr("hpo_mab.search._stack_loop.release_memory", release)
+    tiny_runner(budget={"trials": 4}, training={"slots": 4}).run(score=False)
+    assert len(made) == 2
+    assert alive[0] == 0
+
+
 def test_a_network_too_large_for_a_stack_is_trained_alone(
     tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,6 +553,28 @@ def test_the_cpu_trains_one_at_a_time_by_itself(tiny: Make, splits: ImageSplits)
     assert choose_slots(make_objective(tiny(), splits), most=25) == 1
 
 
+def test_a_probe_without_memory_halves_the_slots(
+    tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 8
+
+    def stacked(workload: Workload, configuration: Any, *, slots: int) -> float:
+        if slots > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if slots < 4:
+            raise RuntimeError("no stack")
+        return 1.0 / slots
+
+    monkeypatch.setattr("hpo_mab.search._slots.seconds_alone", lambda *_: 1.0)
+    monkeypatch.setattr("hpo_mab.search._slots.seconds_stacked", stacked)
+    objective = make_objective(tiny(), splits)
+    objective.workload.device = torch.device("cuda")
+    assert choose_slots(objective, most=32) == 8
+    assert choose_slots(objective, most=3) == 1
+    room = 0
+    assert choose_slots(objective, most=32) == 1
+
+
 def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(
     tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,7 +596,8 @@ def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(
     monkeypatch.setattr(DeviceSweep, "batches", batches)
     monkeypatch.setattr("hpo_mab.search._slots._PROBED_EXAMPLES", 4)
     configuration, _ = objective.space.corners()
-    is_stack_faster(workload, configuration, slots=5)
+    seconds_alone(workload, configuration)
+    seconds_stacked(workload, configuration, slots=5)
     # One alone, the stack's own and one for all slots.
     assert len(made) == 3
     assert swept == {4}

@@ -28,8 +28,25 @@ def test_a_uri_is_refused() -> None:
         Storage("sqlite:///file:studies.db?uri=true")
 
 
+def test_an_open_database_stays_the_same_in_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = Storage("studies.db")
+    optuna.create_study(study_name="own", storage=storage.optuna)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert study_names(storage) == ("own",)
+    with storage.lock("own"):
+        assert (tmp_path / "studies.db.lock").exists()
+    storage.close()
+    assert not any((tmp_path / "below").iterdir())
+
+
 def test_reading_makes_no_file(tmp_path: Path) -> None:
     path = tmp_path / "none.db"
+    assert study_names(Storage(str(path))) == ()
+    assert not path.exists()
     with pytest.raises(StorageError, match=r"no study database.*hpo-mab run"):
         Storage(f"sqlite:///{path}", create=False)
     assert not path.exists()
@@ -82,7 +99,7 @@ def test_an_unknown_study_offers_the_nearest(tmp_path: Path) -> None:
 def test_braces_and_percent_signs_in_a_path_are_plain_letters(tmp_path: Path) -> None:
     path = tmp_path / "odd {name} 50%.db"
     storage = Storage(f"sqlite:///{path}")
-    assert study_names(storage) == ()
+    assert storage.curves.load([1]) == {}
     assert path.exists()
     storage.close()
 
@@ -119,8 +136,9 @@ def test_a_database_that_does_not_answer_is_waited_for(
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat")
+@pytest.mark.parametrize("open_elsewhere", [False, True])
 def test_a_database_in_a_folder_that_may_not_be_written_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_elsewhere: bool
 ) -> None:
     storage = Storage(str(tmp_path / "studies.db"))
     study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
@@ -130,7 +148,9 @@ def test_a_database_in_a_folder_that_may_not_be_written_is_read(
         reporter.report(accuracy=0.5)
     study.tell(trial, reporter.accuracy)
     written = read_run(storage, "own")
-    storage.close()
+    if not open_elsewhere:
+        # The commits are then in the file, otherwise in its journal.
+        storage.close()
     files = sorted(tmp_path.iterdir())
     # Root may write everywhere.
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo_mab.training import Schedule
-from hpo_mab.training._schedule import evaluation_steps
+from hpo_mab.training._schedule import LearningCurve
 
 
 def test_exact_values() -> None:
@@ -32,7 +32,7 @@ def test_rises_to_one_then_falls_to_zero(steps: int, warmup: float) -> None:
 
 @given(steps=st.integers(1, 10_000), evaluations=st.integers(1, 50))
 def test_evaluations_are_equally_spaced_and_end_at_the_budget(steps: int, evaluations: int) -> None:
-    points = evaluation_steps(steps, evaluations)
+    points = LearningCurve(steps=steps, evaluations=evaluations).stops
     assert len(points) == min(steps, evaluations)
     assert points[-1] == steps
     gaps = {after - before for before, after in zip((0, *points), points, strict=False)}

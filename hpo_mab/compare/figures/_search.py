@@ -121,8 +121,6 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
     """
     if currency not in CURRENCIES:
         raise UnknownNameError("currency", currency, CURRENCIES)
-    import plotly.graph_objects as go
-
     chosen = colours(arms_compared(summary))
     made = figure(
         title=f"Cost to target in {currency}, relative to {summary.reference}",
@@ -136,25 +134,23 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
             if cost.currency == currency and math.isfinite(cost.ratio.value)
         ]
         if costs:
-            made.add_trace(
-                go.Scatter(
-                    x=[cost.ratio.value for cost in costs],
-                    # Two lines each: a telephone has no room for one.
-                    y=["<br>".join(textwrap.wrap(TARGETS[cost.target], 14)) for cost in costs],
-                    name=contrast.arm,
-                    legendgroup=contrast.arm,
-                    mode="markers",
-                    marker={
-                        "color": chosen[contrast.arm],
-                        "size": 11,
-                        "symbol": [
-                            "triangle-right" if cost.ratio.censored else "circle" for cost in costs
-                        ],
-                    },
-                    error_x=_error_bars(costs),
-                    text=[_cost_text(cost) for cost in costs],
-                    hovertemplate="%{text}<extra>%{fullData.name}</extra>",
-                )
+            made.add_scatter(
+                x=[cost.ratio.value for cost in costs],
+                # Two lines each: a telephone has no room for one.
+                y=["<br>".join(textwrap.wrap(TARGETS[cost.target], 14)) for cost in costs],
+                name=contrast.arm,
+                legendgroup=contrast.arm,
+                mode="markers",
+                marker={
+                    "color": chosen[contrast.arm],
+                    "size": 11,
+                    "symbol": [
+                        "triangle-right" if cost.ratio.censored else "circle" for cost in costs
+                    ],
+                },
+                error_x=_error_bars(costs),
+                text=[_cost_text(cost) for cost in costs],
+                hovertemplate="%{text}<extra>%{fullData.name}</extra>",
             )
             _explain_marks(made, [cost.ratio for cost in costs])
     made.update_layout(
@@ -320,7 +316,6 @@ def knob_slices(
         prefix: Which parameters to show; ``""`` shows all.
         max_points: Most points per arm and panel.
     """
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     arms = arms_run(runs)
@@ -346,17 +341,15 @@ def knob_slices(
             points = [trial for trial in trials[arm] if knob in trial.params]
             kept = [points[position] for position in thin(len(points), max_points)]
             if kept:
-                panels.add_trace(
-                    go.Scatter(
-                        x=[x if numeric else str(x) for x in (t.params[knob] for t in kept)],
-                        y=[100 * (trial.value or 0.0) for trial in kept],
-                        name=arm,
-                        legendgroup=arm,
-                        # One entry for all panels.
-                        showlegend=arm not in shown,
-                        mode="markers",
-                        marker={"color": chosen[arm], "opacity": 0.7},
-                    ),
+                panels.add_scatter(
+                    x=[x if numeric else str(x) for x in (t.params[knob] for t in kept)],
+                    y=[100 * (trial.value or 0.0) for trial in kept],
+                    name=arm,
+                    legendgroup=arm,
+                    # One entry for all panels.
+                    showlegend=arm not in shown,
+                    mode="markers",
+                    marker={"color": chosen[arm], "opacity": 0.7},
                     row=1,
                     col=column,
                 )
@@ -377,8 +370,6 @@ def knob_importance(importances: Mapping[str, Mapping[str, float]]) -> go.Figure
         importances: By arm, then by parameter: shares as from PED-ANOVA by
             `optuna.importance.get_param_importances`. An arm without shares has no bar.
     """
-    import plotly.graph_objects as go
-
     made = figure(
         title="Which parameters mattered",
         x="importance for reaching the best tenth (%)",
@@ -393,16 +384,14 @@ def knob_importance(importances: Mapping[str, Mapping[str, float]]) -> go.Figure
     order = sorted(highest, key=lambda name: (highest[name], name))
     for arm, shares in sorted(importances.items()):
         if shares:
-            made.add_trace(
-                go.Bar(
-                    x=[100 * shares.get(name, 0.0) for name in order],
-                    y=order,
-                    orientation="h",
-                    name=arm,
-                    legendgroup=arm,
-                    marker={"color": chosen[arm]},
-                    hovertemplate="%{y}: %{x:.1f} %<extra>%{fullData.name}</extra>",
-                )
+            made.add_bar(
+                x=[100 * shares.get(name, 0.0) for name in order],
+                y=order,
+                orientation="h",
+                name=arm,
+                legendgroup=arm,
+                marker={"color": chosen[arm]},
+                hovertemplate="%{y}: %{x:.1f} %<extra>%{fullData.name}</extra>",
             )
     made.update_layout(barmode="group")
     made.update_yaxes(automargin=True, title=None)

@@ -128,8 +128,6 @@ def add_line(
     target: go.Figure, x: ArrayLike, y: ArrayLike, *, name: str, arms: Iterable[str], **options: Any
 ) -> None:
     """Add an arm's curve in its colour; points that are not finite are left out."""
-    import plotly.graph_objects as go
-
     at, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     seen = np.isfinite(at) & np.isfinite(values)
     if "text" in options:
@@ -137,15 +135,13 @@ def add_line(
     known = list(arms)
     line = {"color": colours(known)[name], "dash": dashes(known)[name]}
     line |= options.pop("line", {})
-    target.add_trace(
-        go.Scatter(
-            x=at[seen].tolist(),
-            y=values[seen].tolist(),
-            name=name,
-            legendgroup=name,
-            line=line,
-            **({"mode": "lines"} | options),
-        )
+    target.add_scatter(
+        x=at[seen].tolist(),
+        y=values[seen].tolist(),
+        name=name,
+        legendgroup=name,
+        line=line,
+        **({"mode": "lines"} | options),
     )
 
 
@@ -183,8 +179,6 @@ def add_interval(
     if curves > _BANDS:
         _add_bars(target, at, under, over, name=name, arms=arms, label=label)
         return
-    import plotly.graph_objects as go
-
     common = {
         "x": at.tolist(),
         "mode": "lines",
@@ -195,9 +189,9 @@ def add_interval(
         "line": {"width": 0, "shape": "hv" if step else "linear"},
     }
     # A band is two lines without width, the upper one filled down to the one before it.
-    target.add_trace(go.Scatter(y=under.tolist(), **common))
+    target.add_scatter(y=under.tolist(), **common)
     fill = _translucent(colours(arms)[name])
-    target.add_trace(go.Scatter(y=over.tolist(), fill="tonexty", fillcolor=fill, **common))
+    target.add_scatter(y=over.tolist(), fill="tonexty", fillcolor=fill, **common)
     explain(target, f"shaded: {label}")
 
 
@@ -211,8 +205,6 @@ def _add_bars(
     arms: Sequence[str],
     label: str,
 ) -> None:
-    import plotly.graph_objects as go
-
     if len(at) > _BARS:
         at, low, high = at[-1:], low[-1:], high[-1:]
     # Next to each other: bars at one place hide each other.
@@ -220,18 +212,16 @@ def _add_bars(
     shift = 0.008 * width * (arms.index(name) - (len(arms) - 1) / 2)
     # The bar is that of an invisible point in its middle: intervals need not be symmetric.
     middle = (low + high) / 2
-    target.add_trace(
-        go.Scatter(
-            x=(at + shift).tolist(),
-            y=middle.tolist(),
-            mode="markers",
-            marker={"opacity": 0, "color": colours(arms)[name]},
-            error_y={"type": "data", "array": (high - middle).tolist(), "thickness": 1.2},
-            legendgroup=name,
-            showlegend=False,
-            hoverinfo="skip",
-            name=f"{name}: {label}",
-        )
+    target.add_scatter(
+        x=(at + shift).tolist(),
+        y=middle.tolist(),
+        mode="markers",
+        marker={"opacity": 0, "color": colours(arms)[name]},
+        error_y={"type": "data", "array": (high - middle).tolist(), "thickness": 1.2},
+        legendgroup=name,
+        showlegend=False,
+        hoverinfo="skip",
+        name=f"{name}: {label}",
     )
     explain(target, f"bar: {label}")
 
@@ -240,21 +230,17 @@ def add_open_ends(
     target: go.Figure, x: Sequence[float], y: Sequence[float], *, name: str, arms: Iterable[str]
 ) -> None:
     """Add arrows where an arm's interval has no upper end."""
-    import plotly.graph_objects as go
-
     if not len(x):
         return
-    target.add_trace(
-        go.Scatter(
-            x=list(x),
-            y=list(y),
-            mode="markers",
-            marker={"symbol": "arrow-up", "size": 10, "color": colours(arms)[name]},
-            name=f"{name}: no upper bound",
-            legendgroup=name,
-            showlegend=False,
-            hoverinfo="skip",
-        )
+    target.add_scatter(
+        x=list(x),
+        y=list(y),
+        mode="markers",
+        marker={"symbol": "arrow-up", "size": 10, "color": colours(arms)[name]},
+        name=f"{name}: no upper bound",
+        legendgroup=name,
+        showlegend=False,
+        hoverinfo="skip",
     )
     explain(target, "arrow: no upper bound")
 
@@ -268,12 +254,8 @@ def add_reference(
     colour: str = "#888888",
 ) -> None:
     """Add a dotted line that arms are compared with, and its entry in the legend."""
-    import plotly.graph_objects as go
-
     line = {"color": colour, "width": 1.5, "dash": "dot"}
-    target.add_trace(
-        go.Scatter(x=list(x), y=list(y), name=name, mode="lines", line=line, hoverinfo="skip")
-    )
+    target.add_scatter(x=list(x), y=list(y), name=name, mode="lines", line=line, hoverinfo="skip")
 
 
 def add_unit(
