@@ -78,7 +78,7 @@ def _data(place: Place) -> ImageSplits:
 
 
 def _loop(place: Place, data: ImageSplits, until: Callable[[], bool], seed: int = 0) -> float:
-    """Train trial after trial until ``stop``; returns trials done, with fractions."""
+    """Train trial after trial until ``until()`` is true; returns trials done, with fractions."""
     done, evaluations = 0, task(place).evaluations
     while not until():
         for part in _curve(place, data, seed=seed + done):

@@ -55,7 +55,10 @@ def gaps(seed: int, *, slots: int, trials: int, ahead: bool) -> np.ndarray:
 
 
 def trials_needed(one: np.ndarray, other: np.ndarray, *, after: int) -> float:
-    """Trials of one search to what the other has after some, as a ratio; a lower bound if never."""
+    """Ratio of the trials that both searches need to the best of ``other`` by trial ``after``.
+
+    A lower bound if ``one`` never reaches that.
+    """
     wanted = other[after - 1]
     reached = np.flatnonzero(one <= wanted)
     needed = reached[0] + 1 if len(reached) else len(one) + 1

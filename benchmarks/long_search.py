@@ -28,7 +28,7 @@ from hpo_mab.search._searchers import PlannedSampler, sampler_factory
 
 PARAMETERS = 4
 EVALUATIONS = 8
-#: Of the last evaluation; the first is five times as noisy.
+#: Of the last evaluation; the first is 4.5 times as noisy.
 NOISE = 0.003
 LAST = 500
 

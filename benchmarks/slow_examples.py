@@ -42,7 +42,7 @@ def share_of_special(kind: str, knobs: dict[str, Any], *, learnable: bool, seed:
     for step in range(steps):
         indices = sampler.draw()
         special = SPECIAL[indices]
-        # A draw lowers the loss of its group, and a little more its own. Rare groups take longer.
+        # A loss falls with each pass, four times as slowly if special, and with each own draw.
         slowness = torch.where(special, 6.0, 1.5)
         fall = torch.exp(-step / len(sampler) / slowness - 0.05 * visits[indices])
         if not learnable:

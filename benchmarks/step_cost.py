@@ -55,7 +55,7 @@ def run(
 
 
 def contestant(evaluations: Iterator[Evaluation]) -> tuple[Callable[[], float], list[float]]:
-    """Seconds of the next few steps, and those of them in the sampler."""
+    """A function that trains and times the next steps, and a list of the sampler's seconds."""
     before = [0.0, 0.0]
     sampler_seconds: list[float] = []
 

@@ -15,13 +15,13 @@ from hpo_mab._errors import ArgumentError
 PREFIX = "hpo_mab:"
 
 # User attributes of a trial.
-#: Its place in the study's plan, from 0; a retry and a twin have that of the trial they repeat.
+#: Its position in the study's plan, from 0; retries and twins have that of the trial they repeat.
 SLOT_KEY = "hpo_mab:slot"
 #: Whether every arm of a comparison trains its configuration.
 PAIRED_KEY = "hpo_mab:paired"
 #: Its batch sampler, where that is not the definition's.
 SAMPLER_KEY = "hpo_mab:sampler"
-#: The sampler, also of an arm, that all others are compared with.
+#: Name of uniform sampling, which every other batch sampler is compared with.
 UNIFORM = "uniform"
 #: The slot that it repeats under another batch sampler.
 TWIN_KEY = "hpo_mab:twin_of"
@@ -76,8 +76,8 @@ FIDELITY_KEY = "hpo_mab:fidelity"
 CHOICE_KEY = "hpo_mab:auto"
 #: The samplers that race for that choice, and their pairs, see `hpo_mab.search._race.RacePlan`.
 RACE_KEY = "hpo_mab:race"
-#: Use of the evidence that its definition names: the ``digest`` of the evidence, whether its
-#: ``pruner`` uses it, and why its choice of a batch sampler is ``unused`` (or empty).
+#: What the study uses of the evidence that its definition names: the ``digest`` of the evidence,
+#: whether the ``pruner`` uses it, and why the batch sampler chosen in it is ``unused`` (or empty).
 GIVEN_KEY = "hpo_mab:given"
 #: Test accuracy of the best trial's network: ``{"trial": number, "accuracy": float}``.
 TEST_KEY = "hpo_mab:test"
@@ -117,7 +117,7 @@ class Section:
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], name: str, key: str) -> Self:
-        """A section of a spec by its name, and the key that names something."""
+        """The section ``name`` of a spec; ``key`` is the option that holds its `kind`."""
         options = dict(spec.get(name, {}))
         return cls(kind=str(options.pop(key, "")), options=options)
 
@@ -133,7 +133,7 @@ NAMING_KEYS: Mapping[str, str] = {
 }
 #: A trial's budget has one of these units.
 BUDGET_KEYS = ("budget.epochs", "budget.steps", "budget.examples")
-#: Sections whose options are parameters by their own name.
+#: Sections that parameter names leave out: ``lr``, not ``optimizer.lr``.
 BARE = ("optimizer", "training")
 
 
@@ -141,7 +141,7 @@ BARE = ("optimizer", "training")
 class StudySettings:
     """A stored study definition as typed values; a study without one has empty sections.
 
-    Records may lack keys that were added later. These have the values that they stood for.
+    A key that an older record lacks has the value that was in effect then.
 
     Attributes:
         name: Name of the definition; empty if there is none.

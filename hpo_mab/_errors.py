@@ -180,8 +180,7 @@ def stored_arguments(
 def _stored_form(value: Any) -> Any:
     """A value as a file can hold it.
 
-    For arrays it is a digest of their numbers, for functions their name, for other objects their
-    type.
+    An array becomes a digest of its numbers, a function its name, any other object its type.
     """
     # Here, not at the top: definitions are read without them.
     import numpy as np

@@ -56,7 +56,7 @@ class ExampleCounts:
     """Sums over the visits of each recorded example.
 
     Attributes:
-        trials: Trainings that they are of.
+        trials: Number of trials whose visits are summed.
         sums: A column for each of `COLUMNS`, float32 [n, 6].
         predictions: How often each class had the highest output, uint32 [n, C]; None where
             `keeps_predictions` is false.

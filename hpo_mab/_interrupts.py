@@ -41,7 +41,7 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
     Nothing changes in other threads, and for signals that have another handler than Python's.
 
     Yields:
-        Returns whether Ctrl-C was pressed.
+        A function that returns whether Ctrl-C was pressed.
     """
     global _interrupts
     if threading.current_thread() is not threading.main_thread():

@@ -247,7 +247,7 @@ def _hint_of_value(value: Any) -> str:
     return "classes are whole numbers" if number else _HINT_OF_NUMBERING
 
 
-def stratified_halves(
+def stratified_split(
     labels: Tensor, *, share: float, seed: int, name: str = "validation"
 ) -> tuple[Tensor, Tensor]:
     """Split positions in two, each class in proportion; a class seen once stays on the first side.

@@ -1,10 +1,10 @@
 """The plan of a study: its slots and attempts, which of them count, and which is next.
 
-A *slot* is a place in the plan, from 0: it has one configuration and one seed. A trial is an
-*attempt* at a slot, or at a *twin*, which repeats the slot under another batch sampler. An
-attempt that was cut off is followed by another one. A *promotion* has a slot of its own, in which
-it trains a stopped configuration in full. A *continuation* has the slot of a paused or complete
-attempt, which it replaces; if it is pruned, a complete one stays.
+A *slot* is a position in the plan, from 0, with one configuration and one seed. A *twin* repeats a
+slot under another batch sampler. A trial is an *attempt* at a *place*: a slot or a twin. An attempt
+that was cut off is followed by another one. A *promotion* has a slot of its own, in which it trains
+a stopped configuration in full. A *continuation* has the slot of a paused or complete attempt and
+replaces it; if the continuation is pruned, a complete attempt stays.
 
 =========== ================================ ==========================================
 trial        counts towards ``budget.trials`` may be tried again
@@ -12,7 +12,7 @@ trial        counts towards ``budget.trials`` may be tried again
 complete     yes                              no
 pruned       yes                              no
 running      yes                              if its worker is lost, or interrupted
-failed       no                               if it was lost or interrupted, not by itself
+failed       no                               if it was lost or interrupted
 twin         no                               as any other
 promotion    yes                              as any other
 continuation in place of what it continues   as any other
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     from hpo_mab.storage import TrialRun
 
-#: Attempts at a trial after the first that lost its worker.
+#: Most retries of a trial whose worker is lost.
 RETRIES = 3
 
 
@@ -77,8 +77,7 @@ def trial_seed(seed: int, slot: int) -> int:
 #: A slot, and the batch sampler of its twin; "" for the slot's own trial.
 Place = tuple[int, str]
 
-#: States by `TrialRun`'s names: trials that are results, trials that have ended, and trials that
-#: have not.
+#: `TrialRun`'s states: of results, of all ended trials, and of trials that have not ended.
 FINISHED = ("complete", "pruned")
 ENDED = (*FINISHED, "fail")
 OPEN = ("waiting", "running")
@@ -104,7 +103,7 @@ class Attempt:
         number: Optuna's trial number.
         state: ``"waiting"``, ``"running"``, ``"complete"``, ``"pruned"`` or ``"fail"``.
         attrs: Its user attributes.
-        retry: Whether it follows an attempt that was cut off; of stored trials not known.
+        retry: Whether it follows an attempt that was cut off; False for every stored trial.
     """
 
     number: int
@@ -114,7 +113,7 @@ class Attempt:
 
     @classmethod
     def of(cls, trial: FrozenTrial | TrialRun) -> Attempt:
-        """Those of an Optuna trial, or of a stored one."""
+        """The attempt of an Optuna trial or of a stored one."""
         # Distinguished by the state, so that neither class needs to be imported.
         known: Any = trial
         if isinstance(known.state, str):
@@ -141,7 +140,7 @@ class Attempt:
         return TWIN_KEY in self.attrs
 
     @property
-    def unbegun(self) -> bool:
+    def lacked_checkpoint(self) -> bool:
         """Whether it was to continue a complete trial whose checkpoint its worker could not use."""
         lengthens = budgets_of(self.attrs) > 1 and RESUMED_KEY not in self.attrs
         return self.state == "pruned" and lengthens
@@ -190,7 +189,7 @@ class Attempt:
     def unstoppable(self) -> bool:
         """Whether it is complete and the study's pruner could not stop it.
 
-        So are the first ``search.initial`` configurations, but not their twins.
+        True of the first ``search.initial`` configurations, not of their twins.
         """
         return self.state == "complete" and bool(self.attrs.get(PAIRED_KEY)) and not self.twin
 
@@ -272,7 +271,7 @@ class Plan:
 
     @property
     def latest(self) -> set[int]:
-        """Numbers of trials that no finished one continues, without unfinished continuations."""
+        """Numbers of trials, without unfinished continuations and what finished ones replace."""
         pairs = list(_continuations(self._attempts))
         replaced = _replaced((before, after) for before, after in pairs if after.finished)
         unfinished = {after.number for _, after in pairs if not after.finished}
@@ -316,7 +315,7 @@ class Plan:
         """Numbers of the trials that another trial trains in full, or continues."""
         # The last attempt decides: earlier ones may have been cut off.
         last = {one.promotes: one for one in self._attempts if one.promotes is not None}
-        return {number for number, one in last.items() if not one.unbegun}
+        return {number for number, one in last.items() if not one.lacked_checkpoint}
 
     @property
     def once(self) -> set[int]:
@@ -344,7 +343,7 @@ class Plan:
 
     @property
     def waiting(self) -> Attempt | None:
-        """The waiting trial to begin next: a twin, else one that was queued here, else a user's."""
+        """The waiting trial to begin next: a twin, else a retry, else a trial of the user's."""
         waiting = [one for one in self._attempts if one.state == "waiting"]
         return min(waiting, key=lambda one: (not one.twin, one.slot is None), default=None)
 
@@ -399,7 +398,7 @@ class Plan:
     def failed_in_a_row(self) -> list[int]:
         """Numbers of the last trials that failed by themselves, with no healthy trial in between.
 
-        A running trial is healthy so far. Those that began after the last failure do not count.
+        A running trial counts as healthy if it began before the last failure.
         """
         own = [one for one in self._attempts if one.state != "waiting" and not one.cut_off]
         failed: list[int] = []
@@ -441,7 +440,7 @@ def budgets_of(attrs: Mapping[str, Any]) -> int:
 
 
 def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int:
-    """The trial's place in the study's plan, from 0."""
+    """The trial's slot; computed from its number if none is stored."""
     slot = trial.user_attrs.get(SLOT_KEY)
     if slot is not None:
         return int(slot)
@@ -449,7 +448,7 @@ def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int
 
 
 def _continuations(attempts: Sequence[Attempt]) -> Iterator[tuple[Attempt, Attempt]]:
-    """Each trial that another one continues in its slot, and that one."""
+    """Pairs of a trial and the trial that continues it in its slot."""
     known = {one.number: one for one in attempts}
     for after in attempts:
         before = None if after.promotes is None else known.get(after.promotes)
@@ -458,7 +457,7 @@ def _continuations(attempts: Sequence[Attempt]) -> Iterator[tuple[Attempt, Attem
 
 
 def _replaced(pairs: Iterable[tuple[Attempt, Attempt]]) -> set[int]:
-    """Of trials and their continuations, the numbers of those that do not count."""
+    """Numbers of trials that do not count, from pairs of a trial and its continuation."""
     return {
         # A complete trial counts if its continuation was pruned.
         (after if (before.state, after.state) == ("complete", "pruned") else before).number
@@ -471,5 +470,7 @@ def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
     # A trial may itself end its worker, e.g. by using up memory. So the number of lost attempts is
     # limited; that of interrupted ones is not.
     lost = sum(one.lost for one in attempts)
-    held = any(one.state in OPEN or (one.finished and not one.unbegun) for one in attempts)
-    return attempts[-1].cut_off and not held and lost <= RETRIES
+    needless = any(
+        one.state in OPEN or (one.finished and not one.lacked_checkpoint) for one in attempts
+    )
+    return attempts[-1].cut_off and not needless and lost <= RETRIES

@@ -31,15 +31,14 @@ class TrialCallback(lightning.Callback):
         trainer.fit(module, train_loader, valid_loader)
         return callback.accuracy
 
-    During each validation the module has averaged weights. At the end of the budget it has the
-    trained ones, unless the schedule is constant. Each validation that is due is reported; one
-    before that is not. The pruner's `optuna.TrialPruned` leaves ``fit``. A validation before
-    training (Lightning's sanity check) is not reported.
+    During each validation the module has averaged weights; at the end of the budget the trained
+    ones, unless the schedule is constant. A validation is reported only if one of ``evaluations``
+    is due, and Lightning's sanity check never. ``fit`` raises the pruner's `optuna.TrialPruned`.
 
     A checkpoint of Lightning's has the trained weights, also where ``monitor`` is the accuracy of
     averaged ones. With ``accumulate_grad_batches`` the curve counts batches as steps.
 
-    One process trains the trial; its trainer has ``use_distributed_sampler=False``.
+    One process trains the trial. Its trainer needs ``use_distributed_sampler=False``.
 
     Args:
         trial: Optuna's trial.

@@ -185,7 +185,7 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
     def make(
         *, in_channels: int, num_classes: int, image_size: tuple[int, int], **options: Any
     ) -> nn.Module:
-        # Their position embedding has one row per patch, so it fixes the size of images.
+        # A vision transformer's position embedding has one row per patch: the image size is fixed.
         if name.startswith("vit_"):
             options["image_size"] = image_size[0]
         if name in ("googlenet", "inception_v3"):
@@ -262,8 +262,8 @@ def _with_options_of(
 ) -> Callable[..., nn.Module]:
     """Give a function with ``**options`` the signature whose options are those of a network.
 
-    They are the arguments of its class that are numbers, texts or booleans. Where the class has no
-    default, the package's function has one.
+    Options are arguments of the network's class that are numbers, texts or booleans. None stands
+    for a default that only torchvision's or timm's function has.
     """
     parameters = dict(inspect.signature(make).parameters)
     parameters.popitem()
@@ -312,9 +312,9 @@ def create(
     """Make a network with fresh weights from the global random state.
 
     Args:
-        name: One of `available`; ``torchvision:NAME`` or ``timm:NAME`` of one of theirs;
-            ``package.module:Name`` of another network, or its class or a function that makes it.
-            It is called with its knobs and those arguments that it takes.
+        name: One of `available`; ``torchvision:NAME``; ``timm:NAME``; ``package.module:Name`` of
+            another network, or its class or a function that makes it. That class or function is
+            called with its knobs and those arguments that it takes.
         in_channels: Channels of an image, at least 1.
         num_classes: Classes, ``C``, at least 2.
         image_size: Height and width in pixels, or one number for both.
@@ -419,6 +419,6 @@ def stackable(model: nn.Module) -> nn.Module:
         if not isinstance(norm, _BatchNorm) or type(norm).forward is not _BatchNorm.forward:
             continue
         if norm.track_running_stats and norm.momentum is not None:
-            # The class, not the layer: networks freeze layers by their type, and hooks stay.
+            # Changes the layer's class in place: hooks stay, and networks can freeze it by type.
             norm.__class__ = _stacked(type(norm))  # type: ignore[arg-type]
     return model

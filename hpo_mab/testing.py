@@ -63,8 +63,8 @@ class SamplerContract:
 
     Attributes:
         covers: Whether every example has a positive chance of being drawn again.
-        coverage_draws: Draws after which every example must have come again; raise it for a sampler
-            whose least likely example is very unlikely.
+        coverage_draws: Number of draws, in whose second half every example must occur; raise it for
+            a sampler whose least likely example is very unlikely.
         unbiased: Whether the expected weighted mean loss of a batch is the mean loss of all
             examples, whatever was drawn before.
         workers: Whether to try a ``DataLoader`` with two worker processes, which takes a second.
@@ -228,7 +228,7 @@ class SamplerContract:
         """Targets or indices of a later batch are an error, and the draws still wait."""
         sampler = self._make(model)
         first, second = sampler.draw().clone(), sampler.draw().clone()
-        # A sampler may draw in the order of classes, and targets alone name no other draw then.
+        # Two batches with the same labels cannot be told apart by their targets.
         for _ in range(2 * len(sampler)):
             if model.labels[first].tolist() != model.labels[second].tolist():
                 break
@@ -285,7 +285,7 @@ class SamplerContract:
         assert all(torch.equal(streams[0], other) for other in streams[1:])
 
     def test_same_seed_same_stream(self, model: TableModel) -> None:
-        """Seeds make the stream, and different seeds different ones."""
+        """Equal seeds give equal streams, different seeds different ones."""
         first, again, other = (self._make(model, seed=seed) for seed in (7, 7, 8))
         stream = model.run(first, 25)
         assert torch.equal(stream, model.run(again, 25))
@@ -359,7 +359,7 @@ class SamplerContract:
             assert set(model.run(sampler, 30).flatten().tolist()) <= share
 
     def test_ranks_have_passes_of_one_length(self, model: TableModel) -> None:
-        """If ranks do not divide the examples, all have as many batches and the same bound."""
+        """If examples do not divide evenly, all ranks have equally many batches and one bound."""
         world = self.batch_size - 1
         smallest = self.num_examples // world
         assert self.num_examples % world
@@ -381,7 +381,7 @@ class SamplerContract:
     def test_data_loader(
         self, model: TableModel, monkeypatch: pytest.MonkeyPatch, num_workers: int
     ) -> None:
-        """As ``batch_sampler`` of a loader, prefetching or not, feedback meets its own batch."""
+        """In a ``DataLoader``, with or without workers, losses answer the draw of their batch."""
         if num_workers and not self.workers:
             pytest.skip("Worker processes are not tried for this sampler.")
         sampler = self._make(model)

@@ -241,14 +241,14 @@ def _estimates(
     values = [float(function(e[None], f[None])[0]) if size >= 2 else math.nan for e, f in sides]
     draws = [function(e[rows], f[rows]) if enough else np.empty(0) for e, f in sides]
     supports = [_value_range(statistic, final) for _, final in sides]
-    # The same figures on both sides: the statistic needs no estimate.
+    # If early and final accuracies are equal, the statistic is exact.
     exact = [enough and np.array_equal(early, final) for early, final in sides]
     if len(sides) == 2:
         (first, second), (one, other) = supports, sides
         values.append(values[0] - values[1])
         draws.append(draws[0] - draws[1])
         supports.append((first[0] - second[1], first[1] - second[0]))
-        # Nor does the difference of two sides that are the same trainings.
+        # The difference of two arms with the same trainings is exactly 0.
         same = enough and all(map(np.array_equal, one, other))
         exact.append(math.isfinite(values[2]) and (all(exact) or same))
     found = []

@@ -208,10 +208,10 @@ def pair_curves(
 
     The budgets are those of the reference's longest complete trial. Failed trials, and trials that
     are not marked ``paired``, are left out. If all studies have the same number of evaluations, and
-    all complete trials made equally many, evaluations of equal number are compared: the batch size
-    may round a trial's budget, or set it. Otherwise curves are interpolated linearly at budgets.
-    Where a trial's own budget is known, they are read at the same shares of it. Budgets within 1%
-    count as reached. A curve is NaN beyond its last evaluation and before its first one.
+    all complete trials made equally many, evaluations of equal index are compared, because the
+    batch size may change a trial's budget. Otherwise curves are interpolated linearly, at the same
+    shares of each trial's own budget if it is known. Budgets within 1% count as reached. A curve is
+    NaN beyond its last evaluation and before its first one.
 
     Args:
         bandit: Studies of the arm in question, one a seed.
@@ -232,7 +232,7 @@ def pair_curves(
         if same_configuration(ours[key].params, theirs[key].params)
         and not _is_repeated(ours[key], theirs[key], *(kinds[key[0]] for kinds in samplers))
     )
-    # A trial that runs has not reached the end that the last budget stands for.
+    # The last evaluation of a running trial is not the end of its budget.
     complete = [theirs[key] for key in keys if theirs[key].state == "complete"]
     longest = max(complete, key=lambda trial: trial.examples, default=None)
     grid, read = _grid(longest, (*bandit, *uniform), (*ours.values(), *theirs.values()))
@@ -299,10 +299,9 @@ def _steps(run: StudyRun) -> int | None:
 
 
 def _is_repeated(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> bool:
-    """Whether a study of another sampler trained its trial under the other trial's sampler.
+    """Whether studies of different samplers trained both trials of a pair under one sampler.
 
-    The first trials of ``auto`` are uniform. Paired with uniform trials they would compare equal
-    trainings.
+    The first trials of ``auto`` are uniform. Such a pair would compare equal trainings.
     """
     # Own loops store no kind.
     if "" in (kind, other_kind) or kind == other_kind:

@@ -106,7 +106,7 @@ class TensorCounts:
 class DeviceEngine(BanditEngine):
     """Bandits in tensors on one device, of one network or of a stack of ``K``.
 
-    `draw` and `learn` never wait for the host, and change state in place. So a CUDA graph can
+    `draw` and `learn` never make the host wait, and change state in place. So a CUDA graph can
     capture them. The bandits of a stack are rows below one another, ``K * B`` in all; `B` stands
     for that number in the shapes here. Networks of a stack share policy, reward, ``replacement``,
     the way of forgetting, and the prior where there is a ``correction``; all numbers may differ.

@@ -38,7 +38,7 @@ from hpo_mab.bandits._thompson import (
 
 
 class PullWindow:
-    """A ring of the last ``memory`` pulls of each bandit, all of which are pulled at once.
+    """A ring of the last ``memory`` pulls of each bandit; all bandits are pulled at once.
 
     Args:
         bandits: Number of bandits, ``B``.
@@ -191,7 +191,7 @@ class HostEngine(BanditEngine):
         self._known = states_within(pulls)
         self._after = columns_after(self._known)
         #: Column of the arms that are drawn one by one.
-        self._shared = len(self._known) - 1
+        self._single_column = len(self._known) - 1
         self._members = StateMembers(self._sizes, len(self._known))
         self._policy = ThompsonPolicy(settings.prior, arms, pulls=pulls)
         self._uniform_passes = UniformPasses(self._sizes, rng)
@@ -280,11 +280,11 @@ class HostEngine(BanditEngine):
         self._rewarded = state["rewarded"]
         self._judged = state["judged"]
         self._rng.bit_generator.state = json.loads(state["rng"])
-        columns = columns_of(self._pairs, self._shared)
+        columns = columns_of(self._pairs, self._single_column)
         self._members.restore(np.where(self._shares < 0, -1, columns.reshape(self._shares.shape)))
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays that make the state, but the counts of the arms."""
+        """The arrays that make the state, except the counts of the arms."""
         order = {} if self._unpulled_passes is None else self._unpulled_passes.arrays()
         return {
             "draws": self._draws,
@@ -299,20 +299,20 @@ class HostEngine(BanditEngine):
         # From a small table: reading each arm's counts would miss the CPU cache after a step.
         new = self._after[int(added), old, rewards]
         # Bandits whose arm is drawn one by one; `entering`: since this pull.
-        single = np.flatnonzero(new == self._shared)
+        single = np.flatnonzero(new == self._single_column)
         if len(single):
             positions = self._starts[single] + arms[single]
-            entering = old[single] != self._shared
+            entering = old[single] != self._single_column
             self._pairs[positions[entering]] = self._known[old[single[entering]]]
             self._pairs[positions, 1 - rewards[single]] += 1 if added else -1
-            new[single] = columns_of(self._pairs[positions], self._shared)
+            new[single] = columns_of(self._pairs[positions], self._single_column)
         self._members.move(arms, old, new)
 
     def _all_pairs(self) -> NDArray[Any]:
         """Successes and failures of each arm, [B * A, 2]."""
         states = self._members.states.ravel()
         pairs = self._known[np.maximum(states, 0)].astype(self._pairs.dtype)
-        shared = states == self._shared
+        shared = states == self._single_column
         pairs[shared] = self._pairs[shared]
         return pairs
 
@@ -334,9 +334,9 @@ class HostEngine(BanditEngine):
         cells = counts.astype(np.bool_).nonzero()[0]
         # `take` is up to several times faster than an index.
         columns = self._column_of.take(cells)
-        shared = self._shared_arms()
+        shared = self._single_arms()
         if len(shared):
-            own = columns != self._shared
+            own = columns != self._single_column
             cells, columns = cells[own], columns[own]
         # The least of n Exp(1) variates is distributed as E / n, so one variate E stands for the n
         # arms of a state. The policy turns log(E / n) into the cost of the state's best arm; the
@@ -353,11 +353,11 @@ class HostEngine(BanditEngine):
         singles = self._policy.draws(self._pairs[shared], self._rng)
         return self._pick_with(shared, singles, winners, table[self._members.rows, winners])
 
-    def _shared_arms(self) -> Ints:
+    def _single_arms(self) -> Ints:
         """Positions ``bandit * A + arm`` of the arms drawn one by one, ascending, [V]."""
-        if not self._members.counts[:, self._shared].any():
+        if not self._members.counts[:, self._single_column].any():
             return self._members.rows[:0]
-        positions: Ints = (self._members.states == self._shared).ravel().nonzero()[0]
+        positions: Ints = (self._members.states == self._single_column).ravel().nonzero()[0]
         return positions
 
     def _pick_with(self, shared: Ints, costs: Floats, winners: Ints, least: Floats) -> Ints:
@@ -395,7 +395,7 @@ class HostEngine(BanditEngine):
     def _propensity_table(self) -> tuple[Floats, Ints | Columns]:
         """Probabilities by bandit and state, [B, S], and the state of each arm, [B, A]."""
         counts, states = self._members.counts, self._members.states
-        shared = self._shared_arms()
+        shared = self._single_arms()
         if not len(shared):
             return self._policy.propensities(counts, self._known), states
         # Arms drawn one by one get a temporary state for each distinct pair, after the states with
@@ -404,7 +404,7 @@ class HostEngine(BanditEngine):
         more = np.zeros((len(counts), len(pairs)), dtype=counts.dtype)
         np.add.at(more, (shared // self._members.arms, kinds), 1)
         own = counts.copy()
-        own[:, self._shared] = 0
+        own[:, self._single_column] = 0
         known = np.concatenate([self._known, pairs])
         table = self._policy.propensities(np.hstack([own, more]), known)
         states = states.astype(np.int64)

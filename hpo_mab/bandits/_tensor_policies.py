@@ -132,8 +132,8 @@ class TensorPasses:
         }
 
 
-#: Most pulls of a state; one of more pulls is replaced by the nearest. The table's size grows with
-#: the square of this number.
+#: Most pulls of a state in the table; one of more pulls is replaced by that of the nearest success
+#: rate. The table's size grows with the square of this number.
 MAX_PULLS = 48
 
 

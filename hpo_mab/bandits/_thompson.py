@@ -150,10 +150,10 @@ class StateMembers:
 
 
 def columns_after(known: Counts) -> NDArray[np.int16]:
-    """Column of an arm after a pull more or less, by its column and the pull's reward, [2, S, 2].
+    """Column of an arm after a pull is removed or added, by its column and the reward, [2, S, 2].
 
-    The first table is that of a pull that leaves, the second that of one that is added. An arm with
-    too many pulls has the shared column before and after.
+    The first table is for removed pulls, the second for added ones. An arm with too many pulls has
+    the shared column before and after.
 
     Args:
         known: From `states_within`.

@@ -238,8 +238,8 @@ def definition(context: typer.Context) -> StudySpec:
     named = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
     if "training.slots" in named:
         named["training.slots"] = slot_count(named["training.slots"])
-    # An option's value replaces that of --set, as suggested commands add options. One that comes
-    # from the environment does not.
+    # A typed option replaces the same key of --set, because suggested commands add options. An
+    # option from the environment does not.
     typed = {key for name, key in _KEYS.items() if is_given(context, name)}
     texts = given["assignments"] or []
     left = [text for text in texts if text.partition("=")[0].strip() not in typed]
@@ -320,7 +320,7 @@ def is_given(context: typer.Context, name: str) -> bool:
 
 
 def prints_aside(as_json: bool) -> contextlib.AbstractContextManager[object]:
-    """Print what a user's own code prints to standard error, if standard output is for JSON."""
+    """Send a user's own prints to standard error, if standard output is for JSON."""
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 

@@ -111,7 +111,7 @@ def warn_unpublished(published: Published) -> None:
 
 
 def run_json(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> str:
-    """The same facts as one JSON object."""
+    """The facts behind `print_summary` as one JSON object."""
     return opt.json_text(_run_facts(outcome, spec, wall_seconds=wall_seconds))
 
 

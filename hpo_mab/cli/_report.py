@@ -151,7 +151,7 @@ def evidence(
 def _evidence(
     studies: list[str], storages: list[str], *, arm: str | None, reference: str, margin: float
 ) -> Evidence:
-    """Evidence of two arms; of a study that held a race where one arm is missing."""
+    """Evidence of two arms or, if there is no arm ``mab``, of a study that held a race."""
     from hpo_mab.compare import evidence_of
     from hpo_mab.compare._evidence import race_evidence
 

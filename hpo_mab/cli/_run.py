@@ -174,7 +174,7 @@ def run(
 
 
 def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
-    """Whether the default names of a comparison's studies are free or their own.
+    """Whether no default name of a comparison's studies belongs to another study.
 
     ``hpo-mab compare`` reports other errors.
     """
@@ -196,7 +196,7 @@ def _doubled_limit(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]
     run, doubled = outcome.run, {}
     # A study may be over its limit: it was started with a higher one.
     finished = Plan(run.trials).finished
-    # Trials that are lengthened continue with a larger budget alone.
+    # Lengthened trials continue only with a larger total budget.
     lengthened = any(trial.budgets > 1 for trial in run.trials)
     if budget.total is None or (finished >= budget.trials and not lengthened):
         doubled["trials"] = str(2 * max(budget.trials, finished))

@@ -1,7 +1,4 @@
-"""The verdict of a comparison. One interval answers each question.
-
-So no answer is read out of several figures.
-"""
+"""The verdict of a comparison: one interval answers each question."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _race_evidence(
     trials = study.get_trials(deepcopy=False)
     pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=chosen)
     if chosen == UNIFORM or pairs.ended < FEWEST_PAIRS:
-        # Nothing for a pruner: trials under uniform sampling have no advantage.
+        # Nothing for a pruner: uniform sampling has no advantage, or there are too few pairs.
         found = Evidence(
             budgets=(),
             advantage=(),

@@ -71,8 +71,8 @@ class CostToTarget:
     """What an arm spends to reach an accuracy, over what the reference spends.
 
     Attributes:
-        target: ``"reference"``: the reference's final incumbent accuracy. Equal arms
-            reach it in half of the seeds only: the target depends on the luck of one of them.
+        target: ``"reference"``: the reference's final incumbent accuracy, which includes its luck:
+            an equal arm reaches it in half of the seeds only.
             ``"common"``: the lower of both final incumbent accuracies, which both reach. For equal
             arms, ratios above and below 1 are then equally likely. ``"retrained"``: the reference's
             re-trained test accuracy. Only final incumbents are re-trained, so the cost is what was
@@ -116,8 +116,8 @@ class FidelityRow:
     Attributes:
         statistic: ``"kendall"``, ``"recall"`` or ``"regret"``.
         final: Whose final ranking: ``"reference"`` or each arm's ``"own"``.
-        arm: The arm's.
-        reference: The reference's.
+        arm: The arm's statistic.
+        reference: The reference's statistic.
         difference: The arm's minus the reference's, over the same configurations.
 
     Examples:
@@ -200,8 +200,8 @@ class Contrast:
         retrained_p: Wilcoxon signed-rank p-value of the same; None below 5 seeds.
         same_slots: Whether trials of both arms were trained in equally many slots. Where not, the
             arms' seconds measure the slots and not the samplers.
-        same_hardware: Whether the studies of each seed began on the same processors and with as
-            many threads, likewise; true where that is not known.
+        same_hardware: Whether the studies of each seed began on equal processors with equally many
+            threads; true where that is not known.
         diverged: Configurations that diverged or failed in this arm only, and in the reference
             only. They are not among the pairs that reached the end of a trial.
         stopped: Configurations that a pruner stopped in one arm or both. The pairs left are a

@@ -64,7 +64,7 @@ class ComparisonRuns:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What the first study began with, empty if it is not known."""
+        """Versions and hardware at the start of the first study; empty if not known."""
         return dict(self.runs[0].environment) if self.runs else {}
 
     def summarise(self) -> ComparisonSummary:

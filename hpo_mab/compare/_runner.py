@@ -136,9 +136,9 @@ def run_comparison(
 def comparison_names(
     spec: StudySpec, storage: Storage, *, name: str | None = None
 ) -> dict[tuple[str, int], str]:
-    """Names of the studies of a comparison by arm and seed, each checked to be free or its own.
+    """Names of the studies of a comparison by arm and seed; none may be another study's.
 
-    No data are looked at, and nothing is trained.
+    Reads no data and trains nothing.
 
     Args:
         spec: The study definition with its ``[compare]`` section.
@@ -149,7 +149,7 @@ def comparison_names(
         ArgumentError: Evidence that cannot be read; a pruner's reference with several seeds, or one
             that cannot be paired with its study.
         StorageError: A name is that of a study that is defined otherwise.
-        UnknownNameError: The reference of an arm's pruner is no study, and no earlier one of these.
+        UnknownNameError: The reference of an arm's pruner is neither stored nor planned before it.
     """
     studies = {
         (arm, one.seed): one for seeded in _arms_by_seed(spec) for arm, one in seeded.items()

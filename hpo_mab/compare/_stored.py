@@ -93,7 +93,7 @@ def comparison_of(
 def _selected(
     studies: Sequence[str], storages: Sequence[str]
 ) -> Iterator[tuple[Storage, str, str | None]]:
-    """Database, name and arm of the studies that are named; open until the next one."""
+    """Database, name and arm of each named study, while its database is open."""
     chosen = [_parsed(text) for text in studies]
     usual = (storages or [DEFAULT_URL]) if any(not url for _, url, _ in chosen) else []
     with _opened(usual) as here:

@@ -87,7 +87,7 @@ def importances(run: StudyRun) -> dict[str, float]:
     complete = [
         trial
         for trial in run.trials
-        if trial.ended_in_time
+        if trial.is_comparable
         and all(holds(one, trial.params[n]) for n, one in searched.items() if n in trial.params)
     ]
     if len(complete) < _FEWEST_TRIALS or not searched:

@@ -169,7 +169,7 @@ def examples_note(
     }
     columns = {head: cells for head, cells in columns.items() if cells}
     head, rows = tuple(columns), list(zip(*columns.values(), strict=True))
-    # The dashboard's Markdown shows no image of a `data:` address; that of an artifact it shows.
+    # The dashboard's Markdown shows images of artifacts, but not of `data:` URLs.
     parts = [
         f"## Suspicious labels\n\n{record.summary()} The most suspicious:",
         markdown_table(head, rows),

@@ -82,8 +82,8 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
     Raises:
         ArgumentError: ``size`` out of bounds.
         DataError: No such folder, fewer than two classes, or a class or part without images. Test
-            or validation classes that the training part lacks, a file that the system does not let
-            be read, or more images than fit into memory.
+            or validation classes that the training part lacks, a file that the system refuses to
+            read, or more images than fit into memory.
     """
     if size is not None:
         check_integer("size", size, _SMALLEST)
@@ -266,7 +266,7 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
         sides = [side for side, _, _ in headers]
         median = int(statistics.median(sides)) if sides else _LARGEST_CHOICE
         size = min(max(median, _SMALLEST), _LARGEST_CHOICE)
-    # Bytes a pixel of what is made, and at most of what is decoded before.
+    # Bytes a pixel: of the images made, and at most of the pictures decoded before.
     made = 1 if all(grey for _, grey, _ in headers) else 3
     decoded = statistics.mean(size for _, _, size in headers) if headers else 0
     room, each = _machine.available_memory(), len(paths) * max(made, decoded)

@@ -1,7 +1,6 @@
-"""Images with their labels, on the device.
+"""Images with their labels on a device, their normalisation and augmentation.
 
-Their normalisation and augmentation, and decoded arrays on disk, memory-mapped so that workers
-share them.
+Also the cache of decoded images on disk; workers share it by memory mapping.
 """
 
 from __future__ import annotations

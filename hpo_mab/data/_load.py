@@ -29,7 +29,7 @@ from hpo_mab._errors import (
     name_of,
     plain,
 )
-from hpo_mab._labels import stratified_halves
+from hpo_mab._labels import stratified_split
 from hpo_mab._machine import expanded
 from hpo_mab._registry import Named, Registry
 from hpo_mab.data import _images
@@ -388,7 +388,7 @@ def _loaded(name: Named, more: Mapping[str, Any], **given: Any) -> _images.Decod
     train = found.parts["train"]
     if not isinstance(train, ImageData) or "test" in found.parts:
         return found
-    kept, held = stratified_halves(train.labels, share=TEST_SHARE, seed=0, name="test")
+    kept, held = stratified_split(train.labels, share=TEST_SHARE, seed=0, name="test")
     parts = {**found.parts, "train": train.subset(kept), "test": train.subset(held)}
     names = tuple(found.names[index] for index in kept.tolist()) if found.names else ()
     return dataclasses.replace(found, parts=parts, names=names)

@@ -109,7 +109,7 @@ def read(path: Path, size: int) -> Picture | str:
     """Decode one file: the picture, or the reason why it cannot be read.
 
     Raises:
-        DataError: The system does not let it be read.
+        DataError: The system refuses to read the file.
     """
     from PIL import Image
 

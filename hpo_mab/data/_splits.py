@@ -14,12 +14,12 @@ from torch.utils.data import Dataset, Subset
 
 from hpo_mab._errors import ArgumentError, DataError, plain
 from hpo_mab._examples import labels_digest
-from hpo_mab._labels import check_examples, labels_of, stratified_halves
+from hpo_mab._labels import check_examples, labels_of, stratified_split
 from hpo_mab.data._images import ImageData
 
 #: Images whose pixels are counted at once.
 _BLOCK = 4096
-#: Share of the training examples that are the test part of data that come without one.
+#: Share of the training examples that become the test part of data without one.
 TEST_SHARE = 0.2
 _EXCLUSION_FORMAT = 1
 
@@ -204,7 +204,7 @@ def split(
         _check_same_form("validation", validation, train)
         part, held = train, validation
     else:
-        kept, held_out = stratified_halves(train.labels, share=validation, seed=seed)
+        kept, held_out = stratified_split(train.labels, share=validation, seed=seed)
         part, held = train.subset(kept), train.subset(held_out)
         positions = kept
     mean, std = channel_statistics(part)
@@ -301,7 +301,7 @@ def split_datasets(
         seed: Seed of that split. The test part is a fixed fifth.
 
     Raises:
-        ArgumentError: As `stratified_halves`; items that are not ``(input, class)``, or a class
+        ArgumentError: As `stratified_split`; items that are not ``(input, class)``, or a class
             that the training examples lack.
     """
     found = dict(parts)
@@ -313,7 +313,7 @@ def split_datasets(
             check_examples(found[name], name=f"the {name} set in data", classes=classes)
             continue
         train = found["train"]
-        kept, held = stratified_halves(labels, share=share, seed=chosen, name=name)
+        kept, held = stratified_split(labels, share=share, seed=chosen, name=name)
         found["train"], found[name] = Subset(train, kept.tolist()), Subset(train, held.tolist())
         labels = labels[kept]
     return DatasetSplits(**found, labels=labels)

@@ -269,7 +269,7 @@ class AdvantagePruner(BasePruner):
         rung: int,
         placed: Placement,
     ) -> dict[str, Any] | None:
-        """Store a trial's value at a rung; why it loses there, None if it is promoted."""
+        """Store a trial's value at a rung; return why it is pruned there, None if it is not."""
         value = float(trial.intermediate_values[trial.last_step or 0])
         because: dict[str, Any] = {
             "rung": rung,
@@ -286,7 +286,7 @@ class AdvantagePruner(BasePruner):
         # A trial without a value loses, and later trials are not compared with it.
         if math.isnan(value):
             return because
-        # Also that of a trial that loses here: later trials are compared with all that were here.
+        # Stored also if the trial is pruned: later trials are compared with all that came here.
         storage_of(study).set_trial_system_attr(id_of(trial), rung_key(rung), [placed.step, value])
         maximize = study.direction == StudyDirection.MAXIMIZE
         worst = -math.inf if maximize else math.inf

@@ -127,7 +127,7 @@ _RESAMPLES = 500
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RungFidelity:
-    """How well early values of a study's first trials rank them: Kendall's tau-b with the last one.
+    """How well early values of a study's first trials rank them: Kendall's tau-b with final values.
 
     Only trials that no pruner could stop count: the first ``search.initial`` configurations, a
     random sample of the search space. All finished trials would be a biased sample: the pruner has
@@ -384,7 +384,7 @@ class EvidenceKeeper:
             direction: See `pairs_of_trials`.
             sampler: See `pairs_of_trials`.
             source: Where the pairs come from.
-            known: Pairs of the evidence there is.
+            known: Pairs of the present evidence; 0 if there is none.
 
         Returns:
             None with fewer than 4 pairs, with no more than ``known``, and while the length of a

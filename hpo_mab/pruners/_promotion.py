@@ -104,7 +104,7 @@ class PromotionPruner(BasePruner):
     decides once.
 
     In a study of this product a paused trial has the state ``PRUNED``: Optuna would treat a running
-    trial without heartbeats as lost. It raises if a finished trial is changed. So a new trial of
+    trial without heartbeats as lost. Optuna refuses to change a finished trial, so a new trial of
     the same slot continues the paused one, with its reports, curve, checkpoint and seed. Only the
     examples of the new trial's own training count. Without a checkpoint it trains from the start.
 
@@ -171,7 +171,7 @@ class PromotionPruner(BasePruner):
         return all(one.number != trial.number for one in entries[: self._places(entries)])
 
     def entered(self, study: optuna.Study, trial: FrozenTrial) -> int | None:
-        """Step of the rung that the trial's last report is the first one to reach, if any.
+        """Step of the highest rung that the trial's last report newly reached; None if none.
 
         Args:
             study: The trial's study.
@@ -265,9 +265,9 @@ class PromotionPruner(BasePruner):
         yield from (one for *_, one in others)
 
     def worth_keeping(self, study: optuna.Study) -> list[FrozenTrial]:
-        """Trials whose checkpoints are kept: the best of each rung, and some that may become it.
+        """Trials whose checkpoints are kept: the best of each rung, and the next best.
 
-        Another paused trial that continues is trained again from the start.
+        Any other paused trial that continues is trained again from the start.
 
         Args:
             study: A study with this pruner.

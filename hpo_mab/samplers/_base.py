@@ -51,7 +51,7 @@ class CommonArguments(TypedDict, total=False):
     world_size: int
 
 
-#: Arguments of every sampler, which are no options of one.
+#: Arguments of every sampler, which do not count as a sampler's options.
 _COMMON = {"labels", *CommonArguments.__annotations__}
 
 
@@ -94,7 +94,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         0
     """
 
-    #: Whether `update` needs ``logits`` and ``targets``, not the losses alone.
+    #: Whether `update` needs ``logits`` in addition to the losses.
     needs_logits: ClassVar[bool] = False
     #: Whether the weights of a batch depend on its own losses. Then `update` must run between the
     #: forward and the backward pass, and a `hpo_mab.training.Training` cannot capture its steps.
@@ -414,7 +414,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
                 got = f"the keys {', '.join(map(repr, state)) or 'none'}"
             raise ArgumentError(f"state must be what state_dict of a sampler returned, got {got}.")
         own = self._identity
-        # What a state does not name is an option that its version of the class did not have.
+        # An option that the state does not name is newer than the state.
         differ = [name for name in {"class": "", **found} if own.get(name) != found.get(name)]
         if differ:
             texts = (f"{k} is {found.get(k)!r} there and {own.get(k)!r} here" for k in differ)

@@ -73,11 +73,11 @@ class DrawQueue(collections.deque[Draw]):
 
         Args:
             name: ``"indices"`` or ``"targets"``, by which draws and answers are compared.
-            fits: Whether what was given is that of a draw.
+            fits: Whether indices or targets are those of a draw.
             given: Indices or targets of the answer.
 
         Raises:
-            FeedbackError: It is for a later draw or for none; the message says which.
+            FeedbackError: The answer is for a later draw or for none; the message says which.
         """
         if fits(self[0], given):
             return
@@ -106,7 +106,7 @@ class DrawQueue(collections.deque[Draw]):
 
 
 def check_draw(draw: Any, count: int, *, owner: str) -> None:
-    """Raise unless a sampler's own ``_draw`` has returned a `Draw` of as many indices.
+    """Raise unless a sampler's ``_draw`` has returned a `Draw` of ``count`` indices.
 
     Raises:
         ArgumentError: Anything else; the message names the sampler, ``owner``.

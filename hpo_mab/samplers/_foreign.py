@@ -91,8 +91,8 @@ class ForeignSampler(BatchSampler):
             the examples among ranks.
 
     Raises:
-        ArgumentError: What cannot be iterated over; at a draw, batches of another size, or what is
-            no index of an example.
+        ArgumentError: A sampler that cannot be iterated over; at a draw, a batch of another size
+            or an index of no example.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class ForeignSampler(BatchSampler):
                 size = max(size, last)
                 if len(batch) == self.batch_size:
                     yield self._checked(batch)
-            # Without a batch, and without an index more towards the next one, it would never end.
+            # With passes that give neither a full batch nor a new index, this loop would not end.
             if size != self.batch_size and len(self._indices) == waiting:
                 raise self._wrong_size(size)
 

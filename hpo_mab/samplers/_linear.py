@@ -226,8 +226,8 @@ class ContextualSampler(LinearSampler):
 
     Draw and update together are about 110 tensor operations on at most ``candidates * B`` rows. At
     ``B = 128`` and 50,000 examples on one CPU thread they took about three times as long as
-    `MABSampler`'s. Scoring all examples (``candidates = 390``) took five times as long as they did.
-    The three were timed alternately in one run.
+    `MABSampler`'s. With all examples as candidates (``candidates = 390``) they took five times as
+    long as with 8. The three were timed alternately in one run.
 
     Source: Agrawal and Goyal, "Thompson Sampling for Contextual Bandits with Linear Payoffs", ICML
     2013, algorithm 1 (one posterior draw a choice, scaled by ``scale``); forgetting and candidate

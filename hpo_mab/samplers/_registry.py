@@ -101,11 +101,11 @@ def create(
         ArgumentError: An argument outside its bound.
     """
     SAMPLERS.check(kind, {name: [value] for name, value in knobs.items()}, section="sampler")
-    made = sampler_maker(kind)
-    if difficulty is not None and record_column(made) is not None:
+    make = sampler_maker(kind)
+    if difficulty is not None and record_column(make) is not None:
         knobs["difficulty"] = difficulty
-    shares = {"rank": rank, "world_size": world_size}
-    return made(labels, batch_size=batch_size, seed=seed, device=device, **shares, **knobs)
+    ranks = {"rank": rank, "world_size": world_size}
+    return make(labels, batch_size=batch_size, seed=seed, device=device, **ranks, **knobs)
 
 
 def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:

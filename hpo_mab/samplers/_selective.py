@@ -27,8 +27,8 @@ class InfoBatchSampler(LearningSampler):
     the mean score is skipped with probability ``ratio``; of those that stay, losses are weighted by
     ``1 / (1 - ratio)``. All others are drawn once, with weight 1. So the expected sum of a pass's
     weighted gradients is the gradient of the whole data set. (With ``m`` of ``n`` examples in a
-    pass, a *batch*'s mean is ``n / m`` times as large in expectation; the pass has as many fewer
-    steps.) When the share set by `set_progress` reaches ``delta``, a full pass begins at once.
+    pass, a *batch*'s mean is ``n / m`` times as large in expectation, and the pass has ``m / n`` of
+    the steps.) When the share set by `set_progress` reaches ``delta``, a full pass begins at once.
     Nothing is skipped after that.
 
     Every example has a positive chance in every pass.
@@ -199,7 +199,7 @@ def checked_difficulty(difficulty: Tensor | Sequence[float], count: int) -> Tens
         ArgumentError: Another shape, or infinite values.
     """
     if isinstance(difficulty, np.ndarray):
-        difficulty = np.ascontiguousarray(difficulty)  # torch takes none that is reversed.
+        difficulty = np.ascontiguousarray(difficulty)  # torch refuses a reversed array.
     values = torch.as_tensor(difficulty, dtype=torch.float64).cpu()
     if values.shape != (count,):
         raise ArgumentError(
@@ -241,7 +241,7 @@ class CurriculumSampler(UniformSampler):
     Weinshall 2019), with a difficulty that earlier trainings have measured. With ``start = 1`` it
     is training on a trimmed loss (Shen & Sanghavi 2019) with a constant trim.
 
-    Where a part would be smaller than a batch, it is all examples instead.
+    If a part is smaller than a batch, the next larger one is used: all but the hardest, or all.
 
     Without a ``difficulty`` it draws exactly as `UniformSampler`. In a study, the first trials
     measure the difficulty, see `hpo_mab.search.TrainingObjective`.

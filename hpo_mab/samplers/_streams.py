@@ -58,7 +58,7 @@ class StreamSampler(BatchSampler):
         self._order = torch.empty(0, dtype=torch.int64, device=self._generator.device)
 
     @property
-    def _plan_labels(self) -> int:
+    def _plan_modulus(self) -> int:
         """Number of indices that plans are made of; entries of a plan are taken modulo it."""
         return len(self.labels)
 
@@ -66,7 +66,7 @@ class StreamSampler(BatchSampler):
     def _plan(self) -> Tensor:
         """The next plan: indices int64 [n] in random order, on the device.
 
-        It may mark entries by adding multiples of `_plan_labels` to them.
+        It may mark entries by adding multiples of `_plan_modulus` to them.
         """
 
     def _take(self, count: int) -> Tensor:
@@ -82,13 +82,13 @@ class StreamSampler(BatchSampler):
 
     def _keep_out(self, taken: Tensor, count: int) -> None:
         """Reorder the plan so that its first ``count`` indices are not among ``taken``."""
-        labels, order = self._plan_labels, self._order
-        held = torch.zeros(labels, dtype=torch.bool, device=order.device)
-        held.index_fill_(0, taken % labels, True)
+        modulus, order = self._plan_modulus, self._order
+        held = torch.zeros(modulus, dtype=torch.bool, device=order.device)
+        held.index_fill_(0, taken % modulus, True)
         # At most len(taken) of the window are held, so at least count are not. Stable, so the head
         # stays a uniform choice among the others.
         window = order[: count + len(taken)]
-        window = window[torch.argsort(held[window % labels].to(torch.uint8), stable=True)]
+        window = window[torch.argsort(held[window % modulus].to(torch.uint8), stable=True)]
         # Shuffled again: otherwise the held examples would always come right after this batch.
         rest = torch.cat([window[count:], order[len(window) :]])
         shuffle = torch.randperm(len(rest), generator=self._generator, device=rest.device)
@@ -302,7 +302,7 @@ class LearningSampler(StreamSampler):
         self._rewards = torch.zeros(2, device=self.device)
 
     @property
-    def _plan_labels(self) -> int:
+    def _plan_modulus(self) -> int:
         return self.num_examples
 
     def _plan(self) -> Tensor:

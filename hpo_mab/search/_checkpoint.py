@@ -62,7 +62,7 @@ class Checkpoints:
         """Remove the files of slots that have their result or are given up.
 
         Args:
-            study: The study; a database that is away leaves them for the next time.
+            study: The study. If its database does not answer, the files stay until the next call.
         """
         # Listed first: a slot that is begun afterwards has no file in the list.
         with contextlib.suppress(OSError, *STORAGE_ERRORS):

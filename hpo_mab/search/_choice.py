@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 def fewest_pairs(error: float) -> int:
-    """Fewest pairs for which the signed-rank test can reach ``error``; ``n`` reach ``2 ** -n``."""
+    """Fewest pairs for the signed-rank test to reach ``error``: ``n`` pairs reach ``2 ** -n``."""
     return math.ceil(-math.log2(error))
 
 
@@ -170,7 +170,7 @@ class Standing:
         judged: str = "examples",
         final: int | None = None,
     ) -> Self:
-        """Measure it on pairs of a challenger's and uniform's trainings.
+        """Compare a challenger with uniform sampling on pairs of their trainings.
 
         Args:
             name: The challenger.
@@ -196,7 +196,7 @@ class Standing:
         )
 
     def judged(self, by: str) -> tuple[Estimate, ...]:
-        """What must lie above 0: the gain at equal examples, and by seconds that at equal seconds.
+        """The gains that must lie above 0: at equal examples; by seconds, also at equal seconds.
 
         Args:
             by: What both spend equally, ``"examples"`` or ``"seconds"``.
@@ -212,15 +212,14 @@ class Choice:
         sampler: Its name in the portfolio.
         why: One sentence with the figures.
         pairs: Pairs that the choice rests on.
-        evidence: Digest of the evidence, kept as ``hpo_mab:evidence``; None if there was none.
+        evidence: Digest of the evidence stored as ``hpo_mab:evidence``; None if none was stored.
         judged: What samplers spent equally, ``"examples"`` or ``"seconds"``.
         standings: Each challenger's standing when it left the race.
         twins: Trainings of the race, in addition to the study's trials.
         examples: Training examples of these.
         seconds: Training seconds of these.
         data: Digest of the data, see `hpo_mab.data._identity.source_digest`; empty if not known.
-        source: Name of the study that held the race; empty for the study itself. Then the
-            trainings are those of that study.
+        source: Name of the study whose race and trainings these are; empty for the study itself.
     """
 
     sampler: str

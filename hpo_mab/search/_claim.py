@@ -62,7 +62,7 @@ def claim(
     Args:
         study: The study.
         storage: Its database.
-        taken: Gets each trial, running here, as soon as it is taken: none is lost if this raises.
+        taken: Each trial is appended as soon as it runs, so that the caller ends it if this raises.
         count: Trials to take.
         queue_twins: Called with the study's lock held.
         is_saved: Whether a complete trial can continue; None: none can.
@@ -176,9 +176,9 @@ def _begin_waiting(study: optuna.Study, waiting: Attempt, new_slot: int) -> int 
     """Begin a waiting trial, in a new slot if it has none; its id, or None if it waits no more."""
     trial = study.get_trials(deepcopy=False)[waiting.number]
     storage = storage_of(study)
-    # Before the slot: a running trial with neither worker nor slot would not be closed as lost.
+    # The worker first: a running trial with neither worker nor slot would not be closed as lost.
     storage.set_trial_system_attr(id_of(trial), WORKER_KEY, this_process())
-    # Before its slot: a trial that Optuna's own loop has begun must get none.
+    # The slot last: a trial that Optuna's own loop has begun must get none.
     if not begin_waiting(study, trial):
         with contextlib.suppress(UpdateFinishedTrialError):
             storage.set_trial_system_attr(id_of(trial), WORKER_KEY, None)

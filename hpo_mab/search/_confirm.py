@@ -1,7 +1,7 @@
 """Train the best configurations of a study again, to see which one is the best.
 
-The best of many values is above the mean of its configuration: that training was lucky in its
-initial weights and its batches. ``studies/confirm`` measures by how much.
+The best of many values overrates its configuration, as its training had lucky initial weights and
+batches. ``studies/confirm`` measures by how much.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def confirm(
 
     The candidate of the highest `Candidate.accuracy` is trained once more. This repeats until the
     highest one has ``trainings`` trainings. Each training has the trial's length and the
-    trial's own batch sampler, and is stored at once: later calls continue. A trial of a GPU's slots
-    is trained alone here. Trials and their values stay as they are.
+    trial's own batch sampler, and is stored at once: later calls continue. Trials that were trained
+    in slots are trained alone here. Trials and their values stay as they are.
 
     Args:
         storage: The database.

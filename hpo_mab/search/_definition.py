@@ -113,8 +113,8 @@ class SamplerSection(_OpenSection):
             under uniform sampling, some also under the rest of ``portfolio``, then takes the best.
         portfolio: The samplers that ``"auto"`` chooses from, including uniform sampling. Each is a
             name, or a table with ``kind``, its knobs and a ``name``.
-        evidence: File of ``hpo-mab evidence`` with the choice of an earlier study, which ``"auto"``
-            takes without a race where it holds. The file of ``pruner.evidence`` counts as well.
+        evidence: File of ``hpo-mab evidence`` with the choice of an earlier study. If it applies,
+            ``"auto"`` takes it without a race. The default is the file of ``pruner.evidence``.
     """
 
     kind: str = "mab"

@@ -137,7 +137,7 @@ class StudyExamples:
         last example stays.
 
         Raises:
-            ArgumentError: Fewer were visited.
+            ArgumentError: ``count`` is below 1, or fewer examples were visited.
         """
         found = self.top("suspicious", count)
         if count < 1 or len(found) < count:

@@ -220,7 +220,7 @@ class TrainingObjective:
             num_workers=num_workers,
             device=select_device(str(device)),
         )
-        #: Identity of the data; None for the user's own datasets.
+        #: Identity of the data; None for a pair of datasets.
         self.data = None if isinstance(data, tuple) else DataIdentity.of(data)
         self.seed = seed
         self.initial = initial
@@ -350,7 +350,7 @@ class TrainingObjective:
             budgets=budgets_of(trial.user_attrs),
         )
 
-    def conclude(self, trial: optuna.trial.Trial, slot: int) -> None:
+    def queue_pilot_twin(self, trial: optuna.trial.Trial, slot: int) -> None:
         """Queue the twin of a trial of the pilot that has reached the end of its budget."""
         if self.pilot and slot < self.initial and TWIN_KEY not in trial.user_attrs:
             queue_twin(trial.study, trial)
@@ -409,7 +409,7 @@ class TrainingObjective:
                     may_prune=assignment.may_prune,
                 )
                 self.note_loop(training.loop_reason)
-            self.conclude(trial, assignment.slot)
+            self.queue_pilot_twin(trial, assignment.slot)
         except TrainingDiverged as error:
             raise optuna.TrialPruned(str(error)) from error
         except STORAGE_ERRORS:

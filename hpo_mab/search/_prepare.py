@@ -213,7 +213,7 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
         UnknownNameError: An unknown network, optimiser, sampler or option.
     """
     budget = spec.budget
-    # Those of its keys that an objective has, too.
+    # An objective takes the other keys as arguments.
     loop = {
         key: one for key, one in spec.training if key not in ("slots", "checkpoint", "examples")
     }

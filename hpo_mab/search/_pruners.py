@@ -124,8 +124,8 @@ def _check_rungs(kind: Named, options: Mapping[str, Any], *, full: Any) -> None:
 def is_continuable(spec: StudySpec) -> bool:
     """Whether trials of a definition can continue beyond their budget.
 
-    A learning rate that has decayed cannot, and the trials of a race are compared at their budget.
-    The pruner's ``max_resource`` must be that budget.
+    Not with a decaying learning rate, nor in a race, which compares trials at their budget. The
+    pruner's ``max_resource`` must be that budget.
     """
     full = spec.budget.evaluations
     ends = spec.pruner.options.get("max_resource", full) == full

@@ -1,4 +1,4 @@
-"""Trials that are queued: twins, and those that are tried again because their worker is gone."""
+"""Queued trials: twins, and retries of trials that were interrupted or lost their worker."""
 
 from __future__ import annotations
 
@@ -99,8 +99,7 @@ def requeue(study: optuna.Study, plan: Plan) -> int:
 
 def _retry_of(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
     system: dict[str, Any] = {RETRY_KEY: numbers[0], "retry_history": numbers}
-    # Optuna keeps there the parameters of a queued trial until they are suggested, and a grid's
-    # point.
+    # Optuna's keys of a grid's point, and of queued parameters until they are suggested.
     for key in ("fixed_params", "grid_id", "search_space"):
         if key in last.system_attrs:
             system[key] = last.system_attrs[key]
@@ -139,10 +138,10 @@ def _is_lost(
         return not is_held(storage.optuna, id_of(trial))
     if id_of(trial) not in alive:
         # A worker writes the first heartbeat before it releases the lock, which is held here. So
-        # the worker of this trial has died. One with neither slot nor worker is a user's: it may
-        # be starting.
-        begun = worker is not None and is_here(worker) and is_gone(worker)
-        return ours and (begun or SLOT_KEY in trial.user_attrs)
+        # the worker of this trial has died. A trial with neither slot nor worker is a user's: it
+        # may be starting.
+        has_died = worker is not None and is_here(worker) and is_gone(worker)
+        return ours and (has_died or SLOT_KEY in trial.user_attrs)
     if worker is not None and is_here(worker):
         # A suspended local worker is alive despite an old heartbeat.
         return is_gone(worker)

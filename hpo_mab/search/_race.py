@@ -218,7 +218,7 @@ class Race:
         if race is None:
             return False
         # Each call goes through all rounds: the study stores twins, not who is still in the race.
-        # In this order: trials that have ended by the plan must be among these.
+        # In this order, so that each trial that has ended in the plan has ended in `trials`, too.
         plan = Plan.of(study)
         trials = study.get_trials(deepcopy=False)
         alive, left = list(race.challengers), {}
@@ -226,8 +226,7 @@ class Race:
             if not alive:
                 break
             end = race.first + pairs
-            # By sampler: in slots, twins of one sampler then share a stack, and fewer slots stay
-            # free.
+            # By sampler, so that twins of one sampler share a stack and fewer slots stay free.
             due = [
                 (trial, name)
                 for name in alive
@@ -352,7 +351,7 @@ def _originals(trials: Sequence[FrozenTrial], slots: range) -> list[FrozenTrial]
 
 
 def _survivors(standings: Sequence[Standing], count: int, by: str) -> list[str]:
-    """The best ``count`` of those that are ahead of uniform sampling and can be shown to be."""
+    """Names of the best ``count`` that are ahead of uniform sampling and may be shown to be."""
     ahead = [one for one in standings if one.open and all(e.value > 0 for e in one.judged(by))]
     ranked = sorted(ahead, key=lambda one: -min(e.value for e in one.judged(by)))
     return [one.name for one in ranked[:count]]

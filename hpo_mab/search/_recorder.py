@@ -72,16 +72,16 @@ def check_direction(study: optuna.Study) -> None:
 
 
 def mark_pair(trial: optuna.trial.Trial) -> None:
-    """Store whether a trial is one of a pair, where the pruner leaves the first trials alone.
+    """Store whether a trial is one of a pair: one of the first, which the pruner does not stop.
 
-    A pair that the pruner may stop would leave a biased selection of pairs.
+    Pairs that the pruner may stop would be a biased selection.
     """
     if startup := startup_trials(trial.study.pruner):
         trial.set_user_attr(PAIRED_KEY, trial.number < startup)
 
 
 def store_end(trial: optuna.trial.BaseTrial, error: BaseException) -> None:
-    """Store why an error has ended a trial; of a pruned one, the pruner has stored it."""
+    """Store why an error ended a trial; `TrialRecord` stores why one was pruned."""
     if isinstance(error, KeyboardInterrupt):
         trial.set_user_attr(INTERRUPTED_KEY, True)
     elif not isinstance(error, optuna.TrialPruned):
@@ -114,7 +114,7 @@ class TrialRecord:
         #: Its part of the seconds of a stack's free slots.
         self.idle_seconds = 0.0
         #: Examples and seconds after the last evaluation, of a trial that diverged.
-        self._lost = (0, 0.0)
+        self._unreported = (0, 0.0)
         self._trial = trial
         self._curves: CurveStore | None = None
         if isinstance(trial, optuna.trial.Trial):
@@ -148,7 +148,7 @@ class TrialRecord:
     def diverged(self, error: TrainingDiverged) -> None:
         """Store why the trial diverged; keep what it has spent since its last evaluation."""
         self._trial.set_user_attr(REASON_KEY, str(error))
-        self._lost = (error.examples, error.seconds)
+        self._unreported = (error.examples, error.seconds)
 
     def flush(self) -> None:
         """Write the points of the curve that wait."""
@@ -171,9 +171,9 @@ class TrialRecord:
             each._written = time.monotonic()
 
     def close(self) -> None:
-        """Write the rest of the curve, its cost, and what the curve lacks of that."""
+        """Write the rest of the curve, the trial's cost, and the cost that the curve lacks."""
         self.flush()
-        examples, seconds = self._lost
+        examples, seconds = self._unreported
         if examples or self.idle_seconds:
             spent = [examples, round(seconds + self.idle_seconds, 3)]
             self._trial.set_user_attr(UNREPORTED_KEY, spent)
@@ -191,7 +191,7 @@ def store_reason(trial: optuna.trial.Trial) -> None:
         trial: A running trial whose ``should_prune()`` was true.
     """
     study, pruner = trial.study, trial.study.pruner
-    # It stores every reason with its decision, so there is nothing to look up.
+    # This pruner stores each reason with its decision.
     if isinstance(pruner, AdvantagePruner):
         return
     storage, frozen = storage_of(study), storage_of(study).get_trial(id_of(trial))
@@ -202,7 +202,7 @@ def store_reason(trial: optuna.trial.Trial) -> None:
 def end_without_checkpoint(trial: optuna.trial.Trial) -> None:
     """End the continuation of a complete trial whose checkpoint is gone or does not fit.
 
-    It would begin at zero, and repeat all budgets of the complete trial, which counts.
+    Trained from zero, it would repeat the complete trial, which already counts.
 
     Raises:
         optuna.TrialPruned: Always.
@@ -229,7 +229,7 @@ def follow(
     Args:
         trial: Optuna's trial.
         training: Its training.
-        recording: Where it is kept; what it saw of each example only if it did not diverge.
+        recording: Keeps its curve and, unless it diverges, what it saw of each example.
         checkpoint: Where it is saved; None saves nothing.
         may_prune: Whether the study's pruner may stop it.
 
@@ -280,5 +280,5 @@ def offer(
     """Keep what a trial saw, before the next steps use its slot of the tally."""
     if examples is not None and tally is not None:
         examples.offer(id_of(trial), tally.take(slot))
-        # If the trial is continued, only later visits are added.
+        # A continuation must not add these visits again.
         tally.begin(slot)

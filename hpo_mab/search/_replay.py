@@ -58,7 +58,7 @@ class Replay:
     def slots(self) -> int | None:
         """Slots of the stack that the trial was trained in; None if it was trained alone.
 
-        Alone, sums are taken in another order, and ``mab`` draws other batches.
+        A replay trains alone: it adds in another order, and ``mab`` draws other batches.
         """
         slots = self.trial.attrs.get(STACK_KEY)
         return None if slots is None else int(slots)
@@ -85,8 +85,7 @@ def replay(
     Args:
         storage: The database.
         name: Optuna's study name.
-        number: The trial's number; None takes the best, whose accuracy is the mean of its trainings
-            by `confirm`, if there are any.
+        number: The trial's number; None takes the trial of the highest `Candidate.accuracy`.
         device: Where to train; None takes the definition's device.
         data_root: Folder of the data here; None takes the definition's.
 

@@ -364,7 +364,7 @@ class TrialReporter:
         )
 
     def _check_diverged(self, evaluation: Evaluation, *, counted: bool) -> None:
-        """End a trial that has diverged, which is then in no pair."""
+        """Raise `optuna.TrialPruned` if the trial has diverged."""
         what = ""
         if math.isnan(evaluation.accuracy):
             what = "the accuracy is nan"

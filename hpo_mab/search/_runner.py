@@ -244,7 +244,7 @@ class StudyRunner:
         self._note_ends()
 
     def _note_ends(self) -> None:
-        """Keep why trials do not continue beyond their budget, where the definition suggests it."""
+        """Note why no trial continues beyond its budget, though the definition suggests that."""
         spec = self.spec
         suggested = spec.training.schedule == "constant" and spec.budget.total is not None
         if suggested and spec.pruner.kind == "promotion" and spec.sampler.kind == AUTO:

@@ -252,7 +252,7 @@ def _most_shown(sampler: BaseSampler) -> int | None:
 
 
 # Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.
-#: Optuna's samplers. Another one is given ``seed`` where it takes it.
+#: Optuna's samplers. A user's own sampler gets ``seed`` if it has that argument.
 SEARCHERS = Registry(
     "search.sampler",
     {

@@ -88,7 +88,7 @@ def _why_all_alone(objective: TrainingObjective) -> str | None:
             "ranges of the network's options, of the batch size or of the sampler's kinds of draws "
             "give each trial a stack of its own"
         )
-    # One point decides; a twin may have another sampler, so a stack asks for each trial.
+    # One point is enough here. Twins may have another sampler: `StackLoop` checks each trial.
     low, _ = objective.space.corners()
     return why_alone(objective.workload, low)
 
@@ -113,7 +113,7 @@ def _stacks_of(sampler: PartSpace) -> float:
 
 
 def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
-    """Most trials at a time of one of some workers, for what is left of a study."""
+    """Most trials that one of the workers trains at a time, for what is left of a study."""
     target = Target.load(study)
     most = min(MOST_SLOTS, target.trials // ROUNDS // workers)
     if target.continues(study):
@@ -179,7 +179,7 @@ def seconds_stacked(workload: Workload, configuration: Configuration, *, slots: 
     """Seconds of as many steps of a stack, divided by its networks."""
     workload = _with_few_examples(workload)
     stack = workload.stack(configuration, slots=slots, seed=0)
-    # One for all slots: making a large one takes longer than its steps.
+    # One network for all slots: making a large network takes longer than the steps.
     network = workload.network(configuration, seed=0)
     for slot in range(slots):
         sampler = workload.sampler(configuration, seed=slot, stacked=True)

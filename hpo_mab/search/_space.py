@@ -98,8 +98,8 @@ class PartSpace:
 
     Args:
         section: Of the definition, ``"optimizer"`` or ``"sampler"``.
-        registry: The names that it may name.
-        maker: Returns what makes the part of a name.
+        registry: The names that the section may hold.
+        maker: Returns the class or function of a name.
         given: The section: a name, or a class or function in place of it, and options as
             `parse_value` takes them.
 

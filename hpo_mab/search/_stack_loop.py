@@ -39,7 +39,7 @@ class _Running:
         assignment: What it trains.
         record: Reports its evaluations, and writes its curve and cost.
         stack: Trains it.
-        slot: Its slot there.
+        stack_slot: Its slot there.
         checkpoint: Where it is saved; None saves nothing.
     """
 
@@ -47,7 +47,7 @@ class _Running:
     assignment: Assignment
     record: TrialRecord
     stack: StackedTrainer
-    slot: int
+    stack_slot: int
     checkpoint: SlotCheckpoint | None
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class _Running:
 
     def state_dict(self) -> dict[str, Any]:
         """Its state, right after an evaluation."""
-        return self.stack.state_dict(self.slot)
+        return self.stack.state_dict(self.stack_slot)
 
 
 class StackLoop(TrialLoop):
@@ -119,7 +119,7 @@ class StackLoop(TrialLoop):
         return following
 
     def _fill(self) -> Next | None:
-        """Claim a trial for each free slot; returns why the study has fewer, if it has."""
+        """Claim a trial for each free slot; returns why slots stay free, or None."""
         while self._stacks.slots > 1 and (free := self._stacks.slots - len(self._running)) > 0:
             known = len(self._claimed)
             following = self._claim(free)
@@ -188,7 +188,7 @@ class StackLoop(TrialLoop):
         return "the trial that it continues was trained alone" if alone else None
 
     def _end_without_checkpoint(self, running: _Running) -> None:
-        running.stack.stop(running.slot)
+        running.stack.stop(running.stack_slot)
         with contextlib.suppress(optuna.TrialPruned, UpdateFinishedTrialError):
             end_without_checkpoint(running.trial)
         self._close(running.trial)
@@ -206,7 +206,7 @@ class StackLoop(TrialLoop):
 
     def _advance(self) -> None:
         """Train to the next evaluations, and record these."""
-        places = {(each.stack, each.slot): each for each in self._running.values()}
+        places = {(each.stack, each.stack_slot): each for each in self._running.values()}
         try:
             with interruptible():
                 found = list(self._stacks.advance())
@@ -215,7 +215,7 @@ class StackLoop(TrialLoop):
                 raise
             reason = failure_reason(error)
         else:
-            # What trials saw of each example is copied where they end, which needs memory, too.
+            # Not in `try`: an error here is not the stack's. `_halving` handles out of memory.
             self._record_round([(places[place], result) for place, result in found])
             return
         # Outside of the handler, as in `_halving`. Trained alone, each trial has its own reason.
@@ -259,8 +259,9 @@ class StackLoop(TrialLoop):
             open_trials = {id_of(trial) for trial in trials}
             # All of the round, before a pruner compares them.
             for running, result in found:
-                running.record.evaluation_seconds = running.stack.evaluation_seconds[running.slot]
-                running.record.idle_seconds = running.stack.idle_seconds[running.slot]
+                stack, slot = running.stack, running.stack_slot
+                running.record.evaluation_seconds = stack.evaluation_seconds[slot]
+                running.record.idle_seconds = stack.idle_seconds[slot]
                 if isinstance(result, Evaluation):
                     with contextlib.suppress(UpdateFinishedTrialError):
                         running.record.add_later(result)
@@ -287,7 +288,7 @@ class StackLoop(TrialLoop):
     def _end_of(
         self, running: _Running, result: Evaluation | TrainingDiverged, open_trials: Set[int]
     ) -> End | None:
-        """How a trial has ended with an evaluation, its slot freed; None if it has not."""
+        """Free the slot of a trial that has ended; returns how it ended, None if it has not."""
         end: End | None = End(running.trial, TrialState.FAIL)
         if id_of(running.trial) in open_trials:
             try:
@@ -302,12 +303,12 @@ class StackLoop(TrialLoop):
                 if memory_reason(error) is not None:
                     raise
                 store_end(running.trial, error)
-        if end is not None and running.slot in running.stack.busy:
-            running.stack.stop(running.slot)
+        if end is not None and running.stack_slot in running.stack.busy:
+            running.stack.stop(running.stack_slot)
         return end
 
     def _judge(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
-        trial, stack, slot = running.trial, running.stack, running.slot
+        trial, stack, slot = running.trial, running.stack, running.stack_slot
         if isinstance(result, TrainingDiverged):
             running.record.diverged(result)
             return End(trial, TrialState.PRUNED)
@@ -323,7 +324,7 @@ class StackLoop(TrialLoop):
             )
         if pruned:
             return End(trial, TrialState.PRUNED)
-        self._objective.conclude(trial, running.assignment.slot)
+        self._objective.queue_pilot_twin(trial, running.assignment.slot)
         return End(trial, TrialState.COMPLETE, result.accuracy)
 
     def _halve_slots(self) -> None:

@@ -1,4 +1,4 @@
-"""What a study is to reach, and what its trials have spent of that."""
+"""A study's target, and what its trials have spent of its total budget."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Target:
     """What a study is to reach; stored with it for all its workers.
 
     Attributes:
-        trials: Trials that must be complete or pruned, the pilot's twins not counted.
+        trials: Trials that must be complete or pruned, twins not counted.
         total: What all trials together may spend, as written; None is no limit.
         epoch_examples: Examples of one epoch.
     """
@@ -74,8 +74,8 @@ class Target:
         """Training examples and seconds of all trials, those of evaluations included."""
         examples, seconds = _trained(study, curves)
         plan = Plan.of(study)
-        lost, lost_seconds = plan.unreported
-        return examples + lost, seconds + lost_seconds + plan.evaluation_seconds
+        more, more_seconds = plan.unreported
+        return examples + more, seconds + more_seconds + plan.evaluation_seconds
 
     def share(self, examples: int, seconds: float) -> float:
         """Share of the total budget that this is; 0 without limit."""
@@ -121,7 +121,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Ended:
-    """What the curves of a study's first trials say, up to the first that has not ended.
+    """Cost of a study's trials before the first that has not ended, from their curves.
 
     A worker that was taken for lost may add points later. They do not count in a process that has
     read the curve before.
@@ -198,7 +198,7 @@ class Spending:
 
     @property
     def promised(self) -> float:
-        """The share that is spent, and that which the running trials will spend.
+        """Share of the total budget that is spent, or that running trials will spend.
 
         Seconds are estimated at the study's mean cost of an example so far.
         """

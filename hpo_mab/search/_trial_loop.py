@@ -248,7 +248,7 @@ class TrialLoop:
         self._release(*(end.trial for end in ends))
         for frozen in ended:
             attempt = Attempt.of(frozen)
-            if attempt.unbegun:
+            if attempt.lacked_checkpoint:
                 self._unusable.add(frozen.user_attrs[PROMOTES_KEY])
             if self._examples is not None:
                 self._examples.settle(id_of(frozen), counts=attempt.finished)

@@ -116,7 +116,7 @@ class Workload:
         self.budget = budget
         self.loop = loop
         self.device = device
-        #: What samplers of the study may use of its record; None as long as there is none.
+        #: The study's record of examples, frozen for its samplers; None before that.
         self.known: ExampleRecord | None = None
         self._made: weakref.ref[nn.Module] | None = None
         self._model = model
@@ -146,7 +146,7 @@ class Workload:
         Args:
             batch_sizes: Those that trials may have.
             needs_all: Whether a trial must have all evaluations.
-            name: Of their number, for the message.
+            name: The argument that the message names.
 
         Raises:
             ArgumentError: A trial has fewer steps than evaluations, and either trials differ in
@@ -364,7 +364,7 @@ class Workload:
         budgets: int,
         examples: bool,
     ) -> Training:
-        # Initial weights and dropout follow from it; sampler and augmentation have their own.
+        # For initial weights and dropout; sampler and augmentation have seeds of their own.
         seed_random(seed)
         model = self._network(configuration).to(self.device)
         optimizer = configuration.optimizer

@@ -200,7 +200,7 @@ class CurveStore:
                 connection.execute(CURVES.delete().where(CURVES.c.curve.in_(chunk)))
 
     def _begin(self, connection: sa.Connection, trial_id: int, *, restart: bool) -> int:
-        """The number of the trial's curve; a new one if it has none."""
+        """The number of the trial's curve; a new one if it has none, or on ``restart``."""
         of_trial = sa.and_(SYSTEM_ATTRIBUTES.c.trial_id == trial_id, _is_key)
         known = connection.scalar(sa.select(SYSTEM_ATTRIBUTES.c.value_json).where(of_trial))
         if known is not None and not restart:

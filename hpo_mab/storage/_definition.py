@@ -85,9 +85,9 @@ class StoredDefinition:
     def of(cls, study: optuna.Study) -> Self:
         """The stored definition, or what is known from the trials of a `hpo_mab.TrialReporter`.
 
-        Such a study is the arm of its trials' batch sampler, or of its own name if they differ. Its
-        number of examples is not known, and is 0; so is its seed, unless the study has the user
-        attribute ``hpo_mab:seed``.
+        The arm of the latter is the batch sampler of its trials, or the study's name if they have
+        several. The size of its training part is not known, and is 0. Its seed is 0 unless the
+        study has the user attribute ``hpo_mab:seed``.
 
         Raises:
             StorageError: Neither is there, or the trials differ in their budget.

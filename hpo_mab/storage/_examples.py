@@ -72,7 +72,7 @@ class ExampleStore:
             if number is None:
                 of_study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
                 if connection.scalar(of_study) is None:
-                    # Deleted. SQLite, without foreign keys, would keep it for a later study.
+                    # Deleted. On SQLite a later study may get its id, and would have its sums.
                     return
                 number = _new_number(connection, study_id)
             elif (study_id, number) not in self._own:

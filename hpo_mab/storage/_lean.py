@@ -75,7 +75,7 @@ class _Collected:
         """Change one item of a kept trial; ``part`` is the name of its dictionary."""
         if trial_id in self.known:
             study_id, trial = self.known[trial_id]
-            # The database does not change it either. Optuna's cache reads a finished trial once.
+            # The database drops writes to a finished trial. Optuna's cache reads it only once.
             if trial.state.is_finished():
                 return
             # Optuna's cache may have the same object.

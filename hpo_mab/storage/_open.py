@@ -47,8 +47,8 @@ class JournalledConnection(sqlite3.Connection):
         # The journal is next to the file itself, also if it is opened by a symbolic link.
         path = Path(database).resolve()
         if path.is_file() and not os.access(path.parent, os.W_OK):
-            # SQLite would make a journal to read it, too. If another process has made one, the last
-            # commits are only there, and the file may change.
+            # SQLite would make a journal even to read. If another process has made one, the last
+            # commits are only in the journal, and the file may change.
             how = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
             database = f"{path.as_uri()}?{how}"
             super().__init__(database, *arguments, **{**options, "uri": True})

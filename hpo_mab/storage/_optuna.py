@@ -134,9 +134,9 @@ class SearchExhaustedWarning(UserWarning):
 
 
 def all_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials of a study, as its sampler first reads them for a trial; not to be changed.
+    """All trials of a study, as Optuna caches them for one trial; not to be changed.
 
-    Hyperband limits `get_trials` to a bracket.
+    Hyperband limits `get_trials` to a bracket, but not this function.
     """
     return study._get_trials(deepcopy=False, use_cache=True)
 
@@ -173,7 +173,7 @@ class StudyView:
         return self.shown(self.study._get_trials(*args, **options))
 
     def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        """The trials that the view shows, of some of its study."""
+        """Those of these trials that the view shows."""
         return trials
 
 

@@ -38,7 +38,7 @@ class TrialRun:
 
     Attributes:
         number: Optuna's trial number.
-        slot: Place in the study's plan. Trials of paired studies with the same slot share seed,
+        slot: Position in the study's plan. Trials of paired studies with the same slot share seed,
             initial weights and, where ``paired``, configuration. A retried trial keeps its slot.
         state: ``"complete"``, ``"pruned"``, ``"fail"`` or ``"running"``.
         params: Optuna's parameters.
@@ -87,7 +87,7 @@ class TrialRun:
         return TWIN_KEY in self.attrs
 
     @property
-    def ended_in_time(self) -> bool:
+    def is_comparable(self) -> bool:
         """Whether it is complete after one budget, and no twin: its value compares with others."""
         return self.value is not None and self.budgets == 1 and not self.twin
 

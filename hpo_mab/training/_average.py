@@ -14,12 +14,12 @@ from hpo_mab._errors import ArgumentError, require
 
 #: Why a network can neither be stacked nor captured.
 ASSIGNS = "the network assigns a new tensor to a parameter or buffer"
-#: Likewise: a graph would repeat one decision.
+#: Likewise: a graph would repeat the numbers drawn at its capture.
 DRAWS = "the network draws random numbers on the host"
 
 
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
-    """Call a network with other parameters and buffers, by name; it keeps its own.
+    """Call a network with other parameters and buffers, by name; the network keeps its own.
 
     Raises:
         RuntimeError: In training, the network assigns a new tensor to one of them.
@@ -126,12 +126,12 @@ class WeightAverage:
         return functools.partial(call_with, self._model, self.weights())
 
     def weights(self) -> dict[str, Tensor]:
-        """Averages by name, of the types that the network has now; others are not copied.
+        """Averages by name, in the network's present types; copied only where the type differs.
 
         Raises:
             ArgumentError: A layer of the network was replaced.
         """
-        # With all names of a shared tensor: buffers may have become one since.
+        # All names of a shared tensor, because two buffers may be one tensor by now.
         present = dict(self._model.named_parameters(remove_duplicate=False)) | dict(
             self._model.named_buffers(remove_duplicate=False)
         )

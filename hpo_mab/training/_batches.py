@@ -62,7 +62,7 @@ class LossMeter:
         self._count = 0
 
     def accumulate(self, losses: Tensor) -> None:
-        """Add a batch's detached losses, float [B], up on the device; `count` must follow."""
+        """Add the mean of a batch's detached losses, float [B]; `count` must follow."""
         self._total += losses.mean()
 
     def count(self, *, step: int) -> None:
@@ -160,7 +160,7 @@ class Batches(Protocol):
         ...
 
     def inputs(self, indices: Tensor) -> Tensor:
-        """Network inputs of examples on the training device, without the device's augmentation.
+        """Network inputs of examples, unaugmented, on the training device.
 
         A data set's own transforms are applied.
         """
@@ -406,7 +406,7 @@ class LoaderSweep:
         if len(dataset) == 0:  # type: ignore[arg-type]
             raise ArgumentError("dataset must not be empty, got 0 examples.")
         self.device = torch.device(device)
-        #: Of the batches so far.
+        #: Highest label of the batches so far.
         self.highest_label = 0
         self._loader = DataLoader(
             dataset,

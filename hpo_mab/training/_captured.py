@@ -34,8 +34,8 @@ class Captured:
     it is called without a graph.
 
     Args:
-        device: Device of its tensors.
-        generators: Random generators that it uses, in addition to the device's default one.
+        device: Device of the function's tensors.
+        generators: Random generators of the function, in addition to the device's default one.
         capture: Whether to capture a graph where that is possible: on CUDA.
 
     Attributes:
@@ -76,7 +76,7 @@ class Captured:
             body: The function; no reference is kept, so that its tensors are freed with its owner.
             undo: Restores the state on the host after a failed capture has called the function.
         """
-        # Streams are those of the current card, which need not be this one.
+        # PyTorch uses the streams of the current card, which may be another one.
         card = contextlib.nullcontext() if self._stream is None else torch.cuda.device(self._device)
         with card:
             if self._graph is None and self.will_capture and self._calls >= WARM_UP_CALLS:
@@ -174,7 +174,7 @@ class Captured:
 
     @contextlib.contextmanager
     def _on_capture_stream(self) -> Iterator[None]:
-        """The stream of the later capture: libraries allocate their workspaces by stream."""
+        """Launch on the capture's stream, because libraries allocate workspaces by stream."""
         if self._stream is None:
             yield
             return
@@ -184,23 +184,23 @@ class Captured:
         torch.cuda.current_stream().wait_stream(self._stream)
 
 
-def host_decisions() -> tuple[Any, ...]:
-    """States of the host's random generators by which a network may take decisions."""
+def python_random_states() -> tuple[Any, ...]:
+    """States of Python's and NumPy's random generators."""
     return random.getstate(), pickle.dumps(np.random.get_state())
 
 
 def _host_random_state() -> tuple[Any, ...]:
     """States of all random generators of the host that a network may use."""
-    return *host_decisions(), torch.get_rng_state().numpy().tobytes()
+    return *python_random_states(), torch.get_rng_state().numpy().tobytes()
 
 
 def _streams(device: torch.device) -> _Streams:
     """Two streams on a device that no other live `Captured` uses.
 
-    PyTorch has 32 streams of each priority and returns them round robin. With a new pair for each
-    training, one would soon get a stream on which another thread captures. Its kernels would then
-    become part of that thread's graph. So a thread uses its pairs again. High priority is rarely
-    used elsewhere, so its 32 streams are enough for 16 pairs.
+    PyTorch has 32 streams of each priority and returns them round robin. If each training took a
+    new pair, it would soon get a stream on which another thread captures. Its kernels would then
+    become part of that thread's graph. So a thread reuses its pairs. High priority is rarely used
+    elsewhere, which leaves its 32 streams for 16 pairs.
 
     Some versions of PyTorch free a stream's cuBLAS workspace with any graph captured on it. Another
     graph of that stream would still write there.

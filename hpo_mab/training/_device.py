@@ -128,17 +128,17 @@ def to_channels_last(model: nn.Module) -> None:
 
 
 #: Lock of the thread that trains; re-entrant, because a training may start another one.
-_training_thread = threading.RLock()
+_training_lock = threading.RLock()
 
 
 @contextlib.contextmanager
 def random_state(device: torch.device) -> Iterator[None]:
     """Reserve the global random states for one thread, and restore them afterwards.
 
-    Weights, dropout, loaders and users' transforms draw from those of torch, NumPy and Python; each
-    has one for the whole process.
+    torch, NumPy and Python each have one for the whole process. Weights, dropout, loaders and
+    users' transforms draw from them.
     """
-    if not _training_thread.acquire(blocking=False):
+    if not _training_lock.acquire(blocking=False):
         raise ArgumentError(
             "n_jobs must be 1, or trials run one after the other: two at once in one process would "
             "share one random state, and neither would follow from its seed. Start several "
@@ -156,7 +156,7 @@ def random_state(device: torch.device) -> Iterator[None]:
             if of_mps is not None:
                 torch.mps.set_rng_state(of_mps)
     finally:
-        _training_thread.release()
+        _training_lock.release()
 
 
 @contextlib.contextmanager
@@ -190,7 +190,7 @@ def why_no_graph(batches: Batches, sampler: BatchSampler, optimizer: Optimizer) 
         return f"{'a DataLoader' if loaded else type(batches).__name__} brings the batches"
     if sampler.weighs_by_losses:
         return f"{type(sampler).__name__} weighs a batch by its own losses"
-    # Elsewhere nothing is captured.
+    # Only a capture needs the fused form, and only CUDA captures.
     if batches.data.device.type == "cuda" and not is_fused(optimizer):
         return f"the optimiser {type(optimizer).__name__} has no fused form"
     return None

@@ -28,8 +28,8 @@ class DeviceStep:
     ``capture=False``, the same function is called at each step.
 
     A ``capturable`` sampler is part of the graph. It learns from the losses and draws the *next*
-    step's batch on a second stream, during the backward pass. Others draw before and learn after
-    the graph. The learning rate is a tensor on the device, so one graph serves the whole schedule.
+    step's batch on a second stream, during the backward pass. Other samplers draw before and learn
+    after the graph. The learning rate is a tensor on the device, so one graph serves the schedule.
 
     Args:
         forward: The network, from inputs to logits [B, C], in training mode.
@@ -39,7 +39,7 @@ class DeviceStep:
         meter: Adds the losses up.
         average: Moving average of the weights to update; None for none.
         examples: Adds up each example's visits; None adds nothing up.
-        drawn: What `between_steps` gave in the training that this one continues; None otherwise.
+        drawn: What `between_steps` yielded when the state was saved; None for a new training.
         label_smoothing: Share of the target spread over all classes.
         precision: ``"float32"`` or ``"bfloat16"``.
         capture: Whether to capture a graph where that is possible: on CUDA, with a fused
@@ -117,7 +117,7 @@ class DeviceStep:
         def undo() -> None:
             waiting.clear()
             waiting.extend(draws)
-            # Of a capture that failed after the backward pass: nothing was written to them.
+            # A capture that fails after its backward pass leaves gradients without values.
             self._optimizer.zero_grad(set_to_none=True)
 
         before = self._network_tensors() if self._step.will_capture else []

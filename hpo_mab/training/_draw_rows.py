@@ -30,8 +30,8 @@ class DrawRows:
 
     Attributes:
         engine: Bandits of all slots, in rows below one another; None until a slot needs them.
-        candidates: Candidates that the step chooses each slot's batch from; 0 where it does not
-            choose. None before the first slot begins, whose sampler decides.
+        candidates: Number of candidates that the step chooses each slot's batch from; 0 if it does
+            not choose. The sampler of the first slot to begin decides; None before.
         samplers: Samplers of the slots whose batches are planned, by slot.
     """
 
@@ -126,8 +126,8 @@ class DrawRows:
         shares, settings = sampler.shares.numpy(), sampler.settings
         if self.engine is None:
             self._structure, self._examples = settings.structure, sampler.num_examples
-            # The ring of pulls has a fixed size: one pass over all arms, or the first sampler's
-            # need if larger.
+            # The ring of pulls has a fixed size: as many pulls as a bandit has arms, or the first
+            # sampler's window if larger.
             self._capacity = max(shares.shape[1], window_of(sampler))
             self.engine = DeviceEngine(
                 np.tile(shares, (self._slots, 1)),
@@ -150,7 +150,7 @@ class DrawRows:
             self.samplers.pop(slot, None)
 
     def learn(self, losses: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Give the samplers that learn by themselves a step's [K, B], [K, B, C] and [K, B]."""
+        """Update the samplers that learn: losses [K, B], logits [K, B, C], targets [K, B]."""
         for slot, sampler in self.samplers.items():
             if _learns(sampler):
                 sampler.update(losses[slot], logits=logits[slot], targets=targets[slot])
@@ -167,7 +167,7 @@ class DrawRows:
         self._arms.copy_(arms)
 
     def statistics(self, slot: int) -> dict[str, float]:
-        """Of a slot's sampler or bandits, see `BatchSampler.statistics`."""
+        """Statistics of a slot's sampler or bandits, see `BatchSampler.statistics`."""
         if slot in self.samplers:
             return self.samplers[slot].statistics()
         return {} if self.engine is None else self.engine.figures(slot)

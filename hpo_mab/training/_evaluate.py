@@ -18,7 +18,7 @@ from hpo_mab.training._device import autocast, logits_of
 #: Bytes that the tensors of an evaluation may take on a CPU; on CUDA a share of the device's
 #: memory.
 _HOST_BYTES, _DEVICE_SHARE = 256 * 2**20, 1 / 8
-#: Tensors as large as the largest output that exist at once: an operation's input, output and
+#: How many tensors of the largest output's size exist at once: an operation's input, output and
 #: workspace, and the input of a skip connection.
 _COPIES = 4
 
@@ -99,7 +99,7 @@ def evaluate(
     Raises:
         ArgumentError: Labels that the model has no output for.
     """
-    # Of each module: a user may have frozen some of them.
+    # The mode of each module: a user may have set some to evaluation.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     call = forward or model
@@ -118,7 +118,7 @@ def evaluate(
                     )
                 ]
     finally:
-        # A module may do more than set its mode.
+        # `train` first: an override of it may do more than set modes.
         model.train(modes[0][1])
         for module, mode in modes:
             module.training = mode

@@ -142,8 +142,8 @@ def set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
             group["lr"] = rate
 
 
-#: Optimisers. One from elsewhere is a class of `torch.optim.Optimizer`, or a function that makes
-#: it.
+#: Optimisers. One from elsewhere is a subclass of `torch.optim.Optimizer`, or a function that
+#: returns one.
 OPTIMIZERS = Registry(
     "optimizer",
     {

@@ -16,7 +16,7 @@ from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._average import DRAWS
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
-from hpo_mab.training._captured import Captured, host_decisions
+from hpo_mab.training._captured import Captured, python_random_states
 from hpo_mab.training._device import check_index_range, check_precision, synchronize
 from hpo_mab.training._draw_rows import DrawRows, window_of
 from hpo_mab.training._optimizers import RowOptimizer
@@ -199,7 +199,6 @@ class StackedTrainer:
         check_index_range(sampler, len(self._batches.data))
         self._networks.check(model)
         planned = LearningCurve(steps=steps, **curve)
-        # Of the training that has ended there.
         self._running.pop(slot, None)
         peak = self._optimizer.begin(slot, **(optimizer or {}))
         before = self._draws.engine
@@ -207,7 +206,7 @@ class StackedTrainer:
         if self._draws.engine is not before:
             # The graph captured so far has no bandits, so a new one must be captured.
             self._step = self._new_step()
-        # After this only a state can be refused; the slot has kept the earlier network.
+        # Until here the slot keeps the earlier network. From here only a state can be refused.
         self._networks.begin(slot, model)
         self._numbers.begin(slot, planned)
         if self.examples is not None:
@@ -358,10 +357,10 @@ class StackedTrainer:
                 self._draws.plan(slot, progress)
             self._draws.rewind()
             for step in range(count):
-                # Of the first step only: reading them takes time.
-                before = host_decisions() if begin == step == 0 else None
+                # Read at the first step only, because reading the states takes time.
+                before = python_random_states() if begin == step == 0 else None
                 self._step(self._body)
-                drew = before is not None and before != host_decisions()
+                drew = before is not None and before != python_random_states()
                 if drew or self._step.reason == DRAWS:
                     # The network is called once for all slots, which would share the decisions.
                     raise RuntimeError(DRAWS)

@@ -22,7 +22,7 @@ from hpo_mab._examples import (
 LOSS_DECAY = 0.99
 #: Steps whose outputs are kept before they are added up together.
 _STEPS_AT_ONCE = 64
-#: Fewer counts of predicted classes have 32 bits each.
+#: Below this number, counts of predicted classes have 32 bits each, otherwise 16.
 _FEW_COUNTS = 2**20
 #: Most logits kept, as a count of numbers.
 _MOST_LOGITS = 2**24

@@ -80,8 +80,8 @@ class Training(Iterator[Evaluation]):
         channels_last: Whether the model has the memory format channels last; its inputs may have
             either. About a third faster on CPUs, and for bfloat16 on GPUs.
         graph: Whether to take steps by `DeviceStep`, which on CUDA replays them from a graph; only
-            with `DeviceBatches`. A graph that holds a capturable sampler reports no seconds of it.
-            None: where a graph can be captured, see `loop_reason`. The default is False.
+            with `DeviceBatches`. If the graph draws the batches, ``sampler_seconds`` is 0. None:
+            where a graph can be captured, see `loop_reason`. The default is False.
         examples: Adds up each example's visits; None adds nothing up.
         clock: Returns seconds.
 
@@ -212,12 +212,12 @@ class Training(Iterator[Evaluation]):
     def loop_reason(self) -> str | None:
         """Why a training on CUDA with ``graph=None`` takes steps without a graph; None otherwise.
 
-        A network that cannot be captured is known after the first evaluation.
+        Whether a capture failed is known after the first evaluation.
         """
         return self._device_step.reason if self._device_step is not None else self._loop_reason
 
     def evaluate(self, examples: Sweep) -> tuple[float, float]:
-        """Accuracy and mean loss on other examples of the weights that were evaluated last."""
+        """Accuracy and mean loss of the last evaluated weights on other examples."""
         return self._accuracy(examples, averaged=self._curve.averaged)
 
     def network_state(self) -> dict[str, Any]:
@@ -351,7 +351,7 @@ class Training(Iterator[Evaluation]):
         )
 
     def _evaluate(self) -> tuple[bool, float, float]:
-        """Whether the average was evaluated, its validation accuracy and loss."""
+        """Whether the chosen weights are the averaged ones, and their accuracy and loss."""
         examples = self._validation if self._curve.at_end else self._early
         results = [
             (averaged, *self._accuracy(examples, averaged=averaged))

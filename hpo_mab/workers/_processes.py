@@ -1,4 +1,4 @@
-"""Workers as processes of this machine: how many it has room for, and when they are worth it."""
+"""Workers as processes of this machine, and when to start them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class WorkerProcess:
         self._process.wait()
 
     def last_line(self) -> str:
-        """The last line it wrote to standard error; without one, its exit status, or a signal."""
+        """Why it ended: a signal, else its last line on standard error, else its exit status."""
         if self.status is not None and self.status < 0:
             # What it wrote before is not the reason.
             return f"ended by signal {-self.status} (9 is often a lack of memory)"
@@ -264,7 +264,7 @@ class _OthersStarter:
             return
         self._watch.report(trial)
         ended = Attempt.of(trial)
-        if ended.finished and not ended.unbegun:
+        if ended.finished and not ended.lacked_checkpoint:
             self._finished += 1
             self._start_if_worth(self._finished, slots=ended.attrs.get(STACK_KEY, 1))
 
@@ -340,7 +340,7 @@ class _Workers:
     def places_in(self, study: optuna.Study) -> set[int]:
         """Places of the workers that have begun a trial.
 
-        If the study is done, no other worker will begin one; it may still be loading the data.
+        The others may still be loading the data; once the study is done they begin no trial.
         """
         names = (trial.system_attrs.get(WORKER_KEY) for trial in study.get_trials(deepcopy=False))
         # The process id is the second part of the name.

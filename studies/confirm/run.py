@@ -1,4 +1,4 @@
-"""A study whose best configurations are trained again with other seeds, validation and test.
+"""Run studies, and train their best configurations again with other seeds.
 
     python studies/confirm/run.py digits --trials 150 --top 20 --again 8 --out digits.json
     python studies/confirm/run.py fashion_mnist --root data --trials 60 --top 12 --again 6 \

@@ -146,7 +146,7 @@ class Outcome:
         accuracy: Its validation accuracy.
         known: Trials with a result in the library's own records.
         events: What happened.
-        running: Trials that run by the library's own records; None if a process that lives is one.
+        running: Trials that run by the library's own records; None if each process runs one.
     """
 
     config: Mapping[str, float] | None

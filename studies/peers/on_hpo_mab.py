@@ -73,7 +73,7 @@ class HpoMab:
 
 
 def _evaluations(trial: TrialRun, *, start: float, end: float) -> Iterator[Event]:
-    """Points of a curve with times by their seconds, since the database has no times of them."""
+    """Evaluations of a trial, placed by their seconds: the database stores no times of them."""
     curve = trial.curve
     # Evaluations of an earlier attempt are events of that attempt.
     before = trial.inherited

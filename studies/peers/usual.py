@@ -96,7 +96,7 @@ def _batches(job: Job, *, tensors: bool) -> Iterator[Part]:
 def evaluate(
     model: nn.Module, job: Job, *, part: str = "validation", most: int | None = None
 ) -> float:
-    """Accuracy on a part of the data, in [0, 1]; on a fixed sample if ``most`` examples."""
+    """Accuracy on a part of the data, in [0, 1]; on a fixed sample of ``most``, if given."""
     images, labels = _part(job.data, part, job.device, most)
     model.eval()
     correct = sum(

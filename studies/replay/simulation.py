@@ -167,8 +167,8 @@ class Saving:
         cost: Mean spend of a study of so many trials, in full trials.
         regret: Mean regret of its incumbent, in accuracy.
         regret_difference: Regret minus the baseline's, after equally many trials.
-        saved: Share of the baseline's spend that is saved at equal regret: the arm may run all
-            its trials to come down to what the baseline has in the end; NaN if it does not.
+        saved: Share of the baseline's cost that the arm saves until its regret is down to the
+            baseline's final one. The arm may run all its trials; NaN if they are not enough.
     """
 
     cost: Estimate
@@ -280,7 +280,7 @@ def false_prunings(
 ) -> FalsePrunings:
     """Train a sample of pruned trials to their end, as without pruning.
 
-    A trial's training follows from its slot, so the finished one is the pruned one continued. It
+    A trial's seed follows from its slot, so its new training repeats the pruned one first. A trial
     counts as falsely pruned if its final accuracy exceeds the ``top``-th best of the study.
     Trials that diverged were not pruned and are left out.
 

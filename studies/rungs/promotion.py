@@ -3,8 +3,8 @@
 python studies/rungs/promotion.py fashion_mnist.json cifar10.json digits.json --out promotion.json
 
 A replay searches a random order of the recorded trainings until a complete trial is as good as the
-best of the first 24. The cost is divided by that of training each trial to the end. An order in
-which a rule never finds it, or at a higher cost, counts as 48 full trials.
+best of the first 24. The cost is divided by that of training each trial to the end. An order
+counts as 48 full trials if a rule never finds such a trial, or needs more.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ WEIGHTS = {
     "trained": "trained weights",
     **{kind: f"a copy {kind.replace(' ', ' for ')}" for kind in COPIES},
 }
-#: Signals in the tables of the README.
+#: Signals in the tables of ``signals.md``.
 SHOWN = [
     f"{kind}, {measure}"
     for kind in WEIGHTS

@@ -218,7 +218,7 @@ def signals(curves: Floats, *, initial: int, replays: int, seed: int) -> list[di
 
 
 def measured_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str, Any]]:
-    """Studies whose first trials are never pruned, with rungs where they are placed or moved later.
+    """Replay rungs that stay, and rungs that the fidelity of a study's first trials moves later.
 
     Args:
         curves: Accuracies [S, K, T] of averaged weights.
@@ -226,9 +226,9 @@ def measured_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str,
         seed: Of the orders.
 
     Returns:
-        One row a rule: ``cost``, ``regret`` in points, ``less`` (regret less that of rungs that
-        stay, in points), ``ratio``: cost of coming to what rungs that stay come to, and the share
-        of studies by ``first rung``.
+        One row a rule: ``cost``, ``regret`` in points, ``less`` (regret minus that of rungs that
+        stay, in points), ``ratio`` (cost to the regret of rungs that stay, as a share of theirs)
+        and the share of studies by ``first rung``.
     """
     studies, best = _drawn(curves, replays=replays, seed=seed)
     steps = curves.shape[-1]
@@ -252,7 +252,7 @@ def measured_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str,
 
 
 def earlier_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str, Any]]:
-    """The same for rungs that move from a quarter to an eighth, where that is shown to rank trials.
+    """Replay rungs that move from a quarter to an eighth, if an eighth is shown to rank trials.
 
     Returns:
         One row a rule, see `measured_rungs`; ``always`` begins at an eighth in every study.

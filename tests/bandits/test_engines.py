@@ -100,7 +100,7 @@ def test_counts_and_states_agree_after_hundreds_of_pulls_of_an_arm(
     # The propensities look up every state: one mistaken for another would not add up.
     assert torch.allclose(engine.propensities().sum(dim=1), torch.ones(3, dtype=torch.float64))
     pairs = engine.counts().numpy().reshape(-1, 2)
-    states = columns_of(pairs, engine._shared).reshape(3, 70)
+    states = columns_of(pairs, engine._single_column).reshape(3, 70)
     assert engine._members.states.tolist() == states.tolist()
 
 

@@ -16,7 +16,7 @@ from hpo_mab.samplers import MABSampler
 
 
 def _shared(engine: Any) -> int:
-    return len(engine._shared_arms())
+    return len(engine._single_arms())
 
 
 @pytest.mark.parametrize("memory", [None, 150])

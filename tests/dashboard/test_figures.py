@@ -62,7 +62,7 @@ def test_the_choice_of_none_has_its_part_in_importances(
 
     monkeypatch.setattr(_figures, "get_param_importances", watch)
     importances(dataclasses.replace(run, spec=spec, trials=trials))
-    assert seen == [sum(trial.ended_in_time for trial in run.trials)]
+    assert seen == [sum(trial.is_comparable for trial in run.trials)]
 
 
 def test_importances_are_means_over_the_studies_of_an_arm(

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from hpo_mab import _labels
 from hpo_mab._errors import ArgumentError, DataError
-from hpo_mab._labels import check_examples, class_labels, stratified_halves
+from hpo_mab._labels import check_examples, class_labels, stratified_split
 from hpo_mab.data import (
     DataIdentity,
     Exclusion,
@@ -79,9 +79,9 @@ def test_the_split_is_that_of_scikit_learn(labels: list[int], share: float, seed
         )
     except ValueError:
         with pytest.raises(ArgumentError, match="cannot hold some of each"):
-            stratified_halves(torch.tensor(labels), share=share, seed=seed)
+            stratified_split(torch.tensor(labels), share=share, seed=seed)
         return
-    first, second = stratified_halves(torch.tensor(labels), share=share, seed=seed)
+    first, second = stratified_split(torch.tensor(labels), share=share, seed=seed)
     assert first.tolist() == sorted([*kept, *np.flatnonzero(single)])
     assert second.tolist() == sorted(held_out)
 

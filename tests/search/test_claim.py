@@ -245,7 +245,7 @@ def test_of_few_trials_that_are_all_paused_the_best_is_trained_to_its_end(
 
 
 @pytest.mark.parametrize("unlimited", [False, True])
-def test_what_the_budget_pays_for_is_left_where_trials_continue(
+def test_the_trials_left_include_continuations_that_the_budget_pays_for(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, unlimited: bool
 ) -> None:
     pruner = PromotionPruner(max_resource=8, unlimited=unlimited)
@@ -629,7 +629,7 @@ def test_what_running_trials_will_spend_in_seconds_is_estimated(
     assert _next(study, storage) is Next.DONE
 
 
-def test_what_trials_spend_is_read_once_of_those_that_have_ended(
+def test_what_ended_trials_have_spent_is_read_once(
     storage: Storage, tiny: Make, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = _planned(storage, tiny(), total="100epochs")

@@ -76,7 +76,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], list[int]]:
     return use
 
 
-def test_one_that_was_lucky_leaves_its_place_to_the_next(
+def test_a_lucky_trial_loses_the_lead_when_trained_again(
     storage: Storage, run: StudyRun, script: Callable[[Script], list[int]]
 ) -> None:
     trained = script({0: [0.65, 0.6], 1: [0.75, 0.79], 2: [0.6]})
@@ -174,7 +174,7 @@ def test_a_training_has_the_trials_budget_and_a_seed_of_its_own(
     assert first.repeats != (first.trial.value,)
 
 
-def test_one_that_diverges_counts_with_zero(
+def test_a_training_that_diverges_counts_as_zero(
     storage: Storage, run: StudyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(_: Training) -> None:

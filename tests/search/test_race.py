@@ -673,7 +673,7 @@ def test_a_choice_that_is_not_valid_is_not_used_and_the_study_says_so(
     check_study(storage, "shorter", tiny(**longer))
 
 
-def test_in_what_a_study_differs_from_the_one_that_chose(tiny: Make) -> None:
+def test_the_difference_from_the_study_that_chose_is_named(tiny: Make) -> None:
     spec = tiny(**_RACE).model_dump(mode="json")
     stored = {
         "study": "first",

@@ -279,7 +279,7 @@ def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(storage: Storage) 
     assert len(curve) == 5
 
 
-def test_without_with_every_point_is_written_at_once(storage: Storage) -> None:
+def test_outside_a_with_block_every_point_is_written_at_once(storage: Storage) -> None:
     trial = _study(storage=storage).ask()
     reporter = TrialReporter(trial, budget_examples=40, evaluations=4, curves=storage.curves)
     for points in (1, 2, 3):

@@ -608,7 +608,7 @@ def test_batch_sizes_give_trials_the_same_evaluations(storage: Storage, tiny: Ma
 
 
 @pytest.mark.parametrize("sections", [{"pruner": {"kind": "top_k"}}, {"sampler": {"kind": "auto"}}])
-def test_evaluations_are_at_most_the_steps_where_all_are_counted_on(
+def test_top_k_and_auto_refuse_more_evaluations_than_steps(
     storage: Storage, tiny: Make, sections: dict[str, Any]
 ) -> None:
     spec = tiny(**sections, training={"batch_size": 600}, budget={"trials": 20})

@@ -117,7 +117,7 @@ def test_a_layer_under_two_names_is_averaged_and_stays_as_it_was() -> None:
     average = WeightAverage(model, window=1.0)
     _walk(model, 1)
     inputs = torch.randn(4, 3)
-    # Of all steps, and there was none.
+    # Without an update the average is that of the initial weights.
     torch.testing.assert_close(average.forward()(inputs), before(inputs))
     assert all(own is weight for own, weight in zip(model.parameters(), weights, strict=True))
 

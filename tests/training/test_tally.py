@@ -154,7 +154,7 @@ def test_a_resumed_training_counts_each_visit_once(
     np.testing.assert_array_equal(_counts(second).predictions, _counts(whole).predictions)
 
 
-def test_a_training_is_the_same_with_and_without(parts: Parts) -> None:
+def test_a_tally_does_not_change_a_training(parts: Parts) -> None:
     curves = [list(_training(parts, **more)) for more in ({}, {"examples": None})]
     accuracies = [[(e.accuracy, e.loss, e.train_loss) for e in curve] for curve in curves]
     assert accuracies[0] == accuracies[1]

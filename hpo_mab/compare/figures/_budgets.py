@@ -15,7 +15,7 @@ from hpo_mab.compare.figures._style import (
     add_interval,
     add_line,
     add_open_ends,
-    add_unit,
+    add_reference_arm,
     arms_compared,
     arms_run,
     explain,
@@ -157,7 +157,7 @@ def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "exampl
             scale=100.0,
         )
     if made.data:
-        add_unit(made, summary, _first_and_last(summary), [0, 0])
+        add_reference_arm(made, summary, _first_and_last(summary), [0, 0])
         _cut_wide(made, shown)
     return note_if_empty(made, _NO_PAIRS)
 
@@ -189,7 +189,7 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
         if any(estimate.censored for estimate in chosen):
             explain(made, "triangle: lower bound")
     if made.data:
-        add_unit(made, summary, _first_and_last(summary), [1, 1])
+        add_reference_arm(made, summary, _first_and_last(summary), [1, 1])
     return note_if_empty(made, _NO_PAIRS)
 
 

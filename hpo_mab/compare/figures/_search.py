@@ -23,7 +23,7 @@ from hpo_mab.compare.figures._style import (
     add_interval,
     add_line,
     add_reference,
-    add_unit,
+    add_reference_arm,
     arms_compared,
     arms_run,
     colours,
@@ -160,7 +160,7 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
     )
     if made.data:
         targets = list(dict.fromkeys(y for trace in made.data for y in trace.y))
-        add_unit(made, summary, [1] * len(targets), targets)
+        add_reference_arm(made, summary, [1] * len(targets), targets)
     return note_if_empty(made, "No seed has complete trials in both arms.")
 
 
@@ -320,7 +320,7 @@ def knob_slices(
 
     arms = arms_run(runs)
     trials = {
-        arm: [t for run in runs if run.arm == arm for t in run.trials if t.ended_in_time]
+        arm: [t for run in runs if run.arm == arm for t in run.trials if t.is_comparable]
         for arm in arms
     }
     every = (trial for listed in trials.values() for trial in listed)

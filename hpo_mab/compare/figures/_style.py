@@ -258,7 +258,7 @@ def add_reference(
     target.add_scatter(x=list(x), y=list(y), name=name, mode="lines", line=line, hoverinfo="skip")
 
 
-def add_unit(
+def add_reference_arm(
     target: go.Figure, summary: ComparisonSummary, x: Sequence[Any], y: Sequence[Any]
 ) -> None:
     """Add the line of the reference arm, in its colour."""
