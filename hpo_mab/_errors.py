@@ -195,8 +195,8 @@ def _stored_form(value: Any) -> Any:
         return value
     if isinstance(value, torch.Tensor | np.ndarray):
         value = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
-        numbers = torch.as_tensor(value).detach().to("cpu", torch.float64).contiguous().numpy()
-        return hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
+        numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().contiguous()
+        return hashlib.blake2b(numbers.numpy().data, digest_size=16).hexdigest()
     if callable(value):
         return name_of(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -143,8 +143,12 @@ class Registry(Collection[str]):
         for option in values:
             if not self.takes(name, option):
                 raise UnknownNameError(f"option of {called}", option, known or ("(it has none)",))
+        # A constructor may pass what its base class requires.
+        makers = _makers(self.load(name))
+        own = {one.name for maker in makers[:1] for one in _parameters_of(maker)}
         for option, wanted in known.items():
-            if wanted.default is inspect.Parameter.empty and option not in values:
+            required = wanted.default is inspect.Parameter.empty and option in own
+            if required and option not in values:
                 raise ArgumentError(f"{section}.{option} of {called} must be given.")
         check_types(section, values, {option: one.kind for option, one in known.items()})
 
@@ -183,11 +187,8 @@ def parameters(made: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     A constructor's ``**`` is replaced by the parameters of the base class's constructor. A ``**``
     that is left takes any name.
     """
-    makers: list[Any] = [made]
-    if isinstance(made, type):
-        makers = [vars(cls)["__init__"] for cls in made.__mro__[:-1] if "__init__" in vars(cls)]
     found: dict[str, inspect.Parameter] = {}
-    for function in makers:
+    for function in _makers(made):
         found = {name: one for name, one in found.items() if one.kind is not one.VAR_KEYWORD}
         own = _parameters_of(function)
         for one in own[1:] if isinstance(made, type) else own:
@@ -195,6 +196,13 @@ def parameters(made: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         if not any(one.kind is one.VAR_KEYWORD for one in found.values()):
             break
     return found
+
+
+def _makers(made: Callable[..., Any]) -> list[Any]:
+    """A function; of a class its constructor and those of its base classes."""
+    if not isinstance(made, type):
+        return [made]
+    return [vars(cls)["__init__"] for cls in made.__mro__[:-1] if "__init__" in vars(cls)]
 
 
 def _parameters_of(function: Any) -> list[inspect.Parameter]:

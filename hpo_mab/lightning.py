@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
 import lightning
 import optuna
 from lightning.pytorch.utilities.data import extract_batch_size
+from optuna.trial import TrialState
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.search import TrialReporter
-from hpo_mab.storage import CurveStore
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore
 from hpo_mab.training import DEFAULT_AVERAGE, WeightAverage
 from hpo_mab.training._average import tensor_at
 from hpo_mab.training._schedule import check_window
@@ -73,6 +75,7 @@ class TrialCallback(lightning.Callback):
         self._foreign = average is None
         self._window = average or 0.0
         check_window(self._window)
+        self._trial = trial
         self._reporter = TrialReporter(
             trial,
             sampler=sampler,
@@ -164,6 +167,10 @@ class TrialCallback(lightning.Callback):
         """Write the rest of the curve, and why the training ended."""
         self._restore(module)
         self._reporter.__exit__(type(exception), exception, exception.__traceback__)
+        if isinstance(exception, KeyboardInterrupt) and isinstance(self._trial, optuna.Trial):
+            # Lightning exits now. Optuna would leave the trial running, and repeat it later.
+            with contextlib.suppress(*STORAGE_ERRORS):
+                self._trial.study.tell(self._trial, state=TrialState.FAIL, skip_if_finished=True)
 
     def _restore(self, module: lightning.LightningModule) -> bool:
         """Put the trained weights back; returns whether the module had the averaged ones."""

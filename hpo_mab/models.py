@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments, require
-from hpo_mab._registry import Named, Registry
+from hpo_mab._registry import Named, Registry, parameters
 
 __all__ = ["MLP", "SmallCNN", "available", "create", "options", "resnet18"]
 
@@ -210,7 +210,9 @@ def _timm(name: str) -> Callable[..., nn.Module]:
     if not timm.is_model(name):
         raise UnknownNameError("network of timm", name, timm.list_models())
     build = timm.model_entrypoint(name)
-    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    with _argument_errors_of(f"timm:{name}"):
+        fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    _, _, weights = name.partition(".")
 
     def make(
         *,
@@ -221,9 +223,15 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         **options: Any,
     ) -> nn.Module:
         size = {"img_size": image_size} if fixed else {}
+        chosen = {"pretrained_cfg": weights} if weights else {}
         with _argument_errors_of(f"timm:{name}"):
             model: nn.Module = build(
-                pretrained, in_chans=in_channels, num_classes=num_classes, **size, **options
+                pretrained,
+                in_chans=in_channels,
+                num_classes=num_classes,
+                **size,
+                **chosen,
+                **options,
             )
         return model
 
@@ -265,14 +273,14 @@ def _with_options_of(
     Options are arguments of the network's class that are numbers, texts or booleans. None stands
     for a default that only torchvision's or timm's function has.
     """
-    parameters = dict(inspect.signature(make).parameters)
-    parameters.popitem()
-    for one in inspect.signature(network).parameters.values():
+    shown = dict(inspect.signature(make).parameters)
+    shown.popitem()
+    for one in parameters(network).values():
         plain = one.annotation in (bool, float, int, str) or isinstance(one.default, float | str)
-        if plain and one.name not in ("num_classes", "in_chans", *parameters):
+        if plain and one.name not in ("num_classes", "in_chans", *shown):
             default = None if one.default is one.empty else one.default
-            parameters[one.name] = one.replace(kind=one.KEYWORD_ONLY, default=default)
-    make.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+            shown[one.name] = one.replace(kind=one.KEYWORD_ONLY, default=default)
+    make.__signature__ = inspect.Signature(list(shown.values()))  # type: ignore[attr-defined]
     return make
 
 

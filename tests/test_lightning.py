@@ -199,6 +199,19 @@ def test_an_error_leaves_the_curve_the_reason_and_the_trained_weights(storage: S
     torch.testing.assert_close(module.model[0].weight, trained[-1])
 
 
+class Interrupted(Module):
+    def training_step(self, batch: Any, batch_index: int) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_leaves_no_running_trial(storage: Storage, python_handler: None) -> None:
+    # Lightning ends the process.
+    with pytest.raises(SystemExit):
+        _fit(storage, Interrupted())
+    (trial,) = optuna.load_study(study_name=None, storage=storage.optuna).trials
+    assert trial.state == TrialState.FAIL
+
+
 def test_the_sanity_check_is_no_evaluation(storage: Storage) -> None:
     module = Module()
     trial = _fit(storage, module, trainer_options={"num_sanity_val_steps": 1})

@@ -122,6 +122,18 @@ def test_networks_of_timm_by_name(name: str, channels: int) -> None:
         models.create(f"timm:{name}", **arguments, drop_rat=0.1)
 
 
+def test_the_weights_of_timm_that_a_name_has_are_taken() -> None:
+    pytest.importorskip("timm", reason="needs timm (pip install '.[timm]')")
+    arguments = {"in_channels": 3, "num_classes": 5, "image_size": 64}
+    for tag in ("a1_in1k", "tv_in1k"):
+        model = models.create(f"timm:resnet18.{tag}", **arguments)
+        assert model.pretrained_cfg["tag"] == tag
+    with pytest.raises(ArgumentError, match=r"model 'timm:resnet18\.nonsense' cannot be made"):
+        models.create("timm:resnet18.nonsense", **arguments)
+    # Its class passes all options to its base class.
+    models.create("timm:deit_tiny_distilled_patch16_224", **arguments, drop_rate=0.1)
+
+
 def test_without_timm_its_networks_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(

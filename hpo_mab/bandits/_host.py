@@ -401,6 +401,7 @@ class HostEngine(BanditEngine):
         # Arms drawn one by one get a temporary state for each distinct pair, after the states with
         # a column. The integral then treats all arms in the same way.
         pairs, kinds = np.unique(self._pairs[shared], axis=0, return_inverse=True)
+        kinds = kinds.reshape(-1)  # In NumPy 2.0.0 it has two dimensions.
         more = np.zeros((len(counts), len(pairs)), dtype=counts.dtype)
         np.add.at(more, (shared // self._members.arms, kinds), 1)
         own = counts.copy()

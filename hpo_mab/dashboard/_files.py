@@ -5,8 +5,10 @@ The pictures have a note, which lists the same examples in a table.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import json
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import optuna
 import torch
-from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna_dashboard.artifact import get_artifact_path
 
 from hpo_mab._errors import StorageError
@@ -24,6 +27,7 @@ from hpo_mab._examples import ExampleRecord, labels_digest
 from hpo_mab.dashboard._notes import markdown_table, storage_option
 from hpo_mab.data import ImageData
 from hpo_mab.storage import files_folder
+from hpo_mab.storage._optuna import ARTIFACT, id_of, storage_of
 from hpo_mab.training import Evaluation
 
 if TYPE_CHECKING:
@@ -70,6 +74,11 @@ class Artifacts(FileSystemArtifactStore):
             ) from None
         super().write(artifact_id, content_body)
 
+    def remove(self, artifact_id: str) -> None:
+        """Remove a file, if it is there: otherwise the dashboard could not delete its study."""
+        with contextlib.suppress(ArtifactNotFound):
+            super().remove(artifact_id)
+
 
 def save_curves(study: optuna.Study, run: StudyRun, store: Artifacts) -> str:
     """Write all learning curves of a study as a CSV artifact, in place of an earlier one.
@@ -91,14 +100,24 @@ def save_curves(study: optuna.Study, run: StudyRun, store: Artifacts) -> str:
 
 def _save_artifact(study: optuna.Study, path: Path, store: Artifacts, mimetype: str) -> str:
     """Upload a file as an artifact, in place of an earlier one of its name."""
-    for known in get_all_artifact_meta(study):
-        if known.filename == path.name:
-            with path.open("rb") as content:
-                store.write(known.artifact_id, content)
-            return known.artifact_id
-    return upload_artifact(
-        artifact_store=store, file_path=str(path), study_or_trial=study, mimetype=mimetype
-    )
+    known = _stored_file(study, path.name)
+    if known is None:
+        return upload_artifact(
+            artifact_store=store, file_path=str(path), study_or_trial=study, mimetype=mimetype
+        )
+    with path.open("rb") as content:
+        store.write(known, content)
+    return known
+
+
+def _stored_file(study: optuna.Study, name: str) -> str | None:
+    """Id of a study's artifact of that file name; None if there is none."""
+    for key, text in storage_of(study).get_study_system_attrs(id_of(study)).items():
+        # The dashboard stores "null" for a deleted one, which `get_all_artifact_meta` cannot read.
+        known = json.loads(text) if key.startswith(ARTIFACT) else None
+        if known is not None and known["filename"] == name:
+            return str(known["artifact_id"])
+    return None
 
 
 def _curve_rows(run: StudyRun) -> Iterator[list[Any]]:
@@ -238,7 +257,5 @@ def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], store: Artifa
 
 def pictures_path(study: optuna.Study) -> str:
     """The path under which the dashboard serves a study's pictures; empty if it has none."""
-    for known in get_all_artifact_meta(study):
-        if known.filename == PICTURES_FILE:
-            return str(get_artifact_path(study, known.artifact_id))
-    return ""
+    known = _stored_file(study, PICTURES_FILE)
+    return "" if known is None else str(get_artifact_path(study, known))

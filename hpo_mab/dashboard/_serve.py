@@ -100,10 +100,13 @@ class _StudyPage:
     name = "study-page"
     api = 2
 
-    def apply(self, view: Callable[..., Any], _route: Any) -> Callable[..., Any]:
+    def apply(self, view: Callable[..., Any], route: Any) -> Callable[..., Any]:
+        # Not an HTML file among a study's artifacts.
+        is_page = str(route.rule).startswith("/dashboard")
+
         def changed(*args: Any, **options: Any) -> Any:
             body = view(*args, **options)
-            if isinstance(body, HTTPResponse) and hasattr(body.body, "read"):
+            if is_page and isinstance(body, HTTPResponse) and hasattr(body.body, "read"):
                 return _with_style(body)
             if isinstance(body, dict) and "plotly_graph_objects" in body:
                 body["plotly_graph_objects"].sort(key=lambda figure: str(figure["id"]))

@@ -117,11 +117,17 @@ def read(path: Path, size: int) -> Picture | str:
         with Image.open(path, formats=readable()[1]) as image:
             return Picture(_fitted_pixels(_upright(image), size), min(image.size))
     except Exception as error:  # Decoders raise errors of every type on damaged files.
+        # A system error, or too little memory, may not occur next time, but the cache would leave
+        # the image out for good. EINVAL is no system error: decoders raise it for a negative offset
+        # in a damaged file.
+        reason = None
+        if isinstance(error, MemoryError):
+            reason = "too little memory; remove the file if it is damaged"
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            # A system error may not occur next time, but the cache would leave the image out for
-            # good. EINVAL is not one: decoders raise it for a negative offset in a damaged file.
+            reason = error.strerror or str(error)
+        if reason is not None:
             shown = os.fsencode(path).decode(errors="replace")
-            raise DataError(f"{shown} cannot be read: {error.strerror}.") from None
+            raise DataError(f"{shown} cannot be read: {reason}.") from None
         return _error_text(error, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset, Subset
 from hpo_mab._errors import ArgumentError, DataError, plain
 from hpo_mab._examples import labels_digest
 from hpo_mab._labels import check_examples, labels_of, stratified_split
+from hpo_mab._machine import expanded
 from hpo_mab.data._images import ImageData
 
 #: Images whose pixels are counted at once.
@@ -22,6 +24,12 @@ _BLOCK = 4096
 #: Share of the training examples that become the test part of data without one.
 TEST_SHARE = 0.2
 _EXCLUSION_FORMAT = 1
+
+
+def names_digest(names: tuple[str, ...]) -> str:
+    """Digest of the files of all training images; empty if they are not a user's files."""
+    text = "\0".join(names).encode(errors="surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).hexdigest() if names else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,7 @@ class Exclusion:
         labels: Digest of the labels of all training images of the data set.
         indices: Places among them, ascending.
         data: Name of the data set, for messages.
+        files: Digest of the names of all training images, see `names_digest`; empty matches any.
         path: The file, for messages.
 
     Examples:
@@ -46,6 +55,7 @@ class Exclusion:
     labels: str
     indices: tuple[int, ...]
     data: str = ""
+    files: str = ""
     path: str = ""
 
     @classmethod
@@ -56,7 +66,7 @@ class Exclusion:
             DataError: It cannot be read, or is no such list.
         """
         try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            raw = json.loads(expanded(path).read_text(encoding="utf-8"))
             if raw["format"] != _EXCLUSION_FORMAT:
                 raise DataError(
                     f"data.exclude: {path} has format {raw['format']!r}; this hpo-mab reads "
@@ -66,6 +76,7 @@ class Exclusion:
                 labels=str(raw["labels"]),
                 indices=tuple(int(index) for index in raw["indices"]),
                 data=str(raw.get("data", "")),
+                files=str(raw.get("files", "")),
                 path=str(path),
             )
         except OSError as error:
@@ -81,6 +92,7 @@ class Exclusion:
             "format": _EXCLUSION_FORMAT,
             "data": self.data,
             "labels": self.labels,
+            "files": self.files,
             "indices": list(self.indices),
         }
         return json.dumps(facts) + "\n"
@@ -127,10 +139,14 @@ class ImageSplits:
         Raises:
             DataError: The list is of other images, or leaves a class without any.
         """
-        if exclusion.labels != self.source:
+        other = "labels" if exclusion.labels != self.source else ""
+        if exclusion.files not in ("", names_digest(self.names)):
+            # The labels alone do not show that images of a class were renamed.
+            other = other or "files"
+        if other:
             raise DataError(
                 f"data.exclude: {exclusion.path} lists images of a data set with other training "
-                f"labels ({exclusion.data or 'not named'}); make the list with hpo-mab examples "
+                f"{other} ({exclusion.data or 'not named'}); make the list with hpo-mab examples "
                 "from a study on these data."
             )
         where = torch.arange(len(self.train)) if self.positions is None else self.positions

@@ -64,11 +64,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     A ``DataLoader`` with workers draws ``prefetch_factor * num_workers`` batches ahead, so its
     feedback lags by as many steps; it is still matched to the right draw. A batch without losses
-    (skipped, or out of memory) is taken off the queue with `discard`. Otherwise later losses would
-    reward other examples. `update` raises on a mismatch if it has ``indices`` or ``targets`` to
-    compare. Else it warns once, when more draws wait than at the pass's first answer. Starting a
-    new pass (``iter(sampler)``) drops draws that were never answered, with one warning, and ends
-    the pass before it.
+    (skipped, or out of memory before `update`) is taken off the queue with `discard`. Otherwise
+    later losses would reward other examples. `update` raises on a mismatch if it has ``indices`` or
+    ``targets`` to compare. Else it warns once, when more draws wait than at the pass's first
+    answer. Starting a new pass (``iter(sampler)``) drops draws that were never answered, with one
+    warning, and ends the pass before it.
 
     Args:
         labels: Class of each training example, whole numbers [N].
@@ -215,9 +215,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         which saves eight bytes an example.
         """
         if self.world_size == 1:
-            return torch.arange(len(self.labels))
+            return torch.arange(len(self.labels), device="cpu")
         generator = torch.Generator().manual_seed(self.seed)
-        shuffled = torch.randperm(len(self.labels), generator=generator)
+        shuffled = torch.randperm(len(self.labels), generator=generator, device="cpu")
         by_class = shuffled[torch.argsort(self.labels[shuffled], stable=True)]
         return by_class[self.rank :: self.world_size].sort().values
 
@@ -343,7 +343,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     def discard(self, *, indices: Tensor | Sequence[int] | None = None) -> None:
         """Drop the oldest unanswered draw: its batch has no losses, and nothing is learned.
 
-        For a batch that is skipped, ran out of memory or is not trained on.
+        For a batch that is skipped, not trained on, or ran out of memory before `update`.
 
         Args:
             indices: The examples of the batch, [B], where the loop has them: checked as in

@@ -106,7 +106,7 @@ class DrawQueue(collections.deque[Draw]):
 
 
 def check_draw(draw: Any, count: int, *, owner: str) -> None:
-    """Raise unless a sampler's ``_draw`` has returned a `Draw` of ``count`` indices.
+    """Raise unless ``_draw`` has returned ``count`` indices, and ``count`` weights or None.
 
     Raises:
         ArgumentError: Anything else; the message names the sampler, ``owner``.
@@ -114,7 +114,12 @@ def check_draw(draw: Any, count: int, *, owner: str) -> None:
     found = draw.indices if isinstance(draw, Draw) else draw
     is_tensor = isinstance(draw, Draw) and isinstance(found, Tensor)
     if is_tensor and found.shape == (count,):
-        return
+        weights = draw.weights
+        is_tensor = isinstance(weights, Tensor)
+        if weights is None or (is_tensor and weights.shape == (count,)):
+            return
+        got = f"shape {list(weights.shape)}" if is_tensor else type(weights).__name__
+        raise ArgumentError(f"{owner}._draw must return {count} weights or None, got {got}.")
     got = f"shape {list(found.shape)}" if is_tensor else type(found).__name__
     raise ArgumentError(f"{owner}._draw must return a Draw of {count} indices, got {got}.")
 

@@ -55,7 +55,7 @@ class FeatureTable:
         self._clock = torch.zeros((), dtype=torch.int64, device=device)
         classes = len(distinct)
         # One row more, for values that must not count, as in `make_table`.
-        self._table = torch.zeros(len(labels) + 1, 3, device=device)
+        self._table = torch.zeros(len(labels) + 1, 3, dtype=torch.float32, device=device)
         self._class_sums = make_table(classes, 0.0, dtype=torch.float32, device=device)
         self._class_counts = make_table(classes, 1.0, dtype=torch.float32, device=device)
 
@@ -117,10 +117,10 @@ class OnlineRidge:
     """
 
     def __init__(self, size: int, *, ridge: float, decay: float, device: torch.device) -> None:
-        self._prior = ridge * torch.eye(size, device=device)
+        self._prior = ridge * torch.eye(size, dtype=torch.float32, device=device)
         self._decay = decay
         self._precision = self._prior.clone()
-        self._moment = torch.zeros(size, device=device)
+        self._moment = torch.zeros(size, dtype=torch.float32, device=device)
 
     def learn(self, features: Tensor, values: Tensor, *, keep: Tensor) -> None:
         """Add a batch: features float32 [B, d], values [B]; only where ``keep``, bool [B]."""
@@ -143,7 +143,9 @@ class OnlineRidge:
         factor = self._factor()
         mean = torch.cholesky_solve(self._moment[:, None], factor)
         # With the precision A = L L' and standard normal z, L'^-1 z has the covariance A^-1.
-        noise = torch.randn(len(mean), count, generator=generator, device=mean.device)
+        noise = torch.randn(
+            len(mean), count, dtype=mean.dtype, generator=generator, device=mean.device
+        )
         spread: Tensor = torch.linalg.solve_triangular(factor.T, noise, upper=True)
         return (mean + scale * spread).T
 
@@ -190,7 +192,9 @@ class LinearSampler(LearningSampler):
         super().__init__(labels, **common)
         self._features = FeatureTable(self._targets)
         self._model = OnlineRidge(NUM_FEATURES, ridge=_RIDGE, decay=decay, device=self.device)
-        self._average = MovingAverage(torch.tensor([loss_decay], device=self.device))
+        self._average = MovingAverage(
+            torch.tensor([loss_decay], dtype=torch.float32, device=self.device)
+        )
 
     def _average_before(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         """The average before a batch [B], a scalar, and whether the batch counts, bool [B]."""

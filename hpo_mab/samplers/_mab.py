@@ -196,7 +196,7 @@ class MABSampler(BatchSampler):
         table = self._engine.propensities().cpu()
         shares = self.shares
         held = shares >= 0
-        found = torch.zeros(len(self.labels), dtype=torch.float64)
+        found = torch.zeros(len(self.labels), dtype=torch.float64, device="cpu")
         found[shares[held].long()] = table[held]
         return found
 

@@ -200,7 +200,7 @@ def checked_difficulty(difficulty: Tensor | Sequence[float], count: int) -> Tens
     """
     if isinstance(difficulty, np.ndarray):
         difficulty = np.ascontiguousarray(difficulty)  # torch refuses a reversed array.
-    values = torch.as_tensor(difficulty, dtype=torch.float64).cpu()
+    values = torch.as_tensor(difficulty, dtype=torch.float64, device="cpu")
     if values.shape != (count,):
         raise ArgumentError(
             f"difficulty must be one number an example, [{count}], got {list(values.shape)}."
@@ -227,7 +227,7 @@ def easiest(difficulty: Tensor, labels: Tensor, *, share: float) -> Tensor:
     order = order[torch.argsort(labels[order], stable=True)]
     _, of_class, counts = torch.unique(labels[order], return_inverse=True, return_counts=True)
     starts = counts.cumsum(0) - counts
-    ranks = torch.arange(len(order)) - starts[of_class]
+    ranks = torch.arange(len(order), device=order.device) - starts[of_class]
     wanted = (share * counts.double()).round().clamp_min(1)
     return order[ranks < wanted[of_class]].sort().values
 

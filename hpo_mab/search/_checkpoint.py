@@ -114,8 +114,13 @@ class SlotCheckpoint:
 
     def load(self) -> Mapping[str, Any] | None:
         """The state that an earlier attempt has saved; None if there is none of this trial."""
-        # A study of short trials has no folder, and so needs no further query.
-        if not self._checkpoints.folder.is_dir():
+        folder = self._checkpoints.folder
+        try:
+            # A study of short trials has no folder, and so needs no further query.
+            if not folder.is_dir():
+                return None
+        except OSError as error:
+            warn_of_checkpoint(f"The folder {folder} cannot be read ({error.strerror}).")
             return None
         path = self._checkpoints.path(self._study, self._place)
         try:

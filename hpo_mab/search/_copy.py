@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
+from copy import copy as shallow_copy
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PUBLISHED_KEY, RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search._queue import close_lost
 from hpo_mab.search._study import check_name
 from hpo_mab.storage import Storage, files_folder, open_study
-from hpo_mab.storage._optuna import add_copy, id_of, storage_of
+from hpo_mab.storage._optuna import ARTIFACT, add_copy, id_of, storage_of
 
 _TRIAL_NOTE = re.compile(r"dashboard:(\d+):")
-_ARTIFACT = "artifacts:"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ def copy_study(
     """
     chosen = to_name or name
     check_name(chosen)
-    same = source.url == target.url
+    same = source.secret_url == target.secret_url
     if same and chosen == name:
         raise ArgumentError(
             f"A copy of '{name}' in the same database needs another name (--name), or name another "
@@ -80,10 +82,17 @@ def copy_study(
         close_lost(study, source)
         _refuse_running(study)
         copy = _create_copy(study, target, chosen)
+        here, there = (files_folder(each, "artifacts").resolve() for each in (source, target))
+        files: dict[str, str] = {}
         try:
-            copied = _copy_content(copy, study, source, target)
+            # A study that is moved within one folder keeps its files.
+            if not move or here != there:
+                _copy_artifacts(study, here, there, files)
+            copied = _copy_content(copy, study, source, target, files)
         # Also after Ctrl-C: half a copy must not remain.
         except BaseException:
+            for new in files.values():
+                (there / new).unlink(missing_ok=True)
             with contextlib.suppress(Exception):
                 optuna.delete_study(study_name=chosen, storage=target.optuna)
                 target.remove_orphans()
@@ -117,16 +126,19 @@ def _create_copy(study: optuna.Study, target: Storage, name: str) -> optuna.Stud
 
 
 def _copy_content(
-    copy: optuna.Study, study: optuna.Study, source: Storage, target: Storage
+    copy: optuna.Study,
+    study: optuna.Study,
+    source: Storage,
+    target: Storage,
+    files: Mapping[str, str],
 ) -> Copied:
     trials = study.get_trials(deepcopy=False)
-    new_ids = {id_of(trial): add_copy(copy, trial) for trial in trials}
+    new_ids = {id_of(one): add_copy(copy, _trial_with_files(one, files)) for one in trials}
     # After the trials: curves that no trial refers to are removed as orphans.
-    if source.url != target.url:
+    if source.secret_url != target.secret_url:
         source.curves.copy(list(new_ids), target.curves)
-        _copy_artifacts(study, files_folder(source, "artifacts"), files_folder(target, "artifacts"))
     source.examples.copy(id_of(study), target.examples, id_of(copy))
-    system = storage_of(study).get_study_system_attrs(id_of(study))
+    system = _with_files(storage_of(study).get_study_system_attrs(id_of(study)), files)
     for key, value in _renumbered(system, new_ids):
         storage_of(copy).set_study_system_attr(id_of(copy), key, value)
     # Last: a worker can join the study only when it has a definition.
@@ -147,12 +159,34 @@ def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tu
             yield key, value
 
 
-def _copy_artifacts(study: optuna.Study, here: Path, there: Path) -> None:
+def _copy_artifacts(study: optuna.Study, here: Path, there: Path, ids: dict[str, str]) -> None:
+    """Copy the files of a study and its trials; adds the new id of each to ``ids``, first."""
     attrs = [storage_of(study).get_study_system_attrs(id_of(study))]
     attrs += [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
-    names = {key.removeprefix(_ARTIFACT) for each in attrs for key in each if _ARTIFACT in key}
-    found = [here / name for name in sorted(names) if (here / name).is_file()]
-    if found and here.resolve() != there.resolve():
-        there.mkdir(parents=True, exist_ok=True)
-        for file in found:
-            shutil.copy2(file, there / file.name)
+    # The dashboard stores "null" for an artifact that was deleted.
+    stored = {key for each in attrs for key, value in each.items() if value != "null"}
+    for name in sorted(key.removeprefix(ARTIFACT) for key in stored if key.startswith(ARTIFACT)):
+        if (here / name).is_file():
+            # Another id: both studies may keep their files in one folder, and replace them there.
+            ids[name] = str(uuid.uuid4())
+            there.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(here / name, there / ids[name])
+
+
+def _with_files(attrs: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
+    """System attributes with the new ids of artifacts."""
+    found = {}
+    for key, value in attrs.items():
+        new = ids.get(key.removeprefix(ARTIFACT)) if key.startswith(ARTIFACT) else None
+        if new is None:
+            found[key] = value
+        else:
+            known = json.loads(value)
+            found[f"{ARTIFACT}{new}"] = json.dumps({**known, "artifact_id": new})
+    return found
+
+
+def _trial_with_files(trial: FrozenTrial, ids: Mapping[str, str]) -> FrozenTrial:
+    own = shallow_copy(trial)
+    own.system_attrs = _with_files(trial.system_attrs, ids)
+    return own

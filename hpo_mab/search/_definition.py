@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hpo_mab._attributes import UNIFORM, TotalBudget
-from hpo_mab._errors import plain
+from hpo_mab._attributes import NAMING_KEYS, UNIFORM, TotalBudget
+from hpo_mab._errors import ArgumentError, plain
 from hpo_mab.search._portfolio import AUTO, PORTFOLIO
 from hpo_mab.search._ranges import parse_value, without_none
 from hpo_mab.training import DEFAULT_AVERAGE, Budget
@@ -169,6 +170,17 @@ class CompareSection(_Section):
     arms: dict[Annotated[str, Field(min_length=1)], ArmSection] = Field(default_factory=dict)
 
 
+def _check_can_be_stored(key: str, raw: Any) -> None:
+    # Other processes read the definition from the database, as JSON.
+    try:
+        json.dumps(raw, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"{key} must be a finite number, a text, a boolean, or a list or table of these, "
+            f"got {raw!r}; write it as a text."
+        ) from None
+
+
 class StudySpec(_Section):
     """A whole study definition; ``studies/README.md`` says what each key means.
 
@@ -202,6 +214,9 @@ class StudySpec(_Section):
     def _ranges_hold(self) -> StudySpec:
         for section in ("optimizer", "model", "sampler"):
             getattr(self, section).values(section)
+        for section in NAMING_KEYS:
+            for key, raw in getattr(self, section).options.items():
+                _check_can_be_stored(f"{section}.{key}", raw)
         return self
 
     def as_arm(self, arm: ArmSection) -> StudySpec:

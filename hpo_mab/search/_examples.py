@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab._examples import ExampleRecord, labels_digest
-from hpo_mab.data import Exclusion, ImageSplits
+from hpo_mab.data import DataIdentity, Exclusion, ImageSplits
+from hpo_mab.data._splits import names_digest
 from hpo_mab.search._prepare import load_splits
 from hpo_mab.search._stored import other_data, stored_spec
 from hpo_mab.storage import Storage, StoredDefinition, open_study
@@ -103,8 +104,10 @@ class StudyExamples:
             raise ArgumentError(
                 f"study '{name}' must be on a data set of images; '{spec.data.name}' is not one."
             )
-        if labels_digest(splits.train.labels.numpy()) != record.labels:
-            raise other_data(spec)
+        splits = splits.to("cpu")
+        difference = definition.data_difference(len(splits.train), DataIdentity.of(splits))
+        if difference or labels_digest(splits.train.labels.numpy()) != record.labels:
+            raise other_data(spec, difference)
         excluded = Exclusion.load(spec.data.exclude) if spec.data.exclude else None
         return cls(name=name, data=spec.data.name, record=record, splits=splits, excluded=excluded)
 
@@ -155,7 +158,12 @@ class StudyExamples:
                 left[labels[example.row]] -= 1
                 dropped.add(example.index)
         indices = tuple(sorted(dropped))
-        return Exclusion(labels=self.splits.source, indices=indices, data=self.data)
+        return Exclusion(
+            labels=self.splits.source,
+            indices=indices,
+            data=self.data,
+            files=names_digest(self.splits.names),
+        )
 
     def _examples(self, positions: NDArray[np.int64], scores: NDArray[np.float64]) -> list[Example]:
         record, splits = self.record, self.splits

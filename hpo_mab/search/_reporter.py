@@ -334,7 +334,7 @@ class TrialReporter:
         self.accuracy = accuracy
         if averaged is not None:
             self._averaged = averaged
-        evaluation = self._evaluation(loss=float(loss), learning_rate=learning_rate)
+        evaluation = self._evaluation(loss=float(loss), learning_rate=float(learning_rate))
         self._check_diverged(evaluation, counted=self._counted > 0)
         self._losses, self._counted = 0.0, 0
         self._record.add(evaluation)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import optuna
@@ -29,6 +29,7 @@ from hpo_mab.training._device import release_memory
 #: Called with study and trial after each trial. In between its method ``running``, if any, gets the
 #: spent share of each running trial's budget, by number.
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
+_OnProgress = Callable[[Mapping[int, float]], None]
 
 SECONDS_BETWEEN_POLLS = 1.0
 _STORAGE_FAILURES_IN_A_ROW = 3
@@ -84,6 +85,30 @@ class End(NamedTuple):
     trial: optuna.trial.Trial
     state: TrialState
     value: float | None = None
+
+
+class _CallbackError(BaseException):
+    """An error of a callback: it ends the run, and is not one of the trial that trains."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _guarded(callback: _OnProgress | None) -> _OnProgress | None:
+    """The callback, whose errors are raised as `_CallbackError`."""
+    if callback is None:
+        return None
+
+    def call(shares: Mapping[int, float]) -> None:
+        try:
+            callback(shares)
+        except STORAGE_ERRORS:
+            raise
+        except Exception as error:
+            raise _CallbackError(error) from None
+
+    return call
 
 
 class TrialLoop:
@@ -147,7 +172,7 @@ class TrialLoop:
         self._objective.recording = dataclasses.replace(
             before,
             examples=self._examples,
-            on_progress=getattr(self._on_trial, "running", None),
+            on_progress=_guarded(getattr(self._on_trial, "running", None)),
             in_loop=True,
         )
         name = self._study.study_name
@@ -161,6 +186,11 @@ class TrialLoop:
                 with contextlib.suppress(StorageError, *STORAGE_ERRORS):
                     self._abandon()
                 return True
+            except _CallbackError as failed:
+                # The callback may raise again.
+                with contextlib.suppress(Exception):
+                    self._abandon()
+                raise failed.error from None
             except Exception:
                 if self._claimed:
                     # Close the other trials of a stack, so that they are tried again. If closing
@@ -270,7 +300,10 @@ class TrialLoop:
         checkpoints = self._objective.recording.checkpoints
         if checkpoints is None or not checkpoints.seconds or trial.number in self._unusable:
             return False
-        found = checkpoints.path(self._study, (slot_of(self._study, trial), "")).exists()
+        try:
+            found = checkpoints.path(self._study, (slot_of(self._study, trial), "")).exists()
+        except OSError:  # The folder may be on another machine that does not answer now.
+            return False
         if found and STACK_KEY in trial.user_attrs and not self._in_slots:
             self._objective.note(
                 "complete trials that were trained in slots continue only in slots"
@@ -285,15 +318,20 @@ class TrialLoop:
 
     def _abandon(self) -> None:
         """End the claimed trials as interrupted, so that a worker tries them again."""
+        ends = []
         for trial in list(self._claimed):
             frozen = storage_of(self._study).get_trial(id_of(trial))
-            if not frozen.state.is_finished():
-                # Another machine may close it as lost just now.
-                with contextlib.suppress(UpdateFinishedTrialError):
-                    trial.set_user_attr(INTERRUPTED_KEY, True)
-                self._storage.optuna.forget_rungs(id_of(trial))
-                self._finish(End(trial, TrialState.FAIL))
-            self._release(trial)
+            if frozen.state.is_finished():
+                self._release(trial)
+                continue
+            # Another machine may close it as lost just now.
+            with contextlib.suppress(UpdateFinishedTrialError):
+                trial.set_user_attr(INTERRUPTED_KEY, True)
+            self._storage.optuna.forget_rungs(id_of(trial))
+            ends.append(End(trial, TrialState.FAIL))
+        if ends:
+            # Together: the callback may raise, and all must have ended before.
+            self._finish(*ends)
 
     def _release(self, *trials: optuna.trial.Trial) -> None:
         for trial in trials:

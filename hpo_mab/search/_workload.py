@@ -437,7 +437,8 @@ class Workload:
         count = self.loop.early_validation
         if name != "early" or count is None or count >= len(examples):
             return examples
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(examples), generator=generator, device="cpu")
         rows = order[:count].sort().values
         if isinstance(examples, ImageData):
             return examples.subset(rows.to(examples.device))

@@ -100,6 +100,15 @@ class Storage:
     def __init__(self, url: str | Path = DEFAULT_URL, *, create: bool = True) -> None:
         self.url = _normalise(str(url))
         self.shown_url = hide_passwords(self.url.render_as_string(hide_password=True))
+        database = self.url.database
+        is_path = self.is_sqlite and database and database != ":memory:"
+        # A relative path means the working directory of now.
+        try:
+            self._file = Path(str(database)).absolute() if is_path else None
+        except FileNotFoundError:
+            raise StorageError(
+                "The working directory is gone; name the database by its whole path."
+            ) from None
         if not create:
             self._refuse_missing_file()
 
@@ -140,10 +149,7 @@ class Storage:
     @property
     def file(self) -> Path | None:
         """The file of an SQLite database; None on a server and in memory."""
-        database = self.url.database
-        if not self.is_sqlite or not database or database == ":memory:":
-            return None
-        return Path(database)
+        return self._file
 
     @property
     def in_memory(self) -> bool:
@@ -153,13 +159,13 @@ class Storage:
     @property
     def exists(self) -> bool:
         """Whether there is a database to read; a missing SQLite file is made on first use."""
-        is_open = "optuna" in self.__dict__
-        return is_open or self.file is None or self.file.exists()
+        return self.file is None or self.file.exists()
 
     @property
     def secret_url(self) -> str:
         """The URL with its password, to pass to another process; it must never be shown."""
-        return self.url.render_as_string(hide_password=False)
+        url = self.url if self.file is None else self.url.set(database=str(self.file))
+        return url.render_as_string(hide_password=False)
 
     @functools.cached_property
     def lock(self) -> Callable[[str], AbstractContextManager[None]]:
@@ -168,9 +174,7 @@ class Storage:
         An SQLite file has one lock for all names. Raises a `StorageError` on entering where another
         process has held it for ten minutes.
         """
-        # With the database: its path may be relative to a working directory that changes later.
-        _ = self.optuna
-        return self._lock
+        return locker(self.optuna.engine)
 
     def wait_until_back(self, *, seconds: float) -> bool:
         """Wait until the database answers, at most ``seconds``; returns whether it does."""
@@ -218,7 +222,6 @@ class Storage:
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
             )
         try:
-            self._lock = locker(storage.engine)
             prepare_tables(storage.engine)
         except BaseException:
             storage.remove_session()
@@ -283,5 +286,7 @@ def files_folder(storage: Storage, what: str) -> Path:
     if chosen:
         return expanded(chosen)
     if storage.file is not None:
-        return storage.file.with_name(f"{storage.file.stem}_{what}")
+        # Of the file itself, like its lock: it may be opened through a symbolic link.
+        file = storage.file.resolve()
+        return file.with_name(f"{file.stem}_{what}")
     return Path(f"hpo_mab_{what}")

@@ -20,6 +20,9 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+#: Begins the system attribute of an artifact; its id follows.
+ARTIFACT = "artifacts:"
+
 
 def queued_params(trial: optuna.trial.Trial) -> Mapping[str, Any]:
     """Parameters that a trial was queued with, by `optuna.Study.enqueue_trial`."""

@@ -43,9 +43,16 @@ def this_process() -> str:
     return f"{machine()}:{pid}:{_started(pid)}"
 
 
-def is_here(process: str) -> bool:
+def is_local(process: str) -> bool:
     """Whether the process runs, or ran, on the `machine` of this one."""
     return process.startswith(f"{machine()}:")
+
+
+def is_here(process: str) -> bool:
+    """Whether it is local, and `is_gone` knows whether it has ended."""
+    # Other systems than Linux reuse a process's number and do not say when it was started. There,
+    # heartbeats say whether a worker still runs.
+    return _HAS_PROC and is_local(process)
 
 
 def is_gone(process: str) -> bool:
@@ -54,25 +61,18 @@ def is_gone(process: str) -> bool:
     return _started(int(pid)) != started
 
 
+_HAS_PROC = Path("/proc/self/stat").exists()
+
+
 def _started(pid: int) -> str:
-    """When a process was started; empty if there is none; without /proc, ``"alive"`` if it runs."""
+    """When a process was started; empty if there is none, and without /proc."""
     try:
         # The command's name may contain spaces and ")", so fields are counted after the last ")".
         # The state is field 3 of the line, the start time field 22.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
-        return "" if Path("/proc/self/stat").exists() else _alive_text(pid)
-
-
-def _alive_text(pid: int) -> str:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
         return ""
-    except PermissionError:
-        pass
-    return "alive"
 
 
 #: For each trial that this process runs: the event that ends its heartbeats, and their thread.

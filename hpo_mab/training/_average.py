@@ -188,10 +188,25 @@ def shared_copy(model: nn.Module) -> nn.Module:
     try:
         for weight in model.parameters():
             shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
-        return copy.deepcopy(model, shared)
+        made = copy.deepcopy(model, shared)
     # ValueError: a weight of a lazy layer has no shape before the first batch.
     except (TypeError, RuntimeError, ValueError) as error:
         raise ArgumentError(
             "model must be a network that copy.deepcopy can copy, "
             f"got {type(model).__name__}: {error}"
         ) from error
+    copies = dict(made.named_modules())
+    for name, own in model.named_modules():
+        if name in copies and _owner(vars(copies[name]).get("forward")) is own:
+            raise ArgumentError(
+                f"model must not have a function in place of {type(own).__name__}.forward, which a "
+                "copy shares; decorate forward in the class, or use torch.compile(model)."
+            )
+    return made
+
+
+def _owner(function: Any) -> Any:
+    """The object whose method a function decorates; None if there is none."""
+    while function is not None and not hasattr(function, "__self__"):
+        function = getattr(function, "__wrapped__", None)
+    return getattr(function, "__self__", None)

@@ -115,7 +115,8 @@ class ExampleTally:
         if self._step is None:
             self._make_room(losses, logits)
         # One kernel: the bytes of the indices are copied as if they were float32.
-        outputs = (indices.flatten().view(torch.float32), losses.flatten(), logits.flatten())
+        as_floats = indices.contiguous().flatten().view(torch.float32)
+        outputs = (as_floats, losses.flatten(), logits.flatten())
         torch.cat(outputs, out=self._step)
 
     def count(self) -> None:

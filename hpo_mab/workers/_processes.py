@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -27,7 +27,7 @@ from hpo_mab.search._runner import RunHere
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage
-from hpo_mab.storage._process import is_here, this_process
+from hpo_mab.storage._process import is_local, this_process
 from hpo_mab.workers._room import WorkerWarning
 
 
@@ -182,7 +182,8 @@ class ProcessLauncher:
             with ThreadPoolExecutor(1) as thread:
                 following = thread.submit(self._follow, workers, watch, over)
                 try:
-                    interrupted = run_here(here, workers=workers.sharing)
+                    on_end = _EndsWith(here, following)
+                    interrupted = run_here(on_end, workers=workers.sharing)
                     begun = set() if interrupted else workers.places_in(study)
                     while begun & workers.members.keys() and not following.done():
                         time.sleep(_SECONDS_BETWEEN_POLLS)
@@ -225,6 +226,29 @@ class ProcessLauncher:
         }
         arguments = [part for option in options.items() for part in option]
         return WorkerProcess(arguments, storage=self._storage.secret_url)
+
+
+class _EndsWith:
+    """A callback for this process that raises what the other thread has raised: it ends the run."""
+
+    def __init__(self, here: _OthersStarter | None, following: Future[None]) -> None:
+        self._here = here
+        self._following = following
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._raise_of_others()
+        if self._here is not None:
+            self._here(study, trial)
+
+    def running(self, shares: Mapping[int, float]) -> None:
+        """Called during trials."""
+        self._raise_of_others()
+        if self._here is not None:
+            self._here.running(shares)
+
+    def _raise_of_others(self) -> None:
+        if self._following.done():
+            self._following.result()
 
 
 class _OthersStarter:
@@ -344,7 +368,7 @@ class _Workers:
         """
         names = (trial.system_attrs.get(WORKER_KEY) for trial in study.get_trials(deepcopy=False))
         # The process id is the second part of the name.
-        begun = {int(name.split(":")[1]) for name in names if name and is_here(name)}
+        begun = {int(name.split(":")[1]) for name in names if name and is_local(name)}
         return {place for place, one in list(self.members.items()) if one.pid in begun}
 
     def replace_dead(self) -> None:

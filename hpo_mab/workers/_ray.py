@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import signal
+import threading
 import warnings
 from typing import Any
 
@@ -93,12 +95,16 @@ class RayLauncher:
         """
         ray = self._ray
         if not ray.is_initialized():
-            address = None if self._address == "local" else self._address
+            before = signal.getsignal(signal.SIGTERM)
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, ValueError) as error:
                 text = str(error).splitlines()[0].rstrip(".")
                 raise ArgumentError(f"--ray {self._address}: {text}.") from None
+            finally:
+                # Ray sets a handler that exits without a stop of the workers.
+                if before is not None and threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, before)
         self._warn_without_a_node()
         # Ray starts a task again if its node or process is lost.
         task = ray.remote(max_retries=3, **self._resources)(_work)
@@ -117,6 +123,10 @@ class RayLauncher:
             self._stop(tasks)
             self._report(watch)
             return True
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._stop(tasks)
+            raise
 
     def _warn_without_a_node(self) -> None:
         """Ray waits for a node that can take a worker, and says so in its own log only."""

@@ -98,3 +98,20 @@ def test_an_integer_prior_is_a_number_like_any_other() -> None:
         _, _, arms = engine.draw(uniform=False)
         engine.learn(arms, torch.rand(2))
     assert engine.counts().sum(dim=-1).max() > MOST_PULLS
+
+
+def test_propensities_hold_whatever_shape_numpy_gives(
+    monkeypatch: pytest.MonkeyPatch, make_engine: Callable[..., Any], train: Callable[..., Any]
+) -> None:
+    engine = make_engine("host", examples=9, bandits=1, memory=None)
+    train(engine, steps=200, arms=7, seed=1)
+    assert _shared(engine) > 1
+    expected, unique = engine.propensities(), np.unique
+
+    def columns(*given: Any, **options: Any) -> Any:
+        values, inverse = unique(*given, **options)
+        return values, inverse.reshape(-1, 1)
+
+    # As in NumPy 2.0.0.
+    monkeypatch.setattr(np, "unique", columns)
+    assert torch.equal(engine.propensities(), expected)

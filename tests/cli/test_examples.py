@@ -136,7 +136,9 @@ def test_mistakes_in_one_line(cli: Cli, study: str) -> None:
     assert "has no record of examples" in cli.refusal("examples", "off")
 
 
-def test_flipped_labels_of_a_folder_come_first_with_their_files(cli: Cli, tmp_path: Path) -> None:
+def test_flipped_labels_of_a_folder_come_first_with_their_files(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digits = load_digits()
     kept = digits.target < 2
     pixels = (digits.images[kept] * 15.9).astype(np.uint8)
@@ -161,6 +163,16 @@ def test_flipped_labels_of_a_folder_come_first_with_their_files(cli: Cli, tmp_pa
         assert one["file"].startswith(f"{one['label']}/")
     # The second time images and names come from the cache.
     assert json.loads(cli("examples", "folder-uniform-seed0", "--top", "5", "--json")[1]) == found
+    assert cli("examples", "folder-uniform-seed0", "--drop", "3", "-o", "out.json")[0] == 0
+    again = ("run", "folder.toml", "-q", "--name", "again", "--set", "data.exclude=~/out.json")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli(*again)[0] == 0
+    # Each class has as many images as before, but in another order.
+    first = min((tmp_path / "photos" / "one").iterdir())
+    first.rename(first.with_name("zzz.png"))
+    assert "on other data" in cli.refusal("examples", "folder-uniform-seed0")
+    refused = cli.refusal(*again[:4], "other", *again[5:])
+    assert "lists images of a data set with other training files (image_folder)" in refused
 
 
 def test_a_file_of_none_is_refused_and_a_name_with_spaces_is_quoted(cli: Cli, study: str) -> None:

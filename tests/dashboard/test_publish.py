@@ -10,27 +10,37 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
+from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import optuna
 import pytest
 import torch
-from optuna.artifacts import get_all_artifact_meta
+from optuna.artifacts import get_all_artifact_meta, upload_artifact
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from PIL import Image
 
 from hpo_mab._attributes import CONFIRMED_KEY, PUBLISHED_KEY
-from hpo_mab.dashboard import _publish as publishing
 from hpo_mab.dashboard import (
+    Published,
     publish_comparison,
     publish_study,
     refresh,
 )
-from hpo_mab.dashboard._files import CURVES_FILE, listed_examples
+from hpo_mab.dashboard import _publish as publishing
+from hpo_mab.dashboard._files import (
+    CURVES_FILE,
+    Artifacts,
+    listed_examples,
+    pictures_path,
+    save_pictures,
+)
 from hpo_mab.dashboard._serve import application, make_server
 from hpo_mab.search import StudySpec, TrialReporter, load_splits
 from hpo_mab.storage import Storage, files_folder, open_study, read_run
+from hpo_mab.storage._lean import LeanStorage
 
 COMPARED = {
     "advantage-examples",
@@ -226,13 +236,60 @@ def test_large_curves_are_an_artifact_replaced_in_place(large: Storage) -> None:
     assert rows[-1]["trial"] == str(last.number)
 
 
+def test_an_artifact_that_the_dashboard_has_deleted_is_made_again(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "own.db"))
+    study = optuna.create_study(study_name="own", storage=storage.optuna)
+    store = Artifacts(storage)
+    save_pictures(study, [torch.zeros(1, 8, 8, dtype=torch.uint8)], store)
+    (meta,) = get_all_artifact_meta(study)
+    # As the dashboard does; the file may be in another folder, too.
+    (files_folder(storage, "artifacts") / meta.artifact_id).unlink()
+    store.remove(meta.artifact_id)
+    key = f"artifacts:{meta.artifact_id}"
+    storage.optuna.set_study_system_attr(study._study_id, key, json.dumps(None))
+    assert pictures_path(study) == ""
+    save_pictures(study, [torch.zeros(1, 8, 8, dtype=torch.uint8)], store)
+    assert pictures_path(study).startswith(f"/artifacts/{study._study_id}/")
+    storage.close()
+
+
+def test_an_html_file_among_the_artifacts_stays_as_it_is(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "own.db"))
+    study = optuna.create_study(study_name="own", storage=storage.optuna)
+    path = tmp_path / "page.html"
+    path.write_bytes("<head></head>é".encode("latin-1"))
+    known = upload_artifact(
+        artifact_store=Artifacts(storage),
+        file_path=str(path),
+        study_or_trial=study,
+        mimetype="text/html",
+    )
+    served = application(storage)
+    assert _answer(served, f"/artifacts/{study._study_id}/{known}") == path.read_bytes()
+    assert b"user-defined-plot" in _answer(served, "/dashboard")
+    storage.close()
+
+
+def _answer(served: Any, path: str) -> bytes:
+    """What an application answers to a request."""
+    environ: dict[str, Any] = {"PATH_INFO": path}
+    setup_testing_defaults(environ)
+    parts = served(environ, lambda *_: None)
+    try:
+        return b"".join(parts)
+    finally:
+        getattr(parts, "close", lambda: None)()
+
+
 def test_small_studies_have_no_file_of_curves(compared) -> None:
     publish_study(compared.storage, compared.runs[0])
     artifacts = get_all_artifact_meta(open_study(compared.storage, compared.runs[0].name))
     assert CURVES_FILE not in [artifact.filename for artifact in artifacts]
 
 
-def test_refresh_publishes_studies_with_new_trials_only(compared, tmp_path: Path) -> None:
+def test_refresh_publishes_studies_with_new_trials_only(
+    compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = tmp_path / "copy.db"  # Other tests must not see the trials added here.
     with (
         contextlib.closing(sqlite3.connect(str(compared.storage.url.database))) as source,
@@ -254,6 +311,10 @@ def test_refresh_publishes_studies_with_new_trials_only(compared, tmp_path: Path
     optuna.create_study(study_name="someone else's", storage=compared.storage.optuna)
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING))
     assert refresh(compared.storage).studies == ()  # A waiting trial is no news.
+    with monkeypatch.context() as patch:
+        # It takes seconds in a large database.
+        patch.setattr(LeanStorage, "get_all_trials", mock.Mock(side_effect=AssertionError))
+        assert refresh(compared.storage) == Published(studies=(), problem="")
     study.add_trial(optuna.trial.create_trial(value=0.999))
     assert refresh(compared.storage).studies == (name,)
     assert "99.90% validation accuracy" in get_note(study)

@@ -4,6 +4,7 @@ import os
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -300,6 +301,10 @@ def test_a_file_that_the_system_does_not_let_be_read_is_an_error(
     with monkeypatch.context() as patch:
         patch.setattr(Image, "open", refuse)
         with pytest.raises(DataError, match=r"3\.png cannot be read: Permission denied"):
+            data.load("image_folder", root=tmp_path, size=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(_pictures, "_upright", mock.Mock(side_effect=MemoryError))
+        with pytest.raises(DataError, match=r"\.png cannot be read: too little memory"):
             data.load("image_folder", root=tmp_path, size=8)
     # Nothing of it is left in the cache.
     assert len(data.load("image_folder", root=tmp_path, size=8)[0]) == 10

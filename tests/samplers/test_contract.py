@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from hpo_mab import samplers
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.testing import SamplerContract
+
+
+@pytest.mark.parametrize("kind", samplers.available())
+@pytest.mark.parametrize("rank", [0, 1])
+def test_samplers_work_whatever_torchs_default_device_and_type(kind: str, rank: int) -> None:
+    labels = torch.arange(40) % 2
+    given: dict[str, Any] = {"difficulty": np.arange(40.0)} if kind == "curriculum" else {}
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            sampler = samplers.create(kind, labels, batch_size=4, rank=rank, world_size=2, **given)
+            if sampler.asks_network:
+                return
+            indices = sampler.draw()
+        logits = torch.zeros(4, 2, dtype=torch.float32)
+        sampler.update(torch.ones(4, dtype=torch.float32), logits=logits)
+        with torch.device("meta"):
+            sampler.draw()
+            if isinstance(sampler, samplers.MABSampler):
+                assert sampler.propensities().device.type == "cpu"
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert indices.device.type == "cpu"
+
 
 #: Name -> kind, knobs, attributes of the contract.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

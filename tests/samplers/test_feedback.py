@@ -278,3 +278,14 @@ def test_a_draw_has_as_many_indices_as_a_batch(drawn: Any, got: str) -> None:
 
     with pytest.raises(ArgumentError, match=f"_draw must return a Draw of 4 indices, got {got}"):
         Wrong([0, 1] * 10, batch_size=4).draw()
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    class Column(Credited):
+        def _draw(self) -> Draw:
+            return Draw(super()._draw().indices, torch.ones(self.batch_size, 1))
+
+    with pytest.raises(
+        ArgumentError, match=r"Column\._draw must return 4 weights or None, got .*1\]"
+    ):
+        Column(LABELS, batch_size=4).draw()

@@ -381,12 +381,17 @@ def test_files_of_open_trials_and_of_other_studies_stay(
     assert list(folder.iterdir()) == [other]
 
 
-def test_a_folder_that_cannot_be_written_does_not_stop_a_trial(
-    runner_of: Runner, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", ["file/folder", "x" * 300])
+def test_a_folder_that_cannot_be_used_does_not_stop_a_trial(
+    runner_of: Runner,
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("HPO_MAB_CHECKPOINTS", str(tmp_path / "file" / "folder"))
-    with pytest.warns(CheckpointWarning, match="cannot be written"):
+    monkeypatch.setenv("HPO_MAB_CHECKPOINTS", str(tmp_path / folder))
+    with pytest.warns(CheckpointWarning, match="cannot be (read|written)"):
         (trial,) = runner_of().run(score=False).run.trials
     assert trial.state == "complete"
 

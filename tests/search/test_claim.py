@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -368,6 +369,20 @@ def test_a_trial_of_a_running_process_is_not_lost_despite_an_old_heartbeat(
     # This process can see that it does not run the trial any more.
     close_lost(study, storage)
     assert _state(study, trial) == TrialState.FAIL
+
+
+def test_without_start_times_of_processes_heartbeats_count(
+    study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on macOS: another process may have the number of the one that was killed.
+    monkeypatch.setattr("hpo_mab.storage._process._HAS_PROC", False)
+    trial = _start(study, storage, f"{machine()}:{os.getppid()}:")
+    _age(storage, trial, 60)
+    close_lost(study, storage)
+    assert study.trials[0].state == TrialState.RUNNING
+    _age(storage, trial, 1000)
+    close_lost(study, storage)
+    assert study.trials[0].state == TrialState.FAIL
 
 
 @pytest.mark.parametrize(("age", "state"), [(60, TrialState.RUNNING), (200, TrialState.FAIL)])

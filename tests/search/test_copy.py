@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import optuna
 import pytest
@@ -171,6 +172,18 @@ def test_a_copy_within_one_database_takes_its_artifacts_however_it_is_named(
     copy = optuna.load_study(study_name="copy", storage=other.optuna)
     (found,) = get_all_artifact_meta(copy, storage=other.optuna)
     assert (files_folder(other, "artifacts") / found.artifact_id).read_text() == "kept"
+    # A file of the study may be replaced in place.
+    (own,) = get_all_artifact_meta(study, storage=one.optuna)
+    assert own.artifact_id != found.artifact_id
+    files = sorted(files_folder(one, "artifacts").iterdir())
+    assert len(files) == 2
+    # A copy that fails leaves no file, and a study that is renamed keeps its own.
+    with monkeypatch.context() as patch:
+        patch.setattr("hpo_mab.search._copy._renumbered", mock.Mock(side_effect=OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            copy_study(one, "study", other, to_name="third")
+    copy_study(one, "study", other, to_name="renamed", move=True)
+    assert sorted(files_folder(one, "artifacts").iterdir()) == files
     one.close()
     other.close()
 

@@ -138,6 +138,8 @@ def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  
             ["sampler.portfolio.0 must be a text or a section, got 1."],
         ),
         (("high = 1.0", "high = inf"), ["optimizer.lr", "high, a finite number, got inf"]),
+        (('kind = "mab"', 'kind = "mab"\nreward = 2024-06-01'), ["sampler.reward", "write it as"]),
+        (('kind = "mab"', 'kind = "mab"\nfloor = inf'), ["sampler.floor", "finite", "got inf"]),
         (("low = 0.01", "low = nan"), ["optimizer.lr", "low, a finite number, got nan"]),
         (("lr = {", "lr = = {"), ["not valid TOML", "line 11"]),
         (

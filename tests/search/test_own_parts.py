@@ -70,6 +70,11 @@ class Net(nn.Sequential):
         super().__init__(nn.Flatten(), first, nn.Dropout(0.2), nn.Linear(width, num_classes))
 
 
+class Eight(Net):
+    def __init__(self, input_shape, num_classes, **options):
+        super().__init__(input_shape, num_classes, width=8, **options)
+
+
 def blobs(*, examples: int = 300, test: bool = True):
     labels = torch.arange(examples) % 3
     inputs = torch.randn(examples, 5, generator=torch.Generator().manual_seed(0)) + labels[:, None]
@@ -199,6 +204,12 @@ def test_what_no_stack_can_train_is_trained_alone(
     assert outcome.run.trials[0].state == "complete"
     assert STACK_KEY not in outcome.run.trials[0].attrs
     assert outcome.loop_reasons == (f"trials are trained one at a time: {reason}",)
+
+
+def test_a_class_may_give_its_base_class_what_that_requires(storage: Storage, tiny: Make) -> None:
+    change = {"data": {"name": "mine:blobs"}, "model": {"name": "mine:Eight"}}
+    outcome = _run(tiny(**change, budget={"trials": 1}), storage, score=False)
+    assert outcome.run.trials[0].state == "complete"
 
 
 def test_images_of_the_users_own_are_split_as_ours(storage: Storage, tiny: Make) -> None:

@@ -451,6 +451,25 @@ def test_a_network_that_cannot_be_copied_is_refused() -> None:
         TrialReporter(_study().ask(), model=nn.LazyLinear(2), budget_examples=8)
 
 
+def test_a_network_whose_forward_a_copy_would_share_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.Dropout())
+    model.forward = torch.autocast("cpu", enabled=False)(model.forward)  # type: ignore[method-assign]
+    with pytest.raises(
+        ArgumentError, match=r"in place of Sequential\.forward, which a copy shares"
+    ):
+        TrialReporter(_study().ask(), budget_examples=8, model=model)
+
+
+def test_a_learning_rate_may_be_a_tensor(storage: Storage) -> None:
+    study = optuna.create_study(storage=storage.optuna, direction="maximize")
+    trial = study.ask()
+    with TrialReporter(trial, budget_examples=8, evaluations=1, curves=storage.curves) as reporter:
+        reporter.step(8)
+        reporter.report(accuracy=0.5, learning_rate=torch.tensor(0.5))
+    (point,) = storage.curves.load([trial._trial_id])[trial._trial_id]
+    assert point.learning_rate == 0.5
+
+
 def test_there_is_nothing_to_evaluate_without_a_model() -> None:
     reporter = TrialReporter(_study().ask(), budget_examples=8)
     with pytest.raises(ArgumentError, match="model must be given for network, got None"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import random
 import threading
@@ -373,6 +374,27 @@ def test_out_of_memory_halves_the_slots_and_loses_no_trial(
     states = [trial.state for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
     assert states == ["complete"] * 5
     assert any("2 instead of 4 trials at a time" in reason for reason in outcome.loop_reasons)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_an_error_of_the_callback_ends_the_run_and_fails_no_trial(
+    tiny_runner: Runner, slots: int
+) -> None:
+    class Full:
+        """Prints to a file on a full disk."""
+
+        def __call__(self, study: optuna.Study, trial: Any) -> None:
+            self.running(None)
+
+        def running(self, shares: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    runner = tiny_runner(budget={"trials": 2}, training={"slots": slots}, pruner={"kind": "none"})
+    with pytest.raises(OSError, match="No space left"):
+        runner.run(score=False, on_trial=Full())
+    trials = runner.run(score=False).run.trials
+    assert [one.state for one in trials if INTERRUPTED_KEY not in one.attrs] == ["complete"] * 2
+    assert {one.state for one in trials if INTERRUPTED_KEY in one.attrs} == {"fail"}
 
 
 def test_a_stack_that_had_no_memory_is_freed_before_the_next_is_made(

@@ -28,15 +28,16 @@ def test_a_uri_is_refused() -> None:
         Storage("sqlite:///file:studies.db?uri=true")
 
 
-def test_an_open_database_stays_the_same_in_another_working_directory(
+def test_a_database_stays_the_same_in_another_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path)
     storage = Storage("studies.db")
-    optuna.create_study(study_name="own", storage=storage.optuna)
-    (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
+    optuna.create_study(study_name="own", storage=storage.optuna)
     assert study_names(storage) == ("own",)
+    assert files_folder(storage, "artifacts") == tmp_path / "studies_artifacts"
     with storage.lock("own"):
         assert (tmp_path / "studies.db.lock").exists()
     storage.close()

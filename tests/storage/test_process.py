@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo_mab._errors import StorageError
-from hpo_mab.storage import Storage, _open, _process
+from hpo_mab.storage import Storage, _open, _process, files_folder
 from hpo_mab.storage._process import (
     hold,
     is_gone,
@@ -164,13 +164,16 @@ def test_a_missing_role_is_not_taken_for_a_missing_database() -> None:
     assert _process.diagnose(RuntimeError(0, "")) == "RuntimeError without a message."
 
 
-def test_a_link_to_a_database_has_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_to_a_database_has_its_lock_and_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = Storage(str(tmp_path / "studies.db"))
     assert file.examples.load(1) is None
     link = tmp_path / "elsewhere" / "link.db"
     link.parent.mkdir()
     link.symlink_to(tmp_path / "studies.db")
     linked = Storage(str(link))
+    assert files_folder(linked, "checkpoints") == files_folder(file, "checkpoints")
     monkeypatch.setattr(_process, "_WAIT_SECONDS", 0)
     with file.lock("a"), pytest.raises(StorageError, match=r"studies\.db\.lock"), linked.lock("a"):
         pass

@@ -217,3 +217,10 @@ def test_many_visits_of_a_small_data_set_are_counted() -> None:
     counts = tally.take().on_host().predictions
     assert counts is not None
     assert counts.max() == 2**15
+
+
+def test_indices_may_be_a_strided_slice() -> None:
+    tally = ExampleTally(torch.arange(8) % 2, device=torch.device("cpu"))
+    tally.keep(torch.arange(8)[::2], torch.ones(4), torch.zeros(4, 2))
+    tally.count()
+    assert tally.take().on_host().visits.tolist() == [1, 0] * 4

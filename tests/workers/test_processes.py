@@ -74,6 +74,7 @@ def run(
         launcher = ProcessLauncher(storage, devices=["cpu", "cpu"], data_root="data", slots=3)
 
         def run_here(on_trial: Any, *, workers: int = 1) -> bool:
+            launch.on_trial = on_trial  # type: ignore[attr-defined]
             trains()
             return here
 
@@ -205,6 +206,28 @@ def test_what_a_callback_raises_ends_the_run(
     monkeypatch.setattr(_processes, "WorkerProcess", end_a_trial)
     with pytest.raises(OSError, match="the terminal is gone"):
         run(on_trial=fail)
+
+
+def test_what_a_callback_raises_of_trials_elsewhere_ends_those_here(
+    run: Any, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(study: optuna.Study, trial: Any) -> None:
+        raise OSError("the terminal is gone")
+
+    def end_a_trial(arguments: Sequence[str], *, storage: str) -> Script:
+        study.add_trial(optuna.create_trial(value=0.5))
+        return Script(arguments, storage=storage)
+
+    def train_for_long() -> None:
+        (frozen, *_) = study.trials
+        for _ in range(60_000):
+            run.on_trial(study, frozen)
+            time.sleep(0.001)
+        pytest.fail("the trials here went on")
+
+    monkeypatch.setattr(_processes, "WorkerProcess", end_a_trial)
+    with pytest.raises(OSError, match="the terminal is gone"):
+        run(on_trial=fail, trains=train_for_long)
 
 
 def test_ctrl_c_stops_workers_and_kills_them_the_second_time(
