@@ -228,7 +228,7 @@ class SamplerContract:
         """Targets or indices of a later batch are an error, and the draws still wait."""
         sampler = self._make(model)
         first, second = sampler.draw().clone(), sampler.draw().clone()
-        # Two batches with the same labels cannot be told apart by their targets.
+        # Targets do not distinguish two batches with the same labels.
         for _ in range(2 * len(sampler)):
             if model.labels[first].tolist() != model.labels[second].tolist():
                 break

@@ -45,11 +45,7 @@ LARGE = 1_000
 
 
 class Artifacts(FileSystemArtifactStore):
-    """Optuna's store of a storage's files.
-
-    They are in the folder ``HPO_MAB_ARTIFACTS`` if that is set. Otherwise they are next to an
-    SQLite file, in a folder named after it. Other databases have ``hpo_mab_artifacts`` in the
-    working directory. The folder is made for the first file.
+    """Optuna's store of a storage's files; their folder, see `files_folder`, is made on first use.
 
     Args:
         storage: The storage.

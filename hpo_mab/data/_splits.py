@@ -139,16 +139,15 @@ class ImageSplits:
         Raises:
             DataError: The list is of other images, or leaves a class without any.
         """
-        other = "labels" if exclusion.labels != self.source else ""
-        if exclusion.files not in ("", names_digest(self.names)):
-            # The labels alone do not show that images of a class were renamed.
-            other = other or "files"
-        if other:
-            raise DataError(
-                f"data.exclude: {exclusion.path} lists images of a data set with other training "
-                f"{other} ({exclusion.data or 'not named'}); make the list with hpo-mab examples "
-                "from a study on these data."
-            )
+        # The labels alone do not show that images of a class were renamed.
+        same_files = exclusion.files in ("", names_digest(self.names))
+        for what, same in (("labels", exclusion.labels == self.source), ("files", same_files)):
+            if not same:
+                raise DataError(
+                    f"data.exclude: {exclusion.path} lists images of a data set with other "
+                    f"training {what} ({exclusion.data or 'not named'}); make the list with "
+                    "hpo-mab examples from a study on these data."
+                )
         where = torch.arange(len(self.train)) if self.positions is None else self.positions
         listed = set(exclusion.indices)
         kept = torch.tensor([index not in listed for index in where.tolist()])

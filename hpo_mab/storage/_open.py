@@ -29,7 +29,6 @@ from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._lean import LeanStorage
 from hpo_mab.storage._process import diagnose, locker
-from hpo_mab.storage._tables import prepare_tables
 
 
 class JournalledConnection(sqlite3.Connection):
@@ -134,7 +133,8 @@ class Storage:
     @functools.cached_property
     def curves(self) -> CurveStore:
         """The learning curves."""
-        return CurveStore(self.optuna.engine)
+        _ = self.optuna
+        return self._curves
 
     @functools.cached_property
     def examples(self) -> ExampleStore:
@@ -222,7 +222,7 @@ class Storage:
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
             )
         try:
-            prepare_tables(storage.engine)
+            self._curves = CurveStore(storage.engine)
         except BaseException:
             storage.remove_session()
             storage.engine.dispose()

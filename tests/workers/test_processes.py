@@ -193,8 +193,9 @@ def test_the_run_is_interrupted_where_this_process_is(run: Callable[..., bool]) 
     assert run(130, 0) is False
 
 
-def test_what_a_callback_raises_ends_the_run(
-    run: Callable[..., bool], study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("trials_here", [0, 60_000])
+def test_what_a_callback_raises_of_a_trial_elsewhere_ends_the_run(
+    run: Any, study: optuna.Study, monkeypatch: pytest.MonkeyPatch, trials_here: int
 ) -> None:
     def fail(study: optuna.Study, trial: Any) -> None:
         raise OSError("the terminal is gone")
@@ -203,31 +204,17 @@ def test_what_a_callback_raises_ends_the_run(
         study.add_trial(optuna.create_trial(value=0.5))
         return Script(arguments, storage=storage)
 
-    monkeypatch.setattr(_processes, "WorkerProcess", end_a_trial)
-    with pytest.raises(OSError, match="the terminal is gone"):
-        run(on_trial=fail)
-
-
-def test_what_a_callback_raises_of_trials_elsewhere_ends_those_here(
-    run: Any, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(study: optuna.Study, trial: Any) -> None:
-        raise OSError("the terminal is gone")
-
-    def end_a_trial(arguments: Sequence[str], *, storage: str) -> Script:
-        study.add_trial(optuna.create_trial(value=0.5))
-        return Script(arguments, storage=storage)
-
-    def train_for_long() -> None:
+    def train() -> None:
         (frozen, *_) = study.trials
-        for _ in range(60_000):
+        for _ in range(trials_here):
             run.on_trial(study, frozen)
             time.sleep(0.001)
-        pytest.fail("the trials here went on")
+        if trials_here:
+            pytest.fail("the trials here continued")
 
     monkeypatch.setattr(_processes, "WorkerProcess", end_a_trial)
     with pytest.raises(OSError, match="the terminal is gone"):
-        run(on_trial=fail, trains=train_for_long)
+        run(on_trial=fail, trains=train)
 
 
 def test_ctrl_c_stops_workers_and_kills_them_the_second_time(
