@@ -27,6 +27,7 @@ class Work(TorchDispatchMode):
         seconds: Sum over operations of the longer of both times, at the peaks.
         peak_flop: FLOP a second.
         peak_bytes: Bytes a second.
+        network: The network; its evaluations are not counted. None counts all.
     """
 
     peak_flop: float
@@ -34,6 +35,7 @@ class Work(TorchDispatchMode):
     flop: float = 0.0
     moved: float = 0.0
     seconds: float = 0.0
+    network: torch.nn.Module | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -45,7 +47,8 @@ class Work(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         # The evaluation at a turn's end is no part of the step.
-        if func.is_view or torch.is_inference_mode_enabled():
+        evaluates = self.network is not None and not self.network.training
+        if func.is_view or evaluates:
             return result
         tensors = [
             leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)
@@ -98,6 +101,7 @@ def _step(place: Place, data: Any, model: str, work: Work) -> tuple[Work, float]
     }
     plain = step_cost.run(data, steps=2, evaluations=2, kind="uniform", **run)
     next(plain)
+    work.network = plain.model
     with work:
         next(plain)
     evaluations = step_cost.run(

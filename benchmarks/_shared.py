@@ -121,7 +121,7 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Seconds of each contestant, which take turns in every round.
 
-    Other work of the machine slows all of them equally, so it hardly changes a ratio of medians.
+    Other work of the machine slows all of them equally, so it hardly changes their ratios.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + warm_up):

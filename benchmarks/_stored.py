@@ -66,7 +66,7 @@ def evaluation(index: int, final: float) -> Evaluation:
 
 
 def _copy_rows(storage: Storage, like: int, begin: int, end: int) -> None:
-    """Trials ``begin`` to ``end`` of a study, as copies of one, slots counted on."""
+    """Insert trials ``begin`` to ``end`` - 1 as copies of one; each slot is the trial's number."""
     with storage.optuna.engine.begin() as connection:
         (template,) = _rows_of(connection, TRIALS, like)
         # The database gives the ids. If they were set here, PostgreSQL would give them again.

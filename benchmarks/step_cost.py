@@ -24,7 +24,7 @@ import _shared
 import torch
 
 from hpo_mab.data import Augmentation, ImageSplits
-from hpo_mab.training import Evaluation
+from hpo_mab.training import Evaluation, Training
 
 BATCH_SIZE = 128
 BOUND = 1.03
@@ -42,7 +42,7 @@ def run(
     augment: bool = False,
     clock: Callable[[], float] = time.process_time,
     **options: Any,
-) -> Iterator[Evaluation]:
+) -> Training:
     """A training of the package, which yields after every ``steps / evaluations`` steps."""
     return _shared.start(
         data,

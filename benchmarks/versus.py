@@ -9,8 +9,7 @@ Same network, split, augmentation, batch size, optimiser, schedule, budget and n
 ``data`` and ``study`` take turns and print ratios of medians, of CPU seconds and of wall-clock
 seconds. CPU seconds are those of all processes of a side; on a busy machine their ratio is more
 reliable. ``study`` runs whole commands, with start-up: the script with its default number of loader
-workers and threads, the package with
-``--workers auto``.
+workers and threads, the package with ``--workers auto``.
 """
 
 from __future__ import annotations
@@ -163,21 +162,19 @@ def accuracy(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def commands(task: Task, folder: Path, options: argparse.Namespace) -> dict[str, list[str]]:
+def commands(task: Task, folder: Path) -> dict[str, list[str]]:
     """The command of each side; ours writes its study into ``folder``."""
     fields = dataclasses.asdict(task)
     script = [sys.executable, str(HERE / "opponent.py")]
     for name, value in fields.items():
         script += [f"--{name.replace('_', '-')}", str(value)]
-    if options.examples:
-        script += ["--examples", str(options.examples)]
     definition = folder / "task.toml"
     definition.write_text(
         f"""
 name = "versus"
 [data]
 name = "{task.data}"
-root = "{os.environ.get("HPO_MAB_DATA", "data")}"
+root = "{os.environ["HPO_MAB_DATA"]}"
 download = false
 validation = 0.1
 augment = true
@@ -186,6 +183,7 @@ name = "{task.model}"
 [budget]
 steps = {task.steps}
 evaluations = {task.evaluations}
+early_validation = "all"  # As the script.
 trials = {task.trials}
 [optimizer]
 name = "sgd"
@@ -229,7 +227,7 @@ def studies(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     cpu: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sides = commands(task, folder, options)
+        sides = commands(task, folder)
         counter = itertools.count()
         for _ in range(options.rounds or 1):
             for side, command in sides.items():
@@ -276,6 +274,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     task = Task(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Task)})
+    if options.part == "study" and (options.examples or _shared.real(task.data) is None):
+        parser.error("study needs HPO_MAB_DATA with the data set, and takes no --examples.")
     if options.part != "study":
         torch.set_num_threads(1)
     figures = parts[options.part](task, options)

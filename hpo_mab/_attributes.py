@@ -161,6 +161,7 @@ class StudySettings:
         early_validation: Validation examples of the evaluations before the last, or ``"all"``.
         trials: Trials that must finish.
         total: What all trials together may spend, as written; None for no limit.
+        reference: Arm with which a comparison compares the others; empty if not known.
     """
 
     name: str
@@ -180,6 +181,7 @@ class StudySettings:
     early_validation: int | Literal["all"]
     trials: int
     total: str | None
+    reference: str
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Self:
@@ -200,6 +202,7 @@ class StudySettings:
             early_validation=budget.get("early_validation", "all"),
             trials=int(budget.get("trials", 0)),
             total=budget.get("total"),
+            reference=str(spec.get("compare", {}).get("reference", "")),
         )
 
     @classmethod
@@ -286,7 +289,7 @@ class TotalBudget:
         Raises:
             ArgumentError: The text is of another form, or the amount is zero.
         """
-        match = _FORM.fullmatch(text.lower())
+        match = _FORM.fullmatch(text.lower()) if isinstance(text, str) else None
         if match is None or match[2] not in _TOTAL_UNITS or float(match[1]) == 0:
             raise ArgumentError(
                 "total budget must be a positive amount with a unit "

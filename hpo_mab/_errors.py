@@ -1,7 +1,8 @@
 """Errors for users, their wording, and arguments.
 
 An error says in one line what to do. Out-of-memory errors get one format, and passwords in database
-URLs are never shown. Arguments may be NumPy's numbers, and have a form that files can hold.
+URLs are never shown. Arguments are converted: NumPy's numbers to Python's, other values to a form
+that a file can hold.
 """
 
 from __future__ import annotations
@@ -137,10 +138,13 @@ def plain(value: Any) -> Any:
         return tuple(map(plain, value))
     if type(value) is dict:
         return {
-            key: [plain(item) for item in one] if type(one) is list else plain(one)
-            for key, one in value.items()
+            key: _plain_list(one) if type(one) is list else plain(one) for key, one in value.items()
         }
     return value
+
+
+def _plain_list(items: list[Any]) -> list[Any]:
+    return [_plain_list(item) if type(item) is list else plain(item) for item in items]
 
 
 def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -187,6 +191,8 @@ def _stored_form(value: Any) -> Any:
     import torch
 
     value = plain(value)
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"  # NaN does not equal itself.
     if isinstance(value, list | tuple):
         return [_stored_form(part) for part in value]
     if isinstance(value, Mapping):

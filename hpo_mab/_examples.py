@@ -131,7 +131,7 @@ class ExampleRecord:
         if self.total > MOST_EXAMPLES:
             count = f"a fixed random sample of {len(self.examples):,} of {count}"
         return (
-            f"{self.trials:,} trials saw {count} training examples "
+            f"{self.trials:,} trial{'' if self.trials == 1 else 's'} saw {count} training examples "
             f"{self.counts.visits.sum():,.0f} times. For {self.suspicious:,} examples another "
             "class's logit exceeds the label's, on average."
         )

@@ -237,7 +237,7 @@ def _is_whole(value: Any) -> bool:
 def _hint_of_shape(shape: tuple[int, ...]) -> str:
     if len(shape) != 2:
         return ""
-    return "; use squeeze(1)" if shape[1] == 1 else "; of one-hot rows use argmax(dim=1)"
+    return "; use squeeze(1)" if shape[1] == 1 else "; for one-hot rows use argmax(dim=1)"
 
 
 def _hint_of_value(value: Any) -> str:

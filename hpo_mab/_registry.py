@@ -6,7 +6,6 @@ They are imported on first use, so that importing a package, and reading a defin
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import functools
 import importlib
 import inspect
@@ -25,19 +24,6 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 #: The name of a class or a function, or the class or function itself.
 Named = str | Callable[..., Any]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Option:
-    """An argument of a named class or function, which a definition may set.
-
-    Attributes:
-        kind: Its annotated type, or else that of its default.
-        default: `inspect.Parameter.empty` where a value must be given.
-    """
-
-    kind: Any
-    default: Any
 
 
 class Registry(Collection[str]):
@@ -105,13 +91,14 @@ class Registry(Collection[str]):
             )
         return found  # type: ignore[no-any-return]
 
-    def options(self, name: Named) -> dict[str, Option]:
-        """Options of a named class or function; raises as `load` does."""
+    def options(self, name: Named) -> dict[str, inspect.Parameter]:
+        """Options of a named class or function; raises as `load` does.
+
+        Their annotations are types: without one, that of the default.
+        """
         found = parameters(self.load(name)).values()
         return {
-            one.name: Option(one.annotation, one.default)
-            for one in found
-            if one.kind in _NAMED and one.name not in self._given
+            one.name: one for one in found if one.kind in _NAMED and one.name not in self._given
         }
 
     def takes(self, name: Named, option: str) -> bool:
@@ -150,7 +137,7 @@ class Registry(Collection[str]):
             required = wanted.default is inspect.Parameter.empty and option in own
             if required and option not in values:
                 raise ArgumentError(f"{section}.{option} of {called} must be given.")
-        check_types(section, values, {option: one.kind for option, one in known.items()})
+        check_types(section, values, {option: one.annotation for option, one in known.items()})
 
     def maker(self, name: Named, **given: Any) -> Callable[..., Any]:
         """The named class or function, with those of the given arguments bound that it takes."""
@@ -308,7 +295,7 @@ _TYPE_NAMES: Mapping[Any, str] = {
     int: "an integer",
     bool: "a boolean",
     str: "a text",
-    type(None): "'none'",
+    type(None): "None ('none' in a definition)",
     collections.abc.Callable: "a function",
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import optuna
+import torch
 from lightning.pytorch.utilities.data import extract_batch_size
 from optuna.trial import TrialState
 from torch import Tensor
@@ -35,12 +36,14 @@ class TrialCallback(lightning.Callback):
 
     During each validation the module has averaged weights; at the end of the budget the trained
     ones, unless the schedule is constant. A validation is reported only if one of ``evaluations``
-    is due, and Lightning's sanity check never. ``fit`` raises the pruner's `optuna.TrialPruned`.
+    is due; Lightning's sanity check is never reported. ``fit`` raises the pruner's
+    `optuna.TrialPruned`.
 
     A checkpoint of Lightning's has the trained weights, also where ``monitor`` is the accuracy of
     averaged ones. With ``accumulate_grad_batches`` the curve counts batches as steps.
 
-    One process trains the trial. Its trainer needs ``use_distributed_sampler=False``.
+    The training must run in one process. With a distributed strategy on one device, the trainer
+    needs ``use_distributed_sampler=False``.
 
     Args:
         trial: Optuna's trial.
@@ -55,8 +58,8 @@ class TrialCallback(lightning.Callback):
         curves: Where to keep the learning curve; None keeps none.
 
     Raises:
-        ArgumentError: An argument outside its bound, or, at a validation, a ``monitor`` that is not
-            logged.
+        ArgumentError: An argument outside its bound. Later, within ``fit``: a ``monitor`` that is
+            not logged, or a training that continues from a checkpoint.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class TrialCallback(lightning.Callback):
         self._average: WeightAverage | None = None
         self._trained: dict[str, Tensor] | None = None
         self._steps = 0
+        self._rate = math.nan
 
     @property
     def accuracy(self) -> float:
@@ -95,8 +99,22 @@ class TrialCallback(lightning.Callback):
         return self._reporter.accuracy
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Begin the trial."""
+        """Begin the trial.
+
+        Raises:
+            ArgumentError: The training continues from a checkpoint.
+        """
+        self._check_steps(trainer)
         self._reporter.__enter__()
+
+    def on_before_optimizer_step(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Keep the learning rate of the step: at its end schedulers have changed it."""
+        self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(
         self,
@@ -112,7 +130,7 @@ class TrialCallback(lightning.Callback):
                 # Not earlier: until then the module may move to another device.
                 self._average = WeightAverage(module, window=self._window)
             self._average.update()
-            self._steps = trainer.global_step
+        self._steps = trainer.global_step
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is not None:
             # Lightning has divided it by this number.
@@ -147,15 +165,19 @@ class TrialCallback(lightning.Callback):
             raise ArgumentError(
                 f"monitor must be a name that validation_step logs, {names}, got '{self._monitor}'."
             )
-        rates = [group["lr"] for each in trainer.optimizers for group in each.param_groups]
         self._reporter.report(
             accuracy=float(logged[self._monitor]),
-            learning_rate=rates[0] if rates else math.nan,
+            learning_rate=self._rate,
             averaged=averaged or self._foreign,
         )
 
     def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Write the rest of the curve."""
+        """Write the rest of the curve.
+
+        Raises:
+            ArgumentError: There was nothing to train after a checkpoint.
+        """
+        self._check_steps(trainer)
         self._reporter.__exit__(None, None, None)
 
     def on_exception(
@@ -171,6 +193,15 @@ class TrialCallback(lightning.Callback):
             # Lightning exits now. Optuna would leave the trial running, and repeat it later.
             with contextlib.suppress(*STORAGE_ERRORS):
                 self._trial.study.tell(self._trial, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _check_steps(self, trainer: lightning.Trainer) -> None:
+        """Raise `ArgumentError` if the trainer has steps that were not counted."""
+        # Not `trainer.ckpt_path`, which also names files that Lightning's tuners write and restore.
+        if trainer.global_step > self._steps:
+            raise ArgumentError(
+                "ckpt_path must be None: TrialCallback counts a training from its first step, "
+                f"got one that continues from step {trainer.global_step}."
+            )
 
     def _restore(self, module: lightning.LightningModule) -> bool:
         """Put the trained weights back; returns whether the module had the averaged ones."""

@@ -188,6 +188,8 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
         # A vision transformer's position embedding has one row per patch: the image size is fixed.
         if name.startswith("vit_"):
             options["image_size"] = image_size[0]
+        if name == "maxvit_t":
+            options["input_size"] = image_size
         if name in ("googlenet", "inception_v3"):
             # Otherwise they return the logits of their other classifiers as well, and warn.
             options |= {"aux_logits": False, "init_weights": True}
@@ -280,6 +282,10 @@ def _with_options_of(
         if plain and one.name not in ("num_classes", "in_chans", *shown):
             default = None if one.default is one.empty else one.default
             shown[one.name] = one.replace(kind=one.KEYWORD_ONLY, default=default)
+    # Otherwise an option has the type of its default, which may be 0 for a float.
+    make.__annotations__ |= {
+        one.name: one.annotation for one in shown.values() if one.default is not None
+    }
     make.__signature__ = inspect.Signature(list(shown.values()))  # type: ignore[attr-defined]
     return make
 

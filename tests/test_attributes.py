@@ -36,6 +36,7 @@ def test_a_definition_is_read_whole() -> None:
     assert (settings.epochs, settings.evaluations, settings.trials) == (2, 4, 5)
     assert (settings.total, settings.early_validation) == ("30m", "auto")
     assert (settings.average, settings.schedule) == (0.2, "linear")
+    assert settings.reference == "uniform"
     assert settings.ranges.keys() == {"model.width", "lr", "sampler.prior_alpha"}
 
 
@@ -55,6 +56,7 @@ def test_keys_that_a_record_lacks_have_the_values_they_stood_for() -> None:
     assert settings.schedule == "linear"
     assert (settings.data.kind, settings.data.options) == ("digits", {})
     assert (settings.pruner.kind, settings.total, settings.initial) == ("", None, 0)
+    assert settings.reference == ""
 
 
 @pytest.mark.parametrize("attrs", [{}, {"other": 1}, {DEFINITION_KEY: {"version": 1, "spec": {}}}])

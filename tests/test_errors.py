@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from hpo_mab._errors import UnknownNameError, place_of
+from hpo_mab._errors import UnknownNameError, place_of, plain, stored_arguments
 
 
 def test_an_unknown_name_can_be_sent_to_another_process() -> None:
@@ -33,6 +35,19 @@ def test_the_place_of_an_error_is_in_a_users_own_file(tmp_path: Path) -> None:
     # Of an installed package: the line of the file that called it.
     assert place("lib", "python3", "dist-packages", "torch").startswith(here)
     assert place("site-packages", "torch").startswith(here)
+
+
+def test_numpys_numbers_are_replaced_in_lists_of_a_definition() -> None:
+    found = plain({"choices": [[np.float64(1.0), 1.0], [np.int64(1), (np.bool_(True),)]]})
+    assert repr(found) == "{'choices': [[1.0, 1.0], [1, (True,)]]}"
+
+
+def test_nan_is_stored_in_a_form_that_equals_itself() -> None:
+    def made(*, scale: float) -> None:
+        """Takes a number."""
+
+    one, other = (stored_arguments(signature(made), (), {"scale": float("nan")}) for _ in "12")
+    assert one == other
 
 
 def test_an_unknown_name_is_shown_in_one_line() -> None:

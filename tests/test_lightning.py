@@ -1,3 +1,5 @@
+"""Trials and batch samplers under Lightning."""
+
 from __future__ import annotations
 
 import functools
@@ -13,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hpo_mab import TrialReporter
+from hpo_mab import MABSampler, TrialReporter
 from hpo_mab._errors import ArgumentError
 from hpo_mab.storage import Storage
 
@@ -64,6 +66,7 @@ def _fit(
     catch: tuple[type[Exception], ...] = (),
     trainer_options: dict[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
+    ckpt_path: Path | None = None,
     **options: Any,
 ) -> FrozenTrial:
     """One trial of a study, trained by Lightning."""
@@ -82,7 +85,8 @@ def _fit(
             **{"enable_checkpointing": False, **(trainer_options or {})},
         )
         loader = DataLoader(_data(), batch_size=BATCH_SIZE)
-        trainer.fit(module, loader, DataLoader(_data(), batch_size=EXAMPLES))
+        valid = DataLoader(_data(), batch_size=EXAMPLES)
+        trainer.fit(module, loader, valid, ckpt_path=ckpt_path)
         return callback.accuracy
 
     study = optuna.create_study(
@@ -242,6 +246,88 @@ def test_the_seconds_are_those_of_training(
     assert [point.seconds for point in curve] == [2 * steps, 4 * steps]
 
 
+class Decaying(Module):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 16)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def test_the_learning_rate_is_that_of_the_last_step(storage: Storage) -> None:
+    trial = _fit(storage, Decaying())
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    rates = [0.5 * (1 - (steps - 1) / 16) for steps in (4, 8, 12, 16)]
+    assert [point.learning_rate for point in curve] == pytest.approx(rates)
+
+
+def test_a_training_that_continues_from_a_checkpoint_is_refused(
+    storage: Storage, tmp_path: Path
+) -> None:
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    checkpoint = callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
+    options = {"enable_checkpointing": True}
+    _fit(storage, Module(), callbacks=[checkpoint], trainer_options=options)
+    for step in (4, 16):  # After the last one nothing is left to train.
+        with pytest.raises(ArgumentError, match=f"ckpt_path must be None: .* from step {step}"):
+            _fit(storage, Module(), ckpt_path=tmp_path / f"step={step}.ckpt")
+
+
+def test_lightning_may_look_for_a_learning_rate_first(storage: Storage, tmp_path: Path) -> None:
+    # It restores a checkpoint of its own afterwards.
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    finder = callbacks.LearningRateFinder(num_training_steps=5, update_attr=False)
+    options = {"default_root_dir": tmp_path}
+    trial = _fit(storage, Module(), callbacks=[finder], trainer_options=options)
+    assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
+
+
 def test_a_name_that_is_not_logged_is_refused(storage: Storage) -> None:
     with pytest.raises(ArgumentError, match=r"monitor must be .* logs, 'accuracy', got 'val_acc'"):
         _fit(storage, Module(), monitor="val_acc")
+
+
+class WithSampler(lightning.LightningModule):
+    """Draws its batches with a `MABSampler`, as the documentation has it, and skips some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = _network()
+        self.skipped = 0
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        data, trainer = _data(), self.trainer
+        self.sampler = MABSampler(
+            data.tensors[1],
+            batch_size=BATCH_SIZE,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        return DataLoader(data, batch_sampler=self.sampler)
+
+    def training_step(self, batch: Any, batch_index: int) -> torch.Tensor | None:
+        inputs, targets = batch
+        if batch_index % 2 == 1:
+            self.sampler.discard()
+            self.skipped += 1
+            return None
+        losses = F.cross_entropy(self.model(inputs), targets, reduction="none")
+        return self.sampler.update(losses, targets=targets)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_lightning_answers_every_draw(tmp_path: Path) -> None:
+    module = WithSampler()
+    lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    ).fit(module)
+    assert module.skipped == 4
+    assert module.sampler.outstanding == 0

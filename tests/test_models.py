@@ -154,6 +154,14 @@ def test_options_of_torchvisions_networks_are_those_of_their_class() -> None:
         models.create("torchvision:vgg11", **arguments, width=3)
 
 
+def test_a_fraction_whose_default_is_written_as_an_integer_may_be_one() -> None:
+    known = models.NETWORKS.options("torchvision:densenet121")
+    assert [known[name].annotation for name in ("drop_rate", "bn_size")] == [float, int]
+    models.NETWORKS.check("torchvision:densenet121", {"drop_rate": [0.2]}, section="model")
+    with pytest.raises(ArgumentError, match=r"model\.drop_rate must be a number, got 'low'"):
+        models.NETWORKS.check("torchvision:densenet121", {"drop_rate": ["low"]}, section="model")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -161,6 +169,7 @@ def test_options_of_torchvisions_networks_are_those_of_their_class() -> None:
         ("resnet50", r"Unknown model 'resnet50'.*'resnet18'.*torchvision:NAME"),
         ("zzz", r"Valid: mlp, resnet18, small_cnn, timm:NAME, torchvision:NAME"),
         ("torchvision:vit_b_16", "'torchvision:vit_b_16' cannot be made: .*patch size"),
+        ("torchvision:maxvit_t", r"'torchvision:maxvit_t' cannot be made: Input size \(9, 9\)"),
     ],
 )
 def test_what_torchvision_cannot_make_is_said(name: str, message: str) -> None:

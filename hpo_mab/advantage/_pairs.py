@@ -88,11 +88,6 @@ class PairedCurves:
         """Pairs whose trials both ran to the last budget."""
         return int(np.isfinite(self.difference[:, -1:]).sum())
 
-    @property
-    def complete(self) -> NDArray[np.bool_]:
-        """Whether the reference's curve of each pair runs to the last budget, [P]."""
-        return np.asarray(np.isfinite(self.uniform).all(axis=1), dtype=np.bool_)
-
     def in_seconds(self) -> Self:
         """The same pairs at equal training seconds instead of equal examples.
 
@@ -104,7 +99,8 @@ class PairedCurves:
         One pair's seconds are noisy, so ``c`` is that of all pairs. With ``c_p`` the ratio of pair
         ``p``, its accuracy is ``a_p(t / c) - s(t / c) (log c_p - log c)``, where ``s`` is the slope
         of the mean curve in ``log t``. The corrections sum to zero over the pairs that ended, so
-        their mean stays that at ``t / c``; the interval includes the noise of ``c``.
+        their mean stays that at ``t / c``; the interval includes the noise of ``c``. With one
+        budget a curve cannot be read before it, so that all values are NaN.
 
         Raises:
             ArgumentError: The seconds are not known.
@@ -112,7 +108,7 @@ class PairedCurves:
         if self.bandit_seconds is None or self.uniform_seconds is None:
             raise ArgumentError("in_seconds needs bandit_seconds and uniform_seconds, got None.")
         costs = _log_costs(self.bandit_seconds, self.uniform_seconds)
-        if not np.isfinite(costs).any():
+        if len(self.budgets) < 2 or not np.isfinite(costs).any():
             bandit = np.full_like(self.bandit, np.nan)
             return dataclasses.replace(self, bandit=bandit, bandit_seconds=self.uniform_seconds)
         # Of whole trainings, if there are any: a stopped pair has the pace of its beginning.
@@ -209,9 +205,9 @@ def pair_curves(
     The budgets are those of the reference's longest complete trial. Failed trials, and trials that
     are not marked ``paired``, are left out. If all studies have the same number of evaluations, and
     all complete trials made equally many, evaluations of equal index are compared, because the
-    batch size may change a trial's budget. Otherwise curves are interpolated linearly, at the same
-    shares of each trial's own budget if it is known. Budgets within 1% count as reached. A curve is
-    NaN beyond its last evaluation and before its first one.
+    batch size may change a trial's budget. Otherwise curves are interpolated, accuracies in the
+    logarithm of the budget, at the same shares of each trial's own budget if it is known. Budgets
+    within 1% count as reached. A curve is NaN beyond its last evaluation and before its first one.
 
     Args:
         bandit: Studies of the arm in question, one a seed.
@@ -364,6 +360,6 @@ def _curve_at(trial: TrialRun, grid: Floats, *, budget: int, to_end: bool) -> tu
     """Accuracy and seconds of a trial at shares of a budget, given in examples, each [T]."""
     examples = _examples(trial, budget=budget, to_end=to_end)
     inside = (grid >= examples[0] * (1 - _SLACK)) & (grid <= examples[-1] * (1 + _SLACK))
-    accuracy = np.interp(grid, examples, [e.accuracy for e in trial.curve])
+    accuracy = np.interp(np.log(grid), np.log(examples), [e.accuracy for e in trial.curve])
     seconds = np.interp(grid, examples, [e.seconds for e in trial.curve])
     return np.where(inside, accuracy, np.nan), np.where(inside, seconds, np.nan)

@@ -274,7 +274,7 @@ class HostEngine(BanditEngine):
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `state` returned."""
         for name, array in {**self._arrays(), "pairs": self._pairs}.items():
-            array[...] = state[name].numpy()
+            array[...] = state[name].cpu().numpy()
         self._binarizer.total = state["loss_total"]
         self._binarizer.weight = state["loss_weight"]
         self._rewarded = state["rewarded"]

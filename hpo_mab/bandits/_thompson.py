@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hpo_mab.bandits._settings import Columns, Counts, Floats, Ints
 
 #: Most pulls of an arm that is counted by state. Each state costs time at every draw, and without
-#: forgetting hardly two arms of more pulls are in one state. ``benchmarks/long_memory.py`` measures
+#: forgetting, arms of more pulls rarely share a state. ``benchmarks/long_memory.py`` measures
 #: a step's cost by epoch.
 MOST_PULLS = 12
 

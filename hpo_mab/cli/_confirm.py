@@ -20,7 +20,8 @@ def confirm(
     trainings: Annotated[
         int,
         typer.Option(
-            callback=opt.within(1), help="Train until the best was trained again this many times."
+            callback=opt.within(1),
+            help="Train until the best configuration has this many new trainings.",
         ),
     ] = 2,
     max_trainings: Annotated[
@@ -47,7 +48,7 @@ def confirm(
 
     opt.silence_optuna()
     store = Storage(storage, create=False)
-    with stoppable():
+    with stoppable(), opt.prints_aside(as_json):
         found = train_again(
             store,
             study,
@@ -105,10 +106,11 @@ def _print(found: Confirmation) -> None:
     )
     if not found.finished:
         leader = found.candidates[0]
+        number = leader.trial.number
+        lead = f"trial {number} may be better, with {leader.accuracy:.2%}; "
         out.print(
-            f"Not finished: trial {leader.trial.number} may be better, with {leader.accuracy:.2%}; "
-            f"it was trained again {len(leader.repeats)} of {found.trainings} times. The same "
-            "command continues."
+            f"Not finished: {'' if leader is best else lead}trial {number} was trained again "
+            f"{len(leader.repeats)} of {found.trainings} times. The same command continues."
         )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab._machine import expanded
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._files import refuse_unwritable, write_file
 
@@ -77,7 +78,8 @@ def examples(
         raise ArgumentError(f"--output needs --drop N, got --output {output} alone.")
     output = None if drop is None else output or _default_list()
     refuse_unwritable(page, table, output)
-    found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
+    with opt.prints_aside(as_json):
+        found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
     _refuse_own_list(found, output)
     lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
     if table is not None:
@@ -108,7 +110,7 @@ def _default_list() -> Path:
 def _refuse_own_list(found: StudyExamples, path: Path | None) -> None:
     """Refuse to replace the list of the study, which needs it as it is."""
     own = found.excluded
-    if path is not None and own is not None and path.resolve() == Path(own.path).resolve():
+    if path is not None and own is not None and path.resolve() == expanded(own.path).resolve():
         raise ArgumentError(
             f"--output must be another file: study '{found.name}' leaves out what {path} lists."
         )
@@ -139,7 +141,10 @@ def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> No
     out = console()
     out.print(f"{found.name}: {found.record.summary()}")
     for ranking, listed in lists.items():
-        rows = [_example_cells(one) for one in listed]
+        rows = [
+            (str(e.index), e.label, e.predicted, f"{e.score:.3f}", str(e.visits), e.file)
+            for e in listed
+        ]
         # A column that is empty in all rows is left out.
         kept = [place for place in range(len(_COLUMNS)) if any(row[place] for row in rows)]
         shown = Table(*(_COLUMNS[place] for place in kept), box=None, padding=(0, 2, 0, 0))
@@ -148,17 +153,6 @@ def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> No
         out.print(f"\n{RANKINGS[ranking].capitalize()}", style="bold")
         out.print(f"score: {SCORES[ranking]}", style="dim")
         out.print(shown)
-
-
-def _example_cells(one: Example) -> tuple[str, ...]:
-    return (
-        str(one.index),
-        one.label,
-        one.predicted,
-        f"{one.score:.3f}",
-        str(one.visits),
-        one.file,
-    )
 
 
 def _examples_json(found: StudyExamples, lists: dict[str, list[Example]]) -> str:

@@ -111,7 +111,7 @@ app.command(name="replay", short_help="Train a recorded trial again and compare 
 app.command(name="studies", short_help="List studies, the trials of a study, or one trial.")(
     studies
 )
-app.command(name="copy", short_help="Copy or move a study with all that belongs to it.")(copy)
+app.command(name="copy", short_help="Copy or move a study with its trials, curves and notes.")(copy)
 app.command(name="dashboard")(dashboard)
 
 
@@ -134,8 +134,8 @@ def _print_warning(
 def main() -> None:
     """Run the command line and exit.
 
-    Exit status: 0 success, 1 a replay that differs or an error of the package, 2 an error of the
-    user, 130 interrupted.
+    Exit status: 0 success; 1 a replay that differs, or a fault of the package; 2 a mistake of the
+    user, or a failure of disk, memory or database; 130 interrupted.
     """
     sys.excepthook = _without_interrupts(sys.excepthook)
     if isinstance(sys.stdout, io.TextIOWrapper):

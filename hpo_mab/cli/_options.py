@@ -110,7 +110,8 @@ Budget = Annotated[
     str | None,
     typer.Option(
         help="Limit for all trials together: 45s, 30m, 2h of training and evaluation, added up "
-        "over workers; or 200epochs, 1000000examples. Trials that run then still end as usual."
+        "over workers; or 200epochs, 1000000examples. Trials that are running at that time "
+        "are finished."
     ),
 ]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the training set per trial.")]

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hpo_mab.cli import _options as opt
 from hpo_mab.compare._text import length_text, parameters
 
 if TYPE_CHECKING:
@@ -40,50 +39,27 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def print_summary(
-    outcome: RunOutcome,
-    spec: StudySpec,
-    *,
-    wall_seconds: float,
-    dashboard: str,
-    compare: str,
-    confirm: str,
-    go_on: str,
-    in_memory: bool,
-) -> None:
+def print_summary(facts: dict[str, Any], steps: Sequence[tuple[str, str]]) -> None:
     """Print the best configuration, what was spent, what pruning saved, and what to do next.
 
     Args:
-        outcome: Result of the run.
-        spec: The definition.
-        wall_seconds: Wall time of the command.
-        dashboard: Command that opens the dashboard.
-        compare: Command that compares the same study with uniform sampling.
-        confirm: Command that trains its best configurations again.
-        go_on: Command that continues the study.
-        in_memory: Whether the study ends with this process, so that no command finds it.
+        facts: Of the run, see `run_facts`.
+        steps: Commands that are suggested next, each with its purpose; none for a study that ends
+            with this process.
     """
     out = console()
-    facts = _run_facts(outcome, spec, wall_seconds=wall_seconds)
+    if facts["interrupted"]:
+        stored = " Finished trials are stored; the last command below continues." if steps else ""
+        out.print(f"Interrupted.{stored}\n")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for label, text in _summary_rows(facts):
         table.add_row(label, text)
-    if outcome.interrupted:
-        out.print("Interrupted. Finished trials are stored; the last command below continues.\n")
     out.print(table)
-    if in_memory:
-        return
-    steps = [
-        (compare, _compared_text(spec)),
-        (dashboard, "notes and figures in the browser"),
-        (go_on, "continue the study"),
-    ]
-    if facts["best"] is not None and not outcome.interrupted:
-        steps.insert(2, (confirm, "is the best trial the best again, with other seeds?"))
-    print_next(steps)
+    if steps:
+        print_next(steps)
 
 
-def _compared_text(spec: StudySpec) -> str:
+def compared_text(spec: StudySpec) -> str:
     """What ``hpo-mab compare`` compares a study with."""
     if spec.compare.arms:
         return "the arms of the definition"
@@ -110,12 +86,14 @@ def warn_unpublished(published: Published) -> None:
         )
 
 
-def run_json(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> str:
-    """The facts behind `print_summary` as one JSON object."""
-    return opt.json_text(_run_facts(outcome, spec, wall_seconds=wall_seconds))
+def run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
+    """What ``hpo-mab run`` prints, and what its ``--json`` writes.
 
-
-def _run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
+    Args:
+        outcome: Result of the run.
+        spec: The definition.
+        wall_seconds: Wall time of the command.
+    """
     from hpo_mab._plan import Plan
 
     run, best, weak = outcome.run, outcome.run.best, outcome.weak_rung
@@ -199,7 +177,7 @@ def _spent_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     if evaluation > seconds:
-        rows.append(("", "Evaluation took longer than training: lower budget.evaluations."))
+        rows.append(("", "Evaluation took longer than training: set a lower budget.evaluations."))
     return rows
 
 

@@ -54,8 +54,7 @@ class StudyProgress:
         self._curves = curves
         self._console = console(stderr=True)
         self._live: Progress | None = None
-        self._task: TaskID | None = None
-        self._trial_task = TaskID(0)
+        self._task = self._trial_task = TaskID(0)
         self._began = self._last_line = self._last_end = time.monotonic()
         self._last_update = self._last_state = -math.inf
         #: The study, if a trial has ended since its state was shown.
@@ -66,13 +65,13 @@ class StudyProgress:
         self._done = 0
         #: When the first trial ended, and the share of the study's total budget spent by then.
         self._spent_first: tuple[float, float] | None = None
-        self._state = "first trial running"
+        self._state = "no new trial has ended yet"
         self._ended: set[int] = set()
         #: When each running trial was first seen, and the share of its budget spent by then.
         self._seen: dict[int, tuple[float, float]] = {}
 
     def __enter__(self) -> Self:
-        if not self._quiet and self._console.is_terminal:
+        if not self._quiet and self._console.is_interactive:
             # The name has its own line: at 80 columns there is no room for it before the bar.
             self._console.print(self._label, style="bold", soft_wrap=True)
             self._live = Progress(
@@ -81,7 +80,7 @@ class StudyProgress:
                 console=self._console,
             )
             self._live.start()
-            self._task = self._live.add_task("first trial running", total=self._trials)
+            self._task = self._live.add_task(self._state, total=self._trials)
             self._trial_task = self._live.add_task("", total=1.0, visible=False)
         return self
 
@@ -123,7 +122,7 @@ class StudyProgress:
         self._state = self._describe(study, trials, plan)
         self._last_state = time.monotonic()
         self._ended = {each.number for each in trials if each.state.is_finished()}
-        if self._live is not None and self._task is not None:
+        if self._live is not None:
             completed = min(done, self._trials)
             self._live.update(
                 self._task, total=self._trials, completed=completed, description=self._state

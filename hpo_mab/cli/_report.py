@@ -38,7 +38,10 @@ def report(
     ),
     reference: Annotated[
         str | None,
-        typer.Option(help="Arm to compare the others with; default: uniform, else the first."),
+        typer.Option(
+            help="Arm to compare the others with; default: that of the studies' definition, else "
+            "uniform, else the first."
+        ),
     ] = None,
     record: opt.Record = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
@@ -119,7 +122,7 @@ def evidence(
     ] = 0.1,
     as_json: opt.Json = False,
 ) -> None:
-    """Save what studies have measured for later ones: the early advantage, the choice of a sampler.
+    """Save what studies measured, for later studies: the early advantage, the choice of a sampler.
 
     Complete trials of both arms with the same seed and configuration form a pair. Four pairs are
     required; twenty or more are advisable. Nothing is trained. A study of the same data and network

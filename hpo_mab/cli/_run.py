@@ -121,9 +121,10 @@ def run(
     ```
     """
     began = time.monotonic()
-    loaded = opt.definition(context)
+    with opt.prints_aside(as_json):
+        loaded = opt.definition(context)
     from hpo_mab.cli._main import stoppable
-    from hpo_mab.cli._output import print_summary, run_json, warn_unpublished
+    from hpo_mab.cli._output import print_summary, run_facts, warn_unpublished
     from hpo_mab.cli._progress import StudyProgress, shown_data
     from hpo_mab.search import StudyRunner
     from hpo_mab.search._study import check_study, choose_name
@@ -143,25 +144,11 @@ def run(
             trials=loaded.budget.trials, label=study_name, quiet=silent, curves=store.curves
         ) as progress:
             outcome = runner.run(study_name, on_trial=progress, launch=launch)
-    took = time.monotonic() - began
+    facts = run_facts(outcome, loaded, wall_seconds=time.monotonic() - began)
     if as_json:
-        typer.echo(run_json(outcome, loaded, wall_seconds=took))
+        typer.echo(opt.json_text(facts))
     elif not quiet:
-        shown = opt.shown_storage(context, store)
-        named = {"name": study_name} if name else {}
-        more = {} if outcome.interrupted else _doubled_limit(outcome, loaded.budget)
-        # The names of the other arms may be those of other studies.
-        own = named or ({} if _is_comparable(loaded, store) else {"name": study_name})
-        print_summary(
-            outcome,
-            loaded,
-            wall_seconds=took,
-            dashboard=command_line(context, dashboard, shown),
-            compare=command_line(context, compare, shown | own),
-            confirm=f"{command_line(context, confirm, shown)} {shlex.quote(study_name)}",
-            in_memory=store.in_memory,
-            go_on=command_line(context, run, shown | named | more),
-        )
+        print_summary(facts, _next_steps(context, store, outcome, loaded, named=name is not None))
     if outcome.interrupted:
         # No pages after Ctrl-C, which take seconds; 'hpo-mab dashboard' writes them.
         raise typer.Exit(130)
@@ -169,8 +156,42 @@ def run(
     # need may take longer to load than the first trial takes to train.
     from hpo_mab.dashboard import publish_study
 
-    images = runner.objective.workload.images
-    warn_unpublished(publish_study(store, outcome.run, images=images))
+    if not store.in_memory:
+        images = runner.objective.workload.images
+        warn_unpublished(publish_study(store, outcome.run, images=images))
+
+
+def _next_steps(
+    context: typer.Context, storage: Storage, outcome: RunOutcome, spec: StudySpec, *, named: bool
+) -> list[tuple[str, str]]:
+    """Commands that are suggested after a run, each with its purpose."""
+    if storage.in_memory:  # No command finds the study.
+        return []
+    from hpo_mab.cli._output import compared_text
+    from hpo_mab.cli._study import replay
+
+    shown = opt.shown_storage(context, storage)
+    if context.params["data_root"] not in (None, spec.data.root):
+        # `--set` has replaced the environment's root, which `hpo-mab confirm` would take.
+        shown["data_root"] = str(spec.data.root)
+    name = {"name": outcome.run.name}
+    more = {} if outcome.interrupted else _doubled_limit(outcome, spec.budget)
+    # The names of the other arms may be those of other studies.
+    own = {} if not named and _is_comparable(spec, storage) else name
+    steps = [
+        (command_line(context, compare, shown | own), compared_text(spec)),
+        (command_line(context, dashboard, shown), "notes and figures in the browser"),
+        (command_line(context, run, shown | (name if named else {}) | more), "continue the study"),
+    ]
+    if outcome.run.best is not None and not outcome.interrupted:
+        study = shlex.quote(outcome.run.name)
+        again = f"{command_line(context, confirm, shown)} {study}"
+        saved = f"{command_line(context, replay, shown)} {study} best --save best.pt"
+        steps[2:2] = [
+            (again, "is the best trial the best again, with other seeds?"),
+            (saved, "train the best trial again, keep its network"),
+        ]
+    return steps
 
 
 def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
@@ -267,9 +288,10 @@ def compare(
 ) -> None:
     """Run a study and its comparisons, and say which is better.
 
-    Without [compare.arms] the study is compared with the same study under uniform sampling; digits
-    also without pruning. All arms have the same budget, seeds, validation split and first
-    configurations. Stored trials are not run again. `hpo-mab report` compares studies that exist.
+    Without [compare.arms] the study is compared with the same study under uniform sampling. A study
+    that is uniform itself is compared with mab. Digits is also run without pruning. All arms have
+    the same budget, seeds, validation split and first configurations. Stored trials are not run
+    again. `hpo-mab report` compares studies that exist.
 
     Examples:
 
@@ -279,7 +301,8 @@ def compare(
     hpo-mab compare --sampler gradnorm --pruner hyperband --name gradnorm
     ```
     """
-    loaded = opt.definition(context)
+    with opt.prints_aside(as_json):
+        loaded = opt.definition(context)
     _warn_of_sections_without_effect(context, loaded)
     from hpo_mab.cli._main import stoppable
     from hpo_mab.cli._output import warn_unpublished
@@ -310,7 +333,8 @@ def compare(
             on_retrain=None if silent else _print_retraining,
         )
     if found.interrupted:
-        typer.echo("Interrupted. Finished trials are stored; the same command continues.", err=True)
+        stored = "Finished trials are stored; the same command continues."
+        typer.echo("Interrupted." if store.in_memory else f"Interrupted. {stored}", err=True)
         raise typer.Exit(130)
     summary = found.summarise()
     text = comparison_record(found, summary)
@@ -333,7 +357,8 @@ def compare(
     # Last: the result is printed even if the pages cannot be written. Imported here as by `run`.
     from hpo_mab.dashboard import publish_comparison
 
-    warn_unpublished(publish_comparison(store, found.runs, summary))
+    if not store.in_memory:
+        warn_unpublished(publish_comparison(store, found.runs, summary))
 
 
 def _print_comparison(
@@ -343,25 +368,18 @@ def _print_comparison(
     *,
     dashboard: str,
     more_seeds: str,
-    verbose: bool = False,
+    verbose: bool,
 ) -> None:
-    """Print tables and verdict, and where to look next.
-
-    Args:
-        summary: The comparison.
-        found: The studies.
-        storage: Where they are.
-        dashboard: Command that opens the dashboard.
-        more_seeds: Command that adds seeds.
-        verbose: Whether to print every table.
-    """
+    """Print tables and verdict, and where to look next."""
     from hpo_mab.cli._output import print_next, print_result
     from hpo_mab.compare import answers
     from hpo_mab.dashboard import comparison_path
 
     print_result(summary, verbose=verbose)
-    ids = [storage.optuna.get_study_id_from_name(run.name) for run in found.runs]
-    link = f"http://127.0.0.1:{PORT}{comparison_path(ids, reference=summary.reference)}"
+    if storage.in_memory:  # No command finds the studies.
+        return
+    path = comparison_path([run.name for run in found.runs], reference=summary.reference)
+    link = f"http://127.0.0.1:{PORT}{path}"
     steps = [
         (dashboard, "notes and figures in the browser"),
         (link, "the arms side by side, in that dashboard, at the port that it prints"),

@@ -132,7 +132,7 @@ def replay(
     from hpo_mab.search import replay as train_again
     from hpo_mab.storage import Storage
 
-    with stoppable():
+    with stoppable(), opt.prints_aside(as_json):
         refuse_unwritable(save)
         number = None if trial == _BEST else int(trial)
         found = train_again(
@@ -202,7 +202,11 @@ def copy(
         str | None, typer.Option(help="Name of the copy; default: the study's name.")
     ] = None,
     move: Annotated[
-        bool, typer.Option("--move", help="Delete the study once the copy is complete.")
+        bool,
+        typer.Option(
+            "--move",
+            help="Delete the study once the copy is complete; files of its artifacts stay.",
+        ),
     ] = False,
     storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     as_json: opt.Json = False,

@@ -85,11 +85,6 @@ class Answer:
     reason: str = ""
 
     @property
-    def unit(self) -> str:
-        """What is counted: ``"pair"`` or ``"seed"``."""
-        return "pair" if self.question == "learns" else "seed"
-
-    @property
     def statement(self) -> str:
         """The question as a statement about the arm, e.g. ``"better hyperparameters"``."""
         return _STATEMENTS[self.question][0]
@@ -109,7 +104,8 @@ class Answer:
         found = self.estimate
         if found is None or math.isnan(found.value):
             return "" if self.reason else "not measured"
-        counted = f"{found.n} {self.unit}{'' if found.n == 1 else 's'}"
+        unit = "pair" if self.question == "learns" else "seed"
+        counted = f"{found.n} {unit}{'' if found.n == 1 else 's'}"
         interval = (
             f"{found.confidence:.0%} interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
             if found.bounded
@@ -156,7 +152,7 @@ def _reason(contrast: Contrast, question: Question, currency: Currency | None) -
     if currency == "seconds" and (why := _why_no_seconds(contrast)):
         return why
     if _is_equal(estimate):
-        return "no difference in any of them"
+        return "all differences are 0"
     if question == "learns":
         return _reason_of_pairs(contrast, _reply(estimate), at_seconds=currency == "seconds")
     # Seeds in which an arm has found nothing would be left out.
@@ -241,13 +237,19 @@ def caveats(summary: ComparisonSummary) -> Iterator[str]:
     """What limits the answers, a sentence each."""
     arms = {arm.arm: arm for arm in summary.arms}
     if any(len(contrast.seeds) == 1 for contrast in summary.contrasts):
-        yield "One seed cannot tell whether a search is better; more seeds can."
+        yield "One seed cannot tell whether a search is better; more seeds may."
     replies = [one.reply for contrast in summary.contrasts for one in answers(contrast)]
     if len(summary.contrasts) > 1 and set(replies) != {"cannot tell"}:
         yield (
-            f"There are {len(replies)} answers, each at {summary.confidence:.0%}: some of the "
-            "yes and no may be chance."
+            f"There are {len(replies)} answers, each with a {summary.confidence:.0%} interval: "
+            "some yes and no may be chance."
         )
+    for one in summary.arms:
+        if one.retrained_diverged:
+            yield (
+                f"Of the trainings of {one.arm}'s best configurations {one.retrained_diverged} "
+                "diverged; each counts as a test accuracy of 0."
+            )
     for contrast in summary.contrasts:
         yield from _caveats_of(contrast, arms)
 
@@ -267,13 +269,14 @@ def _caveats_of(contrast: Contrast, arms: Mapping[str, ArmSummary]) -> Iterator[
         own, other = (", ".join(map(str, each)) for each in lengths)
         yield (
             f"Unequal studies; finished trials by seed: {own} in {contrast.arm}, {other} in "
-            f"{contrast.reference}. Both are compared after what the cheaper study spent."
+            f"{contrast.reference}. Best validation accuracies are compared after what the "
+            "cheaper study spent; hyperparameters as each study ended."
         )
     if any(contrast.diverged):
         yield (
             f"Of the same configurations {contrast.diverged[0]} diverged or failed in "
-            f"{contrast.arm} only "
-            f"and {contrast.diverged[1]} in {contrast.reference} only. They are in no pair."
+            f"{contrast.arm} only and {contrast.diverged[1]} in {contrast.reference} only. They "
+            "are in no pair at the end of a trial."
         )
     why = _why_no_seconds(contrast)
     if why:

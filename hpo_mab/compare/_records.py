@@ -41,6 +41,7 @@ class ArmSummary:
         saved_share: Those as a share of what the same trials would have spent unpruned.
         sampler_share: Share of the training seconds spent in the batch sampler, over seeds.
         retrained: Test accuracy of the incumbents trained again, over seeds (each seed's mean).
+        retrained_diverged: How many of these trainings diverged; each counts as an accuracy of 0.
         finished_by_seed: Complete and pruned trials of each study.
 
     Examples:
@@ -63,6 +64,7 @@ class ArmSummary:
     saved_share: float
     sampler_share: Estimate
     retrained: Estimate | None = None
+    retrained_diverged: int = 0
     finished_by_seed: tuple[int, ...]
 
 

@@ -16,8 +16,8 @@ from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
 from hpo_mab.compare._summary import summarise
 from hpo_mab.compare._tables import (
     Grid,
+    essential_grids,
     grids,
-    overview,
     percent,
 )
 from hpo_mab.compare._text import (
@@ -192,13 +192,6 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
   .scroll th, .scroll td { padding: .25rem .3rem; }
   .scroll table { font-size: .78rem; }
   dl { display: block; } dd { margin-bottom: .5rem; }
-  .cards thead { display: none; }
-  .cards table, .cards tbody, .cards tr, .cards td { display: block; white-space: normal; }
-  .cards tr { padding: .4rem 0; border-bottom: 1px solid #ccc; }
-  .cards td { display: flex; justify-content: space-between; gap: 1rem; }
-  .cards td::before { content: attr(data-label); color: #555; text-align: left; }
-  .cards td:first-child { font-weight: 600; }
-  .cards td:first-child::before { content: none; }
 }
 """
 #: A folded part has no width when Plotly draws into it, so unfolding must resize its figures.
@@ -227,7 +220,12 @@ def report_html(
     runs, heading = found.runs, html.escape(title or found.title)
     lines = verdict(summary).splitlines()
     drawn = _figures(runs, summary)
+    essential = essential_grids(summary)
+    more = grids(summary)[len(essential) :]
     shown, folded = drawn[:_UNFOLDED], drawn[_UNFOLDED:]
+    note = (
+        f"Accuracies along the curves are of {weights_evaluated(runs)}." if drawn else "None yet."
+    )
     versions = html.escape(json.dumps(found.environment, indent=2))
     return "\n".join(
         [
@@ -242,13 +240,13 @@ def report_html(
             "<h2>Verdict</h2>",
             f'<div class="verdict">{"".join(f"<p>{html.escape(one)}</p>" for one in lines)}</div>',
             "<h2>Results</h2>",
-            _table_html(overview(summary), kind="cards"),
+            *map(_table_html, essential),
             "<h2>Figures</h2>",
-            f'<p class="note">Accuracies along the curves are of {weights_evaluated(runs)}.</p>',
+            f'<p class="note">{note}</p>',
             *_figure_divs(shown),
-            _folded(f"{len(folded)} more figures", *_figure_divs(folded, first=len(shown))),
+            *([_folded("More figures", *_figure_divs(folded, first=len(shown)))] if folded else []),
             "<h2>Record</h2>",
-            _folded("All tables", *map(_table_html, grids(summary))),
+            *([_folded("More tables", *map(_table_html, more))] if more else []),
             _trials_html(runs),
             _folded("Versions and hardware", f"<pre>{versions}</pre>"),
             f"<script>{_SCRIPT}</script>",
@@ -332,21 +330,16 @@ def _folded(title: str, *parts: str) -> str:
     return f"<details><summary>{html.escape(title)}</summary>{''.join(parts)}</details>"
 
 
-def _table_html(grid: Grid, *, kind: str = "scroll") -> str:
-    """A table: one that is scrolled where it is too wide, or one of ``"cards"``."""
+def _table_html(grid: Grid) -> str:
+    """A table, which is scrolled where it is too wide."""
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in grid.columns)
     body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td data-label="{html.escape(heading)}">{html.escape(cell)}</td>'
-            for heading, cell in zip(grid.columns, row, strict=True)
-        )
-        + "</tr>"
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
         for row in grid.rows
     )
     return (
         (f"<h3>{html.escape(grid.title)}</h3>" if grid.title else "")
-        + f'<div class="{kind}"><table><thead><tr>{head}</tr></thead>'
+        + f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
         # Not a caption, which would be as wide as the table and scroll with it.
          + (f'<p class="note">{html.escape(grid.caption)}</p>' if grid.caption else "")

@@ -65,8 +65,8 @@ def stored_comparison(
         studies: Names or patterns, each ``[ARM=][DATABASE#]STUDY``, e.g. ``"digits-*"``,
             ``"one.db#digits-mab-seed0"`` or ``"old=one.db#digits-mab-*"``.
         storages: Databases for the studies that name none; default the usual one.
-        reference: Arm the others are compared with; None takes uniform if it is there, else the
-            first.
+        reference: Arm the others are compared with; None takes that of the studies' definition,
+            else uniform, else the first.
 
     Raises:
         ArgumentError: A pattern without a match, two studies of one arm and seed, studies of
@@ -152,7 +152,10 @@ def _comparison(given: Iterable[_Found], reference: str | None) -> ComparisonRun
         raise ArgumentError(
             f"No trial of {names} has an evaluation yet. 'hpo-mab run' continues a study."
         )
-    chosen = reference or ("uniform" if "uniform" in arms else arms[0])
+    # What `hpo-mab compare` compares with, if the studies were made by it.
+    named = {run.settings.reference for run in runs} & set(arms)
+    default = "uniform" if "uniform" in arms else arms[0]
+    chosen = reference or (named.pop() if len(named) == 1 else default)
     if chosen not in arms:
         raise UnknownNameError("arm", chosen, arms)
     _refuse_other_data(runs)

@@ -152,7 +152,8 @@ def _cost_row(target: Target, currency: Currency, costs: Mapping[int, _Costs]) -
 def _cost(target: Target, arm: StudyRun, reference: StudyRun, currency: Currency) -> _Costs | None:
     """Own cost, the reference's cost, and whether the arm reached the target; None if undefined."""
     own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
-    if not len(own.accuracy) or not len(other.accuracy):
+    # An arm in which no trial finished has not reached the reference's accuracy.
+    if not len(other.accuracy) or (target != "reference" and not len(own.accuracy)):
         return None
     wanted = theirs = float(other.accuracy[-1])
     if target == "common":
@@ -304,6 +305,8 @@ def _arm(name: str, runs: Runs) -> ArmSummary:
             np.asarray([_sampler_share(runs[key]) for key in seeds]),
         ),
         retrained=again if again.n else None,
+        # A network that diverged classifies nothing; see `StudyRunner.train_again`.
+        retrained_diverged=sum(score == 0.0 for run in runs.values() for score in run.retrained),
         finished_by_seed=tuple(plan.finished for plan in plans),
     )
 

@@ -155,44 +155,6 @@ def grids(summary: ComparisonSummary) -> list[Grid]:
     return found
 
 
-def overview(summary: ComparisonSummary) -> Grid:
-    """One row per arm: what it found, the difference from the reference, what it spent."""
-    gains = {contrast.arm: contrast.retrained_gain for contrast in summary.contrasts}
-    rows = []
-    for arm in summary.arms:
-        gain = gains.get(arm.arm)
-        rows.append(
-            (
-                arm.arm,
-                percent(arm.best),
-                "-" if arm.retrained is None else percent(arm.retrained),
-                "-" if gain is None else points(gain),
-                "-" if arm.examples is None else f"{arm.examples:,}",
-                "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
-            )
-        )
-    means = [mean for arm in summary.arms for mean in (arm.best, arm.retrained) if mean is not None]
-    counts = sorted({mean.n for mean in means}) or [0]
-    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    return Grid(
-        title="What each arm found, and its cost",
-        columns=(
-            "arm",
-            "best validation accuracy, %",
-            "re-trained, test accuracy, %",
-            f"the same minus {summary.reference}'s, points",
-            "training examples",
-            "training seconds",
-        ),
-        rows=tuple(rows),
-        caption=(
-            f"Accuracies: mean over {seeds} seed{'' if seeds == '1' else 's'} "
-            f"[{summary.confidence:.0%} interval]. Re-trained: each study's best configuration, "
-            "trained again under uniform sampling on fresh seeds. Cost: all seeds together."
-        ),
-    )
-
-
 def _arms(summary: ComparisonSummary) -> Grid:
     return Grid(
         title="Best configuration of each arm",
@@ -207,7 +169,10 @@ def _arms(summary: ComparisonSummary) -> Grid:
             )
             for arm in summary.arms
         ),
-        caption=f"Mean over seeds [{summary.confidence:.0%} interval].",
+        caption=(
+            f"Mean over seeds [{summary.confidence:.0%} interval]. Re-trained: each study's best "
+            "configuration, trained again under uniform sampling on fresh seeds."
+        ),
     )
 
 
@@ -277,9 +242,9 @@ def _costs(summary: ComparisonSummary) -> Grid:
         columns=("arm", "cost of", "counted in", "ratio", "p", "seeds"),
         rows=tuple(rows),
         caption=(
-            "Geometric mean over seeds; >=: lower bound, as some seed did not reach the target; "
-            "then no p (Wilcoxon). Equal arms reach the reference's best in half of the seeds "
-            "only. An interval wider than a factor of 100 is left out."
+            "Geometric mean over seeds. >=: a lower bound, because some seeds did not reach the "
+            "target; such a row has no p (Wilcoxon). Equal arms reach the reference's best in half "
+            "of the seeds only. An interval wider than a factor of 100 is left out."
         ),
     )
 

@@ -68,8 +68,13 @@ def study_facts(run: StudyRun) -> list[tuple[str, str]]:
         ("pruner", _section_text(settings.pruner)),
         (
             "search",
-            f"{settings.search.kind}, seed {run.seed}; the seed fixes the first "
-            f"{settings.initial} configurations, which are never pruned",
+            f"{settings.search.kind}, seed {run.seed}"
+            + (
+                f"; the seed fixes the first {settings.initial} configurations, which are never "
+                "pruned"
+                if settings.initial
+                else ""
+            ),
         ),
         ("weights evaluated", weights_evaluated([run])),
     ]
@@ -109,7 +114,7 @@ def _budget_text(run: StudyRun) -> str:
     if epochs:
         parts.append(f"{parameter(epochs)} epoch{'' if epochs == 1 else 's'}")
     if evaluations:
-        parts.append(f"{evaluations} evaluations")
+        parts.append(f"{evaluations} evaluation{'' if evaluations == 1 else 's'}")
     return ", ".join(parts)
 
 

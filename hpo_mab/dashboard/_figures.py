@@ -13,7 +13,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
 from hpo_mab.compare import figures
-from hpo_mab.search._ranges import holds, parse_value, ranges, without_none
+from hpo_mab.search._ranges import holds, searched
 from hpo_mab.storage import StudyRun
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hpo_mab.compare import ComparisonSummary
 
-# Figures are stored by name, and sorted by it on the page: the number of a name is not used again.
+# The page sorts figures by name. The number of a removed figure is not reused: databases hold it.
 
 _POINTS = 60
 _SCATTERED = 200
@@ -79,28 +79,28 @@ def importances(run: StudyRun) -> dict[str, float]:
         run: A study; the ranges of its definition are the search space.
     """
     # Not the definition: a package that it names may be missing by now.
-    written = run.settings.ranges.items()
-    parsed = (ranges(name, parse_value(name, without_none(raw))) for name, raw in written)
-    searched = dict(itertools.chain.from_iterable(parsed))
+    distributions = searched(run.settings.ranges)
     # Only final accuracies after one budget are comparable: a pruned trial has none. A value that a
     # user has enqueued may lie outside its range.
     complete = [
         trial
         for trial in run.trials
         if trial.is_comparable
-        and all(holds(one, trial.params[n]) for n, one in searched.items() if n in trial.params)
+        and all(
+            holds(one, trial.params[n]) for n, one in distributions.items() if n in trial.params
+        )
     ]
-    if len(complete) < _FEWEST_TRIALS or not searched:
+    if len(complete) < _FEWEST_TRIALS or not distributions:
         return {}
     # A study in memory, as reading the stored one again takes longest.
     study = _study_in_memory()
     for trial in complete:
-        names = searched.keys() & trial.params.keys()
+        names = distributions.keys() & trial.params.keys()
         study.add_trial(
             create_trial(
                 value=trial.value,
                 params={name: trial.params[name] for name in names},
-                distributions={name: searched[name] for name in names},
+                distributions={name: distributions[name] for name in names},
             )
         )
     with warnings.catch_warnings():

@@ -139,7 +139,8 @@ def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str
 def _fact_rows(run: StudyRun) -> list[tuple[str, str]]:
     counts = Plan(run.trials).states(twins=True)
     states = ("complete", "pruned", "fail", "running")
-    shown = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
+    names = {"fail": "failed"}
+    shown = ", ".join(f"{counts[s]} {names.get(s, s)}" for s in states if counts[s])
     facts = [(label, escaped(text)) for label, text in study_facts(run)]
     return [*facts, ("trials", shown or "none"), *_cost_rows(run)]
 

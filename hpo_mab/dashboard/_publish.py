@@ -37,7 +37,7 @@ from hpo_mab.data import ImageData
 from hpo_mab.search._confirm import stored_repeats
 from hpo_mab.storage import Storage, StoredDefinition, StudyRun, open_study, read_run, study_names
 from hpo_mab.storage._optuna import AttributeSink, id_of
-from hpo_mab.storage._tables import STUDY_ATTRIBUTES, TRIALS
+from hpo_mab.storage._tables import STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -131,7 +131,7 @@ def publish_comparison(
     Errors are returned in `Published.problem`, not raised: the studies are stored already.
 
     Args:
-        storage: Where the studies live.
+        storage: The studies' database.
         runs: The studies, read.
         summary: Their comparison.
     """
@@ -140,8 +140,7 @@ def publish_comparison(
     # Called within `write`, whose errors are reported; once, because all studies share it.
     @functools.cache
     def shared() -> tuple[dict[str, str], dict[str, go.Figure]]:
-        ids = [id_of(open_study(storage, run.name)) for run in runs]
-        page = comparison_path(ids, reference=summary.reference)
+        page = comparison_path([run.name for run in runs], reference=summary.reference)
         found = {"verdict": verdict(summary), "compared": page}
         return found, study_figures(runs) | comparison_figures(summary)
 
@@ -315,27 +314,26 @@ def _is_built_in(data: str) -> bool:
 
 
 def _is_ours(storage: Storage, study: optuna.Study) -> bool:
-    """Whether the study has a definition, or its first trial a `hpo_mab.TrialReporter`."""
+    """Whether the study has a definition, or trials of a `hpo_mab.TrialReporter`."""
     if StoredDefinition.is_in(study.user_attrs):
         return True
-    if not _count(storage, study):
-        return False
-    first = storage.optuna.get_trial_id_from_study_id_trial_number(id_of(study), 0)
-    return BUDGET_KEY in storage.optuna.get_trial_user_attrs(first)
-
-
-def _count(
-    storage: Storage, study: optuna.Study, states: Sequence[TrialState] = tuple(TrialState)
-) -> int:
-    """Number of a study's trials of some states, without reading them: that takes seconds."""
-    query = sa.select(sa.func.count()).where(TRIALS.c.study_id == id_of(study))
+    reported = (
+        sa.select(TRIALS.c.trial_id)
+        .join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
+        .where(TRIALS.c.study_id == id_of(study), USER_ATTRIBUTES.c.key == BUDGET_KEY)
+        .limit(1)
+    )
     with storage.optuna.engine.connect() as connection:
-        return int(connection.scalar(query.where(TRIALS.c.state.in_(states))) or 0)
+        return connection.scalar(reported) is not None
 
 
 def _news(storage: Storage, study: optuna.Study) -> tuple[bool, bool]:
     """Whether trials have ended, and whether any were confirmed, since it was published."""
-    finished = _count(storage, study, [TrialState[name.upper()] for name in ENDED])
+    # Counted without reading the trials, which takes seconds.
+    states = [TrialState[name.upper()] for name in ENDED]
+    ended = TRIALS.c.study_id == id_of(study), TRIALS.c.state.in_(states)
+    with storage.optuna.engine.connect() as connection:
+        finished = connection.scalar(sa.select(sa.func.count()).where(*ended))
     published = _published(storage, study)
     confirmed = published.get("confirmed") != study.user_attrs.get(CONFIRMED_KEY)
     return finished != published.get("finished", 0), confirmed

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 from wsgiref import simple_server
 
 from bottle import HTTPResponse, request
@@ -62,33 +62,27 @@ def application(storage: Storage) -> WSGIApplication:
     return made
 
 
-def comparison_path(study_ids: Iterable[int], *, reference: str) -> str:
+def comparison_path(studies: Iterable[str], *, reference: str) -> str:
     """Path of the page that compares studies with those of an arm: verdict, table and figures."""
-    return f"{_COMPARISON}?ids={','.join(map(str, study_ids))}&reference={quote(reference)}"
+    named = [("study", name) for name in studies]
+    return f"{_COMPARISON}?{urlencode([*named, ('reference', reference)])}"
 
 
 def _comparison_page(storage: Storage) -> HTTPResponse:
-    """The report of the studies that the request names by their ids, as they are now."""
+    """The report of the studies that the request names, as they are now."""
     from hpo_mab.compare import report_html
     from hpo_mab.compare._stored import comparison_of
 
-    ids = str(request.query.get("ids", "")).split(",")
+    query = request.query.decode()
+    names = query.getall("study")
     try:
-        names = [storage.optuna.get_study_name_from_id(int(text)) for text in ids]
-        reference = request.query.getunicode("reference")
-        found = comparison_of(storage, names, reference=reference)
-        summary = found.summarise()
+        if not names:
+            raise ArgumentError(f"study must be given, as in {_COMPARISON}?study=ONE&study=OTHER.")
+        found = comparison_of(storage, names, reference=query.get("reference"))
+        page, status, kind = report_html(found, found.summarise()), 200, "html"
     except HpoMabError as error:
-        return _text_response(400, str(error))
-    except (KeyError, ValueError, OverflowError):
-        shown = f"{_COMPARISON}?ids=1,2"
-        return _text_response(404, f"ids must be ids of stored studies, as in {shown}.")
-    page = report_html(found, summary)
-    return HTTPResponse(page, 200, {"Content-Type": "text/html; charset=utf-8"})
-
-
-def _text_response(status: int, text: str) -> HTTPResponse:
-    return HTTPResponse(text, status, {"Content-Type": "text/plain; charset=utf-8"})
+        page, status, kind = str(error), 400, "plain"
+    return HTTPResponse(page, status, {"Content-Type": f"text/{kind}; charset=utf-8"})
 
 
 class _StudyPage:
@@ -130,7 +124,7 @@ def _with_style(response: HTTPResponse) -> HTTPResponse:
 
 
 def _thin_reports(trials: list[dict[str, Any]]) -> None:
-    """Keep the reports of some trials, of the same ones in every request."""
+    """Keep the reports of every n-th trial by number, and of running trials."""
     # By number, because the dashboard may request the trials in parts.
     every = 1 + max((trial["number"] for trial in trials), default=0) // _LINES
     for trial in trials:

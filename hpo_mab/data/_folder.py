@@ -88,7 +88,9 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
     if size is not None:
         check_integer("size", size, _SMALLEST)
     layout = _find_files(root)
-    key = _images.fingerprint(layout.everything, root=root, options={"size": size})
+    # With the classes: one without images is an error also after the others were decoded.
+    options = {"size": size, "classes": layout.classes}
+    key = _images.fingerprint(layout.everything, root=root, options=options)
     name = f"image_folder_{size or 'auto'}"
     decoded = _images.read(root, name=name, key=key)
     if decoded is None:
@@ -112,7 +114,7 @@ class _Walk:
         found = {}
         for path in sorted(folder.iterdir()):
             if path.is_dir():
-                if not _is_hidden(path.name):
+                if not _is_hidden(path.name) and not _is_of_database(path):
                     found[path.name] = path
             elif _is_image(path.name):
                 self.passed["outside class folders"] += 1
@@ -160,6 +162,15 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
+def _is_of_database(folder: Path) -> bool:
+    """Whether a folder has the files of a study database next to it; its name is no class."""
+    database, _, what = folder.name.rpartition("_")
+    files = (folder.with_name(f"{database}{one}") for one in (".db", ".sqlite", ".sqlite3"))
+    # The default file's name is also that of the folders of a database server.
+    near = database == "hpo_mab" or any(one.is_file() for one in files)
+    return near and what in ("artifacts", "checkpoints")
+
+
 def _is_image(name: str) -> bool:
     return not _is_hidden(name) and Path(name).suffix.lower() in _pictures.readable()[0]
 
@@ -173,7 +184,7 @@ def _counts_text(counts: Sequence[tuple[str, int]], most: int) -> str:
 def _find_files(root: Path) -> _Layout:
     if not root.is_dir():
         raise DataError(
-            f"Data set 'image_folder' needs the folder {root}, which does not exist. "
+            f"Data set 'image_folder' needs the folder {root}, which does not exist or is a file. "
             "--data-root (data.root) names another."
         )
     walk = _Walk()

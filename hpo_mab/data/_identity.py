@@ -27,8 +27,8 @@ class DataIdentity:
         content: Digest of the class names, the labels and pixels of all parts (of large parts a
             sample of the images), and the training part's mean and deviation. For data sets that
             are not images: of the training labels and the sizes only.
-        files: Digest of names, sizes and times of the files and of the labels; empty where the
-            data do not come from files of the user's.
+        files: Digest of names, sizes and times of the files, of the labels, and of the places of
+            the training images; empty where the data do not come from files of the user's.
 
     Examples:
         >>> import numpy as np
@@ -58,6 +58,9 @@ class DataIdentity:
             # With a separator, so that examples that move to another part change the digest.
             labels.update(part.labels.cpu().numpy().tobytes() + b"\x1f")
         content = labels.copy()
+        if splits.positions is not None:
+            # Labels of a folder are sorted: two lists of excluded images may give equal labels.
+            labels.update(splits.positions.cpu().numpy().tobytes())
         for part in (splits.train, splits.validation, splits.test):
             content.update(_sampled_pixels(part))
         # The statistics depend on every training pixel; `_sampled_pixels` may leave pixels out.

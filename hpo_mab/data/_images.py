@@ -322,7 +322,7 @@ def _reflect(positions: Tensor, size: int) -> Tensor:
 
 #: Folder of the cache inside a data root.
 CACHE_FOLDER = ".hpo_mab_cache"
-_FORMAT = 4
+_FORMAT = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

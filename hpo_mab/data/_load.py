@@ -172,7 +172,7 @@ def _decode_or_fetch(name: str, source: _Source, root: Path, *, download: bool) 
         if not download:
             raise DataError(
                 f"Data set '{name}' is not usable in {root}: {_one_line(error)}. "
-                "Allow the download, or put torchvision's files there."
+                "Allow the download (data.download = true), or put torchvision's files there."
             ) from error
     created = not root.exists()
     try:
@@ -184,7 +184,7 @@ def _decode_or_fetch(name: str, source: _Source, root: Path, *, download: bool) 
             with contextlib.suppress(OSError):
                 root.rmdir()  # Raises if another process has put files there.
         raise DataError(
-            f"Data set '{name}' is not whole in {root} and could not be fetched: "
+            f"Data set '{name}' is missing or damaged in {root} and could not be fetched: "
             f"{_one_line(error)}. Connect to the network, or put torchvision's files there."
         ) from error
 

@@ -135,6 +135,8 @@ def _upright(image: Image) -> Image:
     """The image, rotated or mirrored as its metadata say."""
     from PIL.Image import Transpose
 
+    # Loading a TIFF rotates it, and removes the tag.
+    image.load()
     try:
         turn = image.getexif().get(_ORIENTATION)
     except Exception:  # Damaged metadata raise errors of every type; the pixels may be intact.
@@ -150,7 +152,6 @@ def _upright(image: Image) -> Image:
     }
     # Not Pillow's exif_transpose: it also rewrites the metadata, and raises where it cannot.
     method = turns.get(turn) if isinstance(turn, int) else None
-    image.load()
     return image if method is None else image.transpose(method)
 
 
@@ -161,12 +162,8 @@ def _fitted_pixels(image: Image, size: int) -> _Array:
     if _is_deep(image):
         plain = _as_float(image)
     else:
-        grey, alpha = _is_grey(image), _has_alpha(image)
-        plain = image.convert(
-            {(True, True): "LA", (True, False): "L", (False, True): "RGBA"}.get(
-                (grey, alpha), "RGB"
-            )
-        )
+        colours = "L" if _is_grey(image) else "RGB"
+        plain = image.convert(f"{colours}A" if _has_alpha(image) else colours)
     fitted = ImageOps.fit(plain, (size, size), method=Image.Resampling.BILINEAR)
     pixels = np.asarray(fitted).reshape(size, size, -1)
     # Without a transparent pixel the image needs no background.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,7 +83,7 @@ class Exclusion:
             raise DataError(f"data.exclude: {path} cannot be read: {error.strerror}.") from None
         except (ValueError, KeyError, TypeError, OverflowError):
             raise DataError(
-                f"data.exclude: {path} is no list of images; hpo-mab examples --drop writes one."
+                f"data.exclude: {path} is not a list of images; hpo-mab examples --drop writes one."
             ) from None
 
     def to_json(self) -> str:
@@ -155,7 +155,9 @@ class ImageSplits:
         gone = sorted(set(labels.tolist()) - set(labels[kept].tolist()))
         if gone:
             name = self.train.classes[gone[0]]
-            raise DataError(f"data.exclude: {exclusion.path} lists all images of class {name}.")
+            raise DataError(
+                f"data.exclude: {exclusion.path} lists all training images of class {name}."
+            )
         train = self.train.subset(kept.nonzero()[:, 0])
         mean, std = channel_statistics(train)
         return dataclasses.replace(self, train=train, mean=mean, std=std, positions=where[kept])
@@ -339,9 +341,17 @@ def _check_same_form(name: str, part: ImageData, train: ImageData) -> None:
     if part.classes != train.classes or shape != expected:
         raise ArgumentError(
             f"{name} must have the classes and image shape of train, "
-            f"got {part.num_classes} classes of shape {shape} "
-            f"for {train.num_classes} of shape {expected}."
+            f"got {part.num_classes} classes of shape {shape} for {train.num_classes} of shape "
+            f"{expected}{_other_classes(part.classes, train.classes)}."
         )
+
+
+def _other_classes(one: Sequence[str], other: Sequence[str]) -> str:
+    """How the names of classes differ, for a message; empty if they do not."""
+    if one == other:
+        return ""
+    differ = sorted({*one} ^ {*other})
+    return f"; only in one of them: {', '.join(differ[:10])}" if differ else "; in another order"
 
 
 def channel_statistics(data: ImageData) -> tuple[Tensor, Tensor]:

@@ -133,18 +133,18 @@ class AdvantagePruner(BasePruner):
     `hpo_mab.advantage.measure_evidence`). Trials are always compared at one step: when evidence
     moves a rung, earlier trials count with their report there.
 
-    The evidence was saved earlier, or is measured on a uniform study or on the study itself. In
-    the study itself, trials with the user attribute ``hpo_mab:sampler = "uniform"`` repeat the
-    slot and parameters of others; the pilot of ``hpo-mab run`` makes them. The evidence is the
-    study's user attribute ``hpo_mab:evidence``, shared by all workers; one pruner may serve several
-    studies. Without evidence that moves a rung, and for uniform trials, every decision is that of
-    ``SuccessiveHalvingPruner`` with the same settings. An `AdvantageWarning` is then issued once a
-    study.
+    The evidence was saved earlier, or is measured on a uniform study or on the study itself. In the
+    study itself, trials with the user attribute ``hpo_mab:sampler = "uniform"`` repeat the slot and
+    parameters of others; the pilot of ``hpo-mab run`` makes them. The evidence is the study's user
+    attribute ``hpo_mab:evidence``, shared by all workers; one pruner may serve several studies.
+    Without evidence that moves a rung, and for uniform trials, every decision is that of
+    ``SuccessiveHalvingPruner`` with the same settings, unless fidelity moves the first rung.
+    Without such evidence an `AdvantageWarning` is issued once a study.
 
-    The first rung is later unless the first trials' ranking there is shown to agree with the final
-    one: see `RungFidelity`; evidence then moves no rung. Only trials that cannot be pruned are
-    ranked: the first ``search.initial`` of ``hpo-mab run`` (user attribute ``hpo_mab:paired``). The
-    result is the study's user attribute ``hpo_mab:fidelity``.
+    The first rung lies later unless the ranking of the first trials there is shown to agree with
+    their final one, see `RungFidelity`. Where it lies later, evidence moves no rung. Only trials
+    that cannot be pruned are ranked: the first ``search.initial`` of ``hpo-mab run`` (user
+    attribute ``hpo_mab:paired``). The result is the study's user attribute ``hpo_mab:fidelity``.
 
     The reason of a pruning is the trial's user attribute ``hpo_mab:pruned_because``: ``rung``,
     ``step``, ``value`` (None if it was NaN), ``threshold``, ``competitors``, ``uniform_step``

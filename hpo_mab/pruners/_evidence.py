@@ -56,7 +56,8 @@ def pairs_of_trials(
         trials: A study's trials: bandit-trained ones, and uniform twins of some of them.
         reference: Trials of a uniform study.
         full: Step that a full trial reports last.
-        direction: Of the study. Where it minimizes, values are subtracted from the largest.
+        direction: Of the study. Where it minimizes, values change their sign. Wherever any is
+            negative, all are raised so that the smallest is 0.
         sampler: Sampler whose trials are paired with the uniform ones; None: every other sampler.
 
     Returns:
@@ -79,10 +80,12 @@ def pairs_of_trials(
         np.reshape([_values_at(side[key], steps) for key in keys], shape)
         for side in (bandit, uniform)
     ]
-    if direction == StudyDirection.MINIMIZE and np.isfinite(curves).any():
+    if direction == StudyDirection.MINIMIZE:
         # Differences of pairs and ranks need only an order in which higher is better.
-        top = np.nanmax(np.stack(curves))
-        curves = [top - curve for curve in curves]
+        curves = [-curve for curve in curves]
+    # The fit of `acceleration` begins at 0.
+    bottom = np.nanmin(np.append(curves, 0.0))
+    curves = [curve - bottom for curve in curves]
     return PairedCurves(
         budgets=np.asarray(steps, dtype=np.float64), bandit=curves[0], uniform=curves[1]
     )
@@ -231,7 +234,7 @@ def _count_ended(trials: Sequence[FrozenTrial]) -> int:
 
 
 class AdvantageWarning(UserWarning):
-    """The advantage pruner has no evidence that moves a rung, and decides as successive halving.
+    """The advantage pruner has no evidence that moves a rung earlier.
 
     Examples:
         >>> import warnings
@@ -316,10 +319,17 @@ class EvidenceKeeper:
         if self.full is not None:
             self.fidelity = RungFidelity.measure(trials, full=self.full, known=self.fidelity)
         if not self._given:
-            if EVIDENCE_KEY in attrs:
-                self.evidence = Evidence.from_json(attrs[EVIDENCE_KEY])
+            self.evidence = self._stored(attrs)
             self._measure(study, trials)
         self._store(study, attrs)
+
+    def _stored(self, attrs: Mapping[str, Any]) -> Evidence | None:
+        """The study's evidence, if it was measured with this margin and reference."""
+        if EVIDENCE_KEY not in attrs:
+            return None
+        stored = Evidence.from_json(attrs[EVIDENCE_KEY])
+        source = self._reference is None or stored.source == f"study {self._reference}"
+        return stored if source and stored.margin == self.margin else None
 
     def warn_once(self) -> None:
         """Warn once if no rung is moved."""
@@ -333,7 +343,7 @@ class EvidenceKeeper:
             else f"the evidence ({evidence.pairs} pairs) moves no rung"
         )
         warnings.warn(
-            f"AdvantagePruner prunes as successive halving: {why}.",
+            f"AdvantagePruner decides no rung earlier than successive halving: {why}.",
             AdvantageWarning,
             stacklevel=3,
         )

@@ -174,7 +174,7 @@ def _sentence(because: Mapping[str, Any], form: str) -> str:
         )
     if "top_k" in because:
         return (
-            f"every trial stops at {where}, where this one had {own}; the best {because['top_k']} "
+            f"trials stop at {where}, where this one had {own}; the best {because['top_k']} "
             "are trained in full."
         )
     if needed is not None:
@@ -194,9 +194,9 @@ def _move_text(because: Mapping[str, Any]) -> str:
     if later:
         low, high = later["tau"]
         return (
-            f" The first rung was moved later from evaluation {later['step']}, where the study's "
-            f"first {later['trials']} complete trials ranked as at their end by tau "
-            f"[{low:.2f}, {high:.2f}] only."
+            f" The first rung was moved later from evaluation {later['step']}: Kendall's tau "
+            f"between values there and final values of the first {later['trials']} complete trials "
+            f"is {low:.2f} to {high:.2f} (80% interval)."
         )
     if not because.get("evidence"):
         return ""

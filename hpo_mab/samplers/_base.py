@@ -63,12 +63,13 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     or by calling `draw` directly, and answer every batch with `update`.
 
     A ``DataLoader`` with workers draws ``prefetch_factor * num_workers`` batches ahead, so its
-    feedback lags by as many steps; it is still matched to the right draw. A batch without losses
-    (skipped, or out of memory before `update`) is taken off the queue with `discard`. Otherwise
-    later losses would reward other examples. `update` raises on a mismatch if it has ``indices`` or
-    ``targets`` to compare. Else it warns once, when more draws wait than at the pass's first
-    answer. Starting a new pass (``iter(sampler)``) drops draws that were never answered, with one
-    warning, and ends the pass before it.
+    feedback lags by as many steps. It is matched to the right draw if the loader returns batches in
+    order: not with ``in_order=False``. A batch without losses (skipped, or out of memory before
+    `update`) is taken off the queue with `discard`. Otherwise later losses would reward other
+    examples. `update` raises on a mismatch if it has ``indices`` or ``targets`` to compare. Else
+    the pass warns once, when more draws wait for losses than at its first answer. Starting a new
+    pass (``iter(sampler)``) drops draws that were never answered, with one warning, and ends the
+    pass before it.
 
     Args:
         labels: Class of each training example, whole numbers [N].
@@ -99,7 +100,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     #: Whether the weights of a batch depend on its own losses. Then `update` must run between the
     #: forward and the backward pass, and a `hpo_mab.training.Training` cannot capture its steps.
     weighs_by_losses: ClassVar[bool] = False
-    #: Whether a draw needs the network's logits of candidates, through the attribute ``scorer``.
+    #: Whether draws use the network's logits of candidates where the attribute ``scorer`` is set.
     asks_network: ClassVar[bool] = False
     #: Which mean of a study's record of examples, one of `hpo_mab._examples.COLUMNS`, the sampler
     #: takes as ``difficulty``; None for a sampler that takes none.
@@ -191,7 +192,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     @property
     def _learns(self) -> bool:
-        """Whether draws depend on losses, so that each must be answered before the next."""
+        """Whether the sampler learns from losses, so that each of its draws needs an answer."""
         return type(self)._learn is not BatchSampler._learn
 
     @property
@@ -216,7 +217,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """
         if self.world_size == 1:
             return torch.arange(len(self.labels), device="cpu")
-        generator = torch.Generator().manual_seed(self.seed)
+        # Not the sampler's seed: ranks with different seeds must also split the examples.
+        generator = torch.Generator().manual_seed(0)
         shuffled = torch.randperm(len(self.labels), generator=generator, device="cpu")
         by_class = shuffled[torch.argsort(self.labels[shuffled], stable=True)]
         return by_class[self.rank :: self.world_size].sort().values
@@ -243,7 +245,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """One pass of ``len(self)`` batches, each a list of indices.
 
         Raises:
-            FeedbackError: A batch was requested after another pass has begun.
+            FeedbackError: A batch was requested after another pass has begun, or after a state was
+                loaded while draws waited for their losses.
         """
         self._passes_begun += 1
         this = self._passes_begun
@@ -259,8 +262,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         for _ in range(len(self)):
             if self._passes_begun != this:
                 raise FeedbackError(
-                    "this pass ended when another pass over the same sampler began; look at "
-                    "batches and evaluate with a DataLoader that has no such batch_sampler."
+                    "this pass ended when another pass over the same sampler began, or a state was "
+                    "loaded; look at batches and evaluate with a DataLoader that has no such "
+                    "batch_sampler."
                 )
             # Before the first answer a loader has drawn its maximum ahead. More outstanding draws
             # later mean that a batch was not answered.
@@ -300,7 +304,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         too, unless both are one tensor.
 
         Args:
-            losses: Loss of each example of the batch, float [B], as from ``reduction="none"``.
+            losses: Loss of each example, in the order of the draw, float [B], as from
+                ``reduction="none"``.
             logits: Model outputs [B, C]; needed where `needs_logits` is true.
             targets: Labels [B]; default the labels the sampler was made with. On the host they
                 must be these labels, or the same classes numbered from 0 in their order.
@@ -414,11 +419,13 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
                 got = f"the keys {', '.join(map(repr, state)) or 'none'}"
             raise ArgumentError(f"state must be what state_dict of a sampler returned, got {got}.")
         own = self._identity
-        # An option that the state does not name is newer than the state.
-        differ = [name for name in {"class": "", **found} if own.get(name) != found.get(name)]
+        differ = [name for name in own | found if own.get(name) != found.get(name)]
         if differ:
             texts = (f"{k} is {found.get(k)!r} there and {own.get(k)!r} here" for k in differ)
             raise ArgumentError(f"state is of another sampler: {'; '.join(texts)}.")
+        if self._outstanding:
+            # A loader may still bring their batches, which must not answer later draws.
+            self._passes_begun += 1
         self._outstanding.clear()
         self._progress = float(state["progress"])
         self._load_state(state["state"])

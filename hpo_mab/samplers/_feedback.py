@@ -19,7 +19,7 @@ _Given = TypeVar("_Given")
 
 
 class FeedbackError(RuntimeError):
-    """Feedback without a draw to answer, or of another batch than the draw's.
+    """Losses and draws do not match: no draw waits, or another batch is answered.
 
     Examples:
         >>> import torch
@@ -130,13 +130,13 @@ def check_losses(losses: Tensor, count: int) -> None:
     Raises:
         FeedbackError: Another type or shape.
     """
-    if isinstance(losses, Tensor) and losses.shape == (count,) and losses.is_floating_point():
-        return
     if not isinstance(losses, Tensor):
         raise FeedbackError(f"losses must be a tensor, got {type(losses).__name__}.")
     shape = list(losses.shape)
-    if losses.shape == (count,):
-        raise FeedbackError(f"losses must be floating-point, got {losses.dtype}.")
+    if shape == [count]:
+        if not losses.is_floating_point():
+            raise FeedbackError(f"losses must be floating-point, got {losses.dtype}.")
+        return
     if losses.ndim == 0:
         hint = "use reduction='none'"
     elif losses.ndim > 1 and len(losses) == count:
@@ -183,10 +183,12 @@ def has_indices(draw: Draw, given: Tensor | Sequence[int]) -> bool:
 
 def check_logits(outputs: Any) -> Tensor:
     """What a network has returned for a batch; raises `ArgumentError` if it is not logits."""
-    if isinstance(outputs, Tensor) and outputs.ndim == 2:
+    if isinstance(outputs, Tensor) and outputs.ndim == 2 and not outputs.is_complex():
         return outputs
-    got = f"shape {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-    raise ArgumentError(f"logits must be a tensor [B, C], got {got}.")
+    got = type(outputs).__name__
+    if isinstance(outputs, Tensor):
+        got = f"shape {list(outputs.shape)} of {outputs.dtype}"
+    raise ArgumentError(f"logits must be a tensor [B, C] of real numbers, got {got}.")
 
 
 def check_range(low: int, high: int, *, outputs: int, what: str = "labels") -> None:

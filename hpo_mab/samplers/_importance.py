@@ -11,7 +11,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from hpo_mab._errors import require
+from hpo_mab._errors import check_integer, require
 from hpo_mab.samplers._base import CommonArguments
 from hpo_mab.samplers._feedback import Draw
 from hpo_mab.samplers._streams import (
@@ -86,7 +86,7 @@ class GradNormSampler(LearningSampler):
         tau_decay: float = 0.9,
         **common: Unpack[CommonArguments],
     ) -> None:
-        require(presample >= 1, "presample", "at least 1", presample)
+        check_integer("presample", presample, 1)
         require(threshold is None or threshold >= 0, "threshold", "at least 0", threshold)
         require(0 <= tau_decay < 1, "tau_decay", "in [0, 1)", tau_decay)
         super().__init__(labels, **common)

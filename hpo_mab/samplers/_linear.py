@@ -11,7 +11,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from hpo_mab._errors import require
+from hpo_mab._errors import check_integer, require
 from hpo_mab.bandits._settings import MovingAverage
 from hpo_mab.samplers._base import CommonArguments
 from hpo_mab.samplers._feedback import Draw
@@ -266,7 +266,7 @@ class ContextualSampler(LinearSampler):
         loss_decay: float = 0.99,
         **common: Unpack[CommonArguments],
     ) -> None:
-        require(candidates >= 1, "candidates", "at least 1", candidates)
+        check_integer("candidates", candidates, 1)
         require(scale >= 0, "scale", "at least 0", scale)
         require(0 <= floor <= 1, "floor", "in [0, 1]", floor)
         super().__init__(labels, decay=decay, loss_decay=loss_decay, **common)
@@ -282,7 +282,9 @@ class ContextualSampler(LinearSampler):
             self.batch_size, scale=self.scale, generator=self._generator
         )
         slots = features.view(self.batch_size, self.candidates, NUM_FEATURES)
-        predicted = torch.bmm(slots, coefficients[:, :, None]).squeeze(2)
+        # A draw may be within a loop's autocast, in whose precision predictions would be rounded.
+        with torch.autocast(features.device.type, enabled=False):
+            predicted = torch.bmm(slots, coefficients[:, :, None]).squeeze(2)
         # The first candidate of a slot is a uniform choice, because candidates come from a shuffle.
         chosen = predicted.argmax(dim=1).masked_fill(self._uniform_slots(), 0) + self._starts
         positions = candidates[chosen]
@@ -356,7 +358,7 @@ class ImponSampler(LinearSampler):
         weighted: bool = True,
         **common: Unpack[CommonArguments],
     ) -> None:
-        require(presample >= 1, "presample", "at least 1", presample)
+        check_integer("presample", presample, 1)
         require(smoothing > 0, "smoothing", "above 0", smoothing)
         super().__init__(labels, decay=decay, loss_decay=loss_decay, **common)
         self.presample = presample
@@ -366,7 +368,8 @@ class ImponSampler(LinearSampler):
     def _draw(self) -> Draw:
         candidates = self._candidates(self.presample * self.batch_size)
         features = self._features.read(candidates)
-        scores = (1 + features @ self._model.mean()).clamp_min(0)
+        with torch.autocast(features.device.type, enabled=False):
+            scores = (1 + features @ self._model.mean()).clamp_min(0)
         mean = scores.mean()
         chosen, probability = choose_with_replacement(
             torch.where(mean > 0, scores + self.smoothing * mean, 1.0),

@@ -89,8 +89,8 @@ class MABSampler(BatchSampler):
         epsilon: Of ``"epsilon_greedy"``, in [0, 1].
         temperature: Of ``"softmax"``, positive.
         reward: Which losses of a batch are rewarded: ``"above_average"``, those that reach the
-            moving average; or ``"package.module:name"`` of a rule like
-            `hpo_mab.bandits.above_average`, or the rule.
+            moving average; or another rule like
+            `hpo_mab.bandits.above_average`: the function, or its name ``"package.module:name"``.
         **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:

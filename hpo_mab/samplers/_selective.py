@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpo_mab._errors import ArgumentError, require
+from hpo_mab._errors import ArgumentError, check_integer, require
 from hpo_mab.samplers._base import CommonArguments
 from hpo_mab.samplers._feedback import Draw
 from hpo_mab.samplers._streams import LearningSampler, UniformSampler, replace
@@ -147,7 +147,7 @@ class HardMiningSampler(LearningSampler):
         presample: int = 2,
         **common: Unpack[CommonArguments],
     ) -> None:
-        require(presample >= 1, "presample", "at least 1", presample)
+        check_integer("presample", presample, 1)
         super().__init__(labels, **common)
         self.scorer: Callable[[Tensor], Tensor] | None = None
         self.presample = presample
@@ -235,11 +235,13 @@ def easiest(difficulty: Tensor, labels: Tensor, *, share: float) -> Tensor:
 class CurriculumSampler(UniformSampler):
     """Shuffled passes over the easiest examples first, over all of them later.
 
-    Until a share ``end`` of the budget is spent, passes hold the easiest share ``start`` of each
-    class. After that they hold all examples. The hardest share ``trim`` of each class is always
-    left out. This is curriculum learning with single-step pacing (Bengio et al. 2009; Hacohen &
-    Weinshall 2019), with a difficulty that earlier trainings have measured. With ``start = 1`` it
-    is training on a trimmed loss (Shen & Sanghavi 2019) with a constant trim.
+    Until `set_progress` gets a share of at least ``end``, passes hold the easiest share ``start``
+    of each class; after that they hold all examples. A loop that never calls it stays with the
+    easiest.
+    The hardest share ``trim`` of each class is always left out. This is curriculum learning with
+    single-step pacing (Bengio et al. 2009; Hacohen & Weinshall 2019), with a difficulty that
+    earlier trainings have measured. With ``start = 1`` it is training on a trimmed loss (Shen &
+    Sanghavi 2019) with a constant trim.
 
     If a part is smaller than a batch, the next larger one is used: all but the hardest, or all.
 

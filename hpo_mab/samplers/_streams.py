@@ -286,7 +286,7 @@ class LearningSampler(StreamSampler):
     Inside, an example is its *position* among this rank's ``n`` examples, in [0, n).
     """
 
-    #: Tensors of the state, by attribute, in addition to generator, stream and draw counts.
+    #: Tensors of the state, by attribute, in addition to generator, stream, draw counts, rewards.
     _tensors: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # code.
 
 #: Version of the files.
-_VERSION = 3
+_VERSION = 4
 
 
 class CheckpointWarning(UserWarning):

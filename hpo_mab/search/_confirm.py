@@ -106,8 +106,8 @@ def best_first(
 ) -> tuple[Candidate, ...]:
     """The complete trials of a study as candidates, the highest accuracy first.
 
-    Trials that were added with a value and not trained are left out. Of trials that continue one
-    another the one of the highest value is a candidate.
+    Trials that were added with a value and not trained are left out. Of a trial and its
+    continuations, the one with the highest value is the candidate.
 
     Args:
         trials: The study's trials.
@@ -127,16 +127,7 @@ def best_first(
     return tuple(sorted(candidates, key=lambda one: one.accuracy, reverse=True))
 
 
-def best_candidate(run: StudyRun, study_attrs: Mapping[str, Any]) -> Candidate:
-    """The candidate of the highest `Candidate.accuracy`.
-
-    Raises:
-        ArgumentError: No trial is complete.
-    """
-    return _candidates(run, stored_repeats(study_attrs))[0]
-
-
-def _candidates(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> tuple[Candidate, ...]:
+def candidates_of(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> tuple[Candidate, ...]:
     """The candidates of a study, the best first; raises `ArgumentError` if there are none."""
     found = best_first(run.trials, repeats)
     if not found:
@@ -181,7 +172,7 @@ def confirm(
     objective: TrainingObjective | None = None
     repeats = stored_repeats(study.user_attrs)
     for done in itertools.count():
-        found = Confirmation(candidates=_candidates(run, repeats), trainings=trainings)
+        found = Confirmation(candidates=candidates_of(run, repeats), trainings=trainings)
         if found.finished or done == max_trainings:
             break
         if objective is None:

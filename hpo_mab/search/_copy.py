@@ -100,6 +100,7 @@ def copy_study(
         if move:
             optuna.delete_study(study_name=name, storage=source.optuna)
             source.remove_orphans()
+            # Files stay here: a copy that Optuna has made refers to them, too.
     return copied
 
 

@@ -24,12 +24,17 @@ class _Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _numpy_is_python(cls, raw: Any) -> Any:
-        return plain(raw)
+    def _plain_values(cls, raw: Any) -> Any:
+        raw = plain(raw)
+        if not isinstance(raw, Mapping):
+            return raw
+        # The text "none" unsets a key whose default is None; TOML has no None.
+        unset = {name for name, field in cls.model_fields.items() if field.default is None}
+        return {key: None if one == "none" and key in unset else one for key, one in raw.items()}
 
 
 class _OpenSection(_Section):
-    """A section whose further keys are options of the thing it names, constants or ranges."""
+    """A section that names something; its further keys are options of it, constants or ranges."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -127,12 +132,12 @@ class SamplerSection(_OpenSection):
     def _has_portfolio(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
-        given = raw.get("portfolio")
+        # The text "none" is replaced by None only after this.
+        given = [key for key in ("portfolio", "evidence") if raw.get(key) not in (None, "none")]
         if raw.get("kind") == AUTO:
-            return {**raw, "portfolio": list(PORTFOLIO) if given is None else given}
-        for key in ("portfolio", "evidence"):
-            if raw.get(key) is not None:
-                raise ValueError(f"{key} needs kind = 'auto', got {raw.get('kind', 'mab')!r}")
+            return raw if "portfolio" in given else {**raw, "portfolio": list(PORTFOLIO)}
+        if given:
+            raise ValueError(f"{given[0]} needs kind = 'auto', got {raw.get('kind', 'mab')!r}")
         return raw
 
 
@@ -177,7 +182,7 @@ def _check_can_be_stored(key: str, raw: Any) -> None:
     except (TypeError, ValueError):
         raise ArgumentError(
             f"{key} must be a finite number, a text, a boolean, or a list or table of these, "
-            f"got {raw!r}; write it as a text."
+            f"got {raw!r}; write it as a text, and a range as a table."
         ) from None
 
 
@@ -211,16 +216,23 @@ class StudySpec(_Section):
     compare: CompareSection = CompareSection()
 
     @model_validator(mode="after")
-    def _ranges_hold(self) -> StudySpec:
+    def _values_hold(self) -> StudySpec:
+        for spec in (self, *map(self.as_arm, self.compare.arms.values())):
+            spec._check_values()
+        return self
+
+    def _check_values(self) -> None:
         for section in ("optimizer", "model", "sampler"):
             getattr(self, section).values(section)
         for section in NAMING_KEYS:
             for key, raw in getattr(self, section).options.items():
                 _check_can_be_stored(f"{section}.{key}", raw)
-        return self
+        _check_can_be_stored("sampler.portfolio", self.sampler.portfolio)
+        for key in ("batch_size", "warmup", "label_smoothing", "average"):
+            _check_can_be_stored(f"training.{key}", getattr(self.training, key))
 
     def as_arm(self, arm: ArmSection) -> StudySpec:
-        """The definition with the sections that an arm replaces."""
+        """The definition with an arm's sections in place of its own."""
         given = {"sampler": arm.sampler, "pruner": arm.pruner}
         return self.model_copy(update={key: one for key, one in given.items() if one is not None})
 

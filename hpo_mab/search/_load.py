@@ -33,8 +33,8 @@ def load_spec(
         source: A TOML file, or the name of a definition that comes with the package.
         overrides: Values by dotted key that replace the file's, e.g. ``{"optimizer.lr": 0.1}``.
             Naming another sampler, pruner, network, optimiser or data set keeps only the options
-            it also has. With other data the definition is named after them, unless ``name`` is
-            given; another folder of images keeps the name.
+            it also has. If they name another data set, the definition is named after it, unless
+            ``name`` is given. Another folder of images does not change the name.
 
     Raises:
         SpecError: No such file, not TOML, or a value that cannot be used; names file and key.
@@ -146,7 +146,7 @@ _IMAGE_FOLDER = "image_folder-"
 
 
 def _data_label(raw: Mapping[str, Any]) -> str:
-    """The data's label in a study's name: the data set, with the folder's name of image folders."""
+    """The data's label in a study's name: the data set; for an image folder also its name."""
     section = raw.get("data", {})
     named = {"name": "digits", "root": "data", **(section if isinstance(section, Mapping) else {})}
     if named["name"] != "image_folder":

@@ -18,6 +18,7 @@ from hpo_mab._attributes import (
     BUDGET_KEY,
     LEARNED_KEY,
     PAIRED_KEY,
+    REASON_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
@@ -35,9 +36,9 @@ from hpo_mab.search._portfolio import AUTO, parse_portfolio, trained_kind, uses_
 from hpo_mab.search._queue import queue_twin, requeue
 from hpo_mab.search._race import Race
 from hpo_mab.search._recorder import (
+    NO_CHECKPOINT,
     Recording,
     check_direction,
-    end_without_checkpoint,
     follow,
     mark_pair,
     store_end,
@@ -109,8 +110,9 @@ class TrainingObjective:
             as well; not with ``"auto"``.
         portfolio: The samplers of ``"auto"``, each a kind, or a mapping with ``kind``, knobs and a
             ``name``; ``"uniform"`` among them. None takes the default.
-        trials: Trials of the study, where known; they limit the race of ``"auto"``. With None the
-            first ``initial`` configurations do; ``"auto"`` needs one of the two.
+        trials: Trials of the study without twins, where known; they limit the race of ``"auto"``.
+            With None the first ``initial`` configurations limit it; ``"auto"`` needs one of the
+            two. ``n_trials`` of `optuna.Study.optimize` counts twins, too.
         total: The study's total budget. Samplers race at equal seconds where its unit is a time,
             else at equal examples.
         curves: Where learning curves are stored; None keeps none.
@@ -275,8 +277,9 @@ class TrainingObjective:
             attrs: Its attributes.
         """
         configuration = self.space.at(params)
-        if self._has_twins:
-            configuration = self._sampled_by(configuration, str(attrs.get(SAMPLER_KEY)))
+        if self._has_twins or TWIN_KEY in attrs:
+            name = str(attrs.get(SAMPLER_KEY, configuration.sampler.name))
+            configuration = self._sampled_by(configuration, name)
         return dataclasses.replace(configuration, difficulty=bool(attrs.get(LEARNED_KEY)))
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float:
@@ -291,7 +294,8 @@ class TrainingObjective:
             Validation accuracy at the end of the budget, in [0, 1].
 
         Raises:
-            ArgumentError: The study does not maximize.
+            ArgumentError: The study does not maximize, another thread of this process is
+                training, or the trial's stored sampler cannot be used here.
             optuna.TrialPruned: The pruner stops the trial, or training diverged.
         """
         if not isinstance(trial, optuna.trial.Trial):
@@ -307,15 +311,15 @@ class TrainingObjective:
         """Give a running trial its slot and suggest its configuration.
 
         Raises:
-            ArgumentError: The study does not maximize, or batch sizes give its trials different
-                numbers of evaluations.
+            ArgumentError: The study does not maximize, batch sizes give its trials different
+                numbers of evaluations, or the trial's stored sampler cannot be used here.
         """
         check_direction(trial.study)
         if not self.recording.in_loop:
             self.workload.check_evaluations(self.space.batch_sizes)
-            if self.race is not None:
+            if self._has_twins:
                 # There is no lock: several processes may queue the same trial twice.
-                # Optuna's own loop does not repeat what Ctrl-C has cut off; the race waits for it.
+                # Optuna's own loop does not repeat what Ctrl-C has cut off; pairs need it.
                 requeue(trial.study, Plan.of(trial.study))
                 self.queue_twins(trial.study)
         slot = slot_of(trial.study, trial)
@@ -333,9 +337,10 @@ class TrainingObjective:
             # The study has no definition, see `hpo_mab.storage.StoredDefinition.of`.
             length = self.workload.trial_examples(suggested.batch_size)
             trial.set_user_attr(BUDGET_KEY, length)
-            if SAMPLER_KEY not in trial.user_attrs:
+            if not self._has_twins:
+                # A retry has the name of the first attempt, perhaps of another objective.
                 trial.set_user_attr(SAMPLER_KEY, suggested.sampler.name)
-            mark_pair(trial)
+            mark_pair(trial, initial=self.initial)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
         # Pairs need trials that ran to their end, so the pruner is not asked about the first ones.
@@ -397,7 +402,8 @@ class TrainingObjective:
                 examples=self.recording.examples is not None,
             ) as training:
                 if assignment.budgets > 1 and not training.resumed_at:
-                    end_without_checkpoint(trial)
+                    trial.set_user_attr(REASON_KEY, NO_CHECKPOINT)
+                    raise optuna.TrialPruned(NO_CHECKPOINT)
                 if (on_progress := self.recording.on_progress) is not None:
                     number = trial.number
                     training.on_progress = lambda share: on_progress({number: share})
@@ -446,7 +452,7 @@ class TrainingObjective:
         self, trial: optuna.trial.Trial, configuration: Configuration
     ) -> Configuration:
         """The configuration with the trial's batch sampler; stores its name with the trial."""
-        if not self._has_twins:
+        if not self._has_twins and TWIN_KEY not in trial.user_attrs:
             return configuration
         # A twin, a retry and a promotion have the name already.
         name = trial.user_attrs.get(SAMPLER_KEY)
@@ -460,15 +466,27 @@ class TrainingObjective:
         """The configuration with the batch sampler whose name a trial has stored."""
         if name in self.portfolio:
             return dataclasses.replace(configuration, sampler=self.portfolio[name])
-        return configuration.with_sampler(UNIFORM) if name == UNIFORM else configuration
+        if name == UNIFORM:
+            return configuration.with_sampler(UNIFORM)
+        own = configuration.sampler.name
+        known = ", ".join(self.portfolio) or own
+        require(name == own, "portfolio", f"one with the trial's sampler '{name}'", known)
+        return configuration
 
     def _with_record(
         self, trial: optuna.trial.Trial, configuration: Configuration
     ) -> Configuration:
         """The configuration with the difficulty of examples, if its sampler uses that."""
-        sampler = configuration.sampler
         writer = self.recording.examples
-        if writer is None or not uses_record(sampler):
+        if writer is None:
+            needed = TWIN_KEY in trial.user_attrs or trial.user_attrs.get(LEARNED_KEY)
+            if needed and uses_record(configuration.sampler):
+                raise ArgumentError(
+                    f"Trial {trial.number} needs the study's record of examples for sampler "
+                    f"'{configuration.sampler.name}': continue the study with hpo-mab run."
+                )
+            return configuration
+        if not uses_record(configuration.sampler):
             return configuration
         if self.workload.known is None:
             self.workload.known = writer.freeze()

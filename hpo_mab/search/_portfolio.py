@@ -67,7 +67,10 @@ def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Part]:
         check_options(SAMPLERS, kind, values, section="sampler")
         found[name] = Part(SAMPLERS.name(kind), sampler_maker(kind), options)
     if UNIFORM not in found or found[UNIFORM].name != UNIFORM or found[UNIFORM].options:
-        raise ArgumentError(f"sampler.portfolio must hold '{UNIFORM}', got {', '.join(found)}.")
+        raise ArgumentError(
+            f"sampler.portfolio must hold '{UNIFORM}', the sampler of that kind without options, "
+            f"got {', '.join(found)}."
+        )
     return found
 
 

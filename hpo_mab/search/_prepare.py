@@ -87,7 +87,11 @@ def _check_arm(spec: StudySpec) -> None:
     pruner = create_pruner(
         spec.pruner.kind,
         # Evidence is read only where trials are run.
-        {key: value for key, value in spec.pruner.options.items() if key != "evidence"},
+        {
+            key: value
+            for key, value in spec.pruner.options.items()
+            if key != "evidence" or spec.pruner.kind != "advantage"
+        },
         evaluations=spec.budget.evaluations,
     )
     if isinstance(pruner, TopKPruner):
@@ -155,7 +159,8 @@ EVALUATION_SHARE = 0.1
 #: Cost of an evaluated example over that of a trained one: there is no backward pass.
 _FORWARD = 1 / 3
 #: Fewest validation examples that "auto" takes. Fewer rank trials so badly that a study costs more,
-#: in the simulations of ``studies/rungs/early.py``. All cost a third or more of the training.
+#: in the simulations of ``studies/rungs/early.py``. All validation examples would cost a third of
+#: the training or more.
 FEWEST_EARLY = 2_000
 
 

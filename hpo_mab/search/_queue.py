@@ -87,7 +87,7 @@ def requeue(study: optuna.Study, plan: Plan) -> int:
     """Queue every slot again whose last attempt was cut off; returns how many were queued.
 
     Args:
-        study: The study, whose lock is held.
+        study: The study. A worker holds its lock; Optuna's own loop has none.
         plan: Its plan.
     """
     retries = plan.retries()

@@ -8,8 +8,8 @@ adopted if it is shown to be ahead; uniform sampling is never dropped.
 
 Only the signed-rank test over its pairs at the end can adopt a sampler. Judged by seconds, a second
 such test must agree. Its error is `ERROR` divided by the number of samplers that entered
-(Bonferroni): any of them may reach the end. So ``auto`` adopts a sampler that is not better than
-uniform sampling with a probability of at most `ERROR`. The bound is exact where differences of
+(Bonferroni): any of them may reach the end. So the probability that ``auto`` adopts a sampler
+that is not better than uniform sampling is at most `ERROR`. The bound is exact where differences of
 pairs are symmetric about their centre. Samplers that leave early can only lower the error.
 """
 
@@ -36,6 +36,7 @@ from hpo_mab._attributes import (
     TWIN_KEY,
     UNIFORM,
 )
+from hpo_mab._errors import require
 from hpo_mab._plan import Plan
 from hpo_mab.advantage import Estimate, Evidence
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
@@ -184,12 +185,12 @@ class Race:
 
     def end(self, study: optuna.Study) -> int:
         """The first slot after those that are raced; 0 once the race is decided."""
-        plan = _stored_plan(study) if stored_choice(study) is None else None
+        plan = self._open_plan(study)
         return 0 if plan is None else plan.end
 
     def needs_record(self, study: optuna.Study) -> bool:
         """Whether the race is open, and a sampler in it uses the study's record of examples."""
-        plan = _stored_plan(study) if stored_choice(study) is None else None
+        plan = self._open_plan(study)
         return plan is not None and any(
             uses_record(self._samplers[name]) for name in plan.challengers
         )
@@ -214,7 +215,7 @@ class Race:
         """
         if stored_choice(study) is not None:
             return False
-        race = _stored_plan(study) or self._begin(study, keeps_record=has_record is not None)
+        race = self._open_plan(study) or self._begin(study, keeps_record=has_record is not None)
         if race is None:
             return False
         # Each call goes through all rounds: the study stores twins, not who is still in the race.
@@ -253,6 +254,14 @@ class Race:
         finalist = left[alive[0]] if alive else None
         self._store(study, self._decide(study, trials, race, finalist, tuple(left.values())))
         return False
+
+    def _open_plan(self, study: optuna.Study) -> RacePlan | None:
+        """The plan of a race that is not decided; None before it is made, and without a race."""
+        plan = _stored_plan(study) if stored_choice(study) is None else None
+        known = ", ".join(self._samplers)
+        for name in plan.challengers if plan else ():
+            require(name in self._samplers, "portfolio", f"one with '{name}', which races", known)
+        return plan
 
     def _queue(
         self,

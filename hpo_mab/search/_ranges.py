@@ -72,7 +72,7 @@ def without_none(raw: Any) -> Any:
     """A definition's value, in which the text ``"none"`` means None, which TOML lacks."""
     if isinstance(raw, Mapping):
         return {key: without_none(value) for key, value in raw.items()}
-    if isinstance(raw, list):
+    if isinstance(raw, list | tuple):
         return [without_none(value) for value in raw]
     return None if raw == "none" else raw
 
@@ -86,6 +86,12 @@ def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from ranges(parameter_of(name, index), item)
+
+
+def searched(written: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """The Optuna parameters of ranges as definitions write them, by name."""
+    parsed = (ranges(name, parse_value(name, without_none(raw))) for name, raw in written.items())
+    return dict(itertools.chain.from_iterable(parsed))
 
 
 def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
@@ -113,7 +119,10 @@ def extremes(value: Any) -> Iterator[Any]:
     elif isinstance(value, BaseDistribution):
         yield from range_ends(value)
     elif isinstance(value, list):
-        yield from (list(items) for items in itertools.product(*map(extremes, value)))
+        # Not all combinations: a list may have many ranges.
+        each = [list(extremes(item)) for item in value]
+        for row in range(max(map(len, each), default=1)):
+            yield [ends[min(row, len(ends) - 1)] for ends in each]
     else:
         yield value
 
@@ -139,7 +148,9 @@ def count_values(value: Any) -> float:
 def _parse_choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution | ListChoices:
     choices = value["choices"]
     if len(value) > 1 or not isinstance(choices, list | tuple) or not choices:
-        raise ArgumentError(f"{name}: choices must be a list of values and stand alone.")
+        raise ArgumentError(
+            f"{name}: choices must be a list of at least one value, without other keys."
+        )
     for choice in choices:
         items = choice if isinstance(choice, list | tuple) else [choice]
         if not all(isinstance(item, bool | int | float | str | None) for item in items):

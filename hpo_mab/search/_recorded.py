@@ -136,7 +136,6 @@ def _single_value(name: str, value: Any) -> BaseDistribution:
 def _end_trial(study: optuna.Study, trial: optuna.trial.Trial, end: TrialState) -> None:
     frozen: FrozenTrial = study.get_trials(deepcopy=False)[trial.number]
     value = frozen.intermediate_values.get(frozen.last_step) if frozen.last_step else None
-    if has_spent_budget(frozen.user_attrs) and value is not None:
-        study.tell(trial, value, skip_if_finished=True)
-    else:
-        study.tell(trial, state=end, skip_if_finished=True)
+    complete = has_spent_budget(frozen.user_attrs) and value is not None
+    state = TrialState.COMPLETE if complete else end
+    study.tell(trial, value if complete else None, state=state, skip_if_finished=True)

@@ -71,12 +71,18 @@ def check_direction(study: optuna.Study) -> None:
         )
 
 
-def mark_pair(trial: optuna.trial.Trial) -> None:
-    """Store whether a trial is one of a pair: one of the first, which the pruner does not stop.
+def mark_pair(trial: optuna.trial.Trial, *, initial: int = 0) -> None:
+    """Store whether a trial is one of the first, which are not pruned: only these may be in a pair.
 
     Pairs that the pruner may stop would be a biased selection.
+
+    Args:
+        trial: A running trial.
+        initial: Trials at the start of the study about which the pruner is not asked.
     """
-    if startup := startup_trials(trial.study.pruner):
+    pruner = trial.study.pruner
+    never = isinstance(pruner, optuna.pruners.NopPruner)
+    if startup := startup_trials(pruner) or (0 if never else initial):
         trial.set_user_attr(PAIRED_KEY, trial.number < startup)
 
 
@@ -199,17 +205,9 @@ def store_reason(trial: optuna.trial.Trial) -> None:
         storage.set_trial_user_attr(id_of(trial), PRUNED_KEY, reason_of(pruner, study, frozen))
 
 
-def end_without_checkpoint(trial: optuna.trial.Trial) -> None:
-    """End the continuation of a complete trial whose checkpoint is gone or does not fit.
-
-    Trained from zero, it would repeat the complete trial, which already counts.
-
-    Raises:
-        optuna.TrialPruned: Always.
-    """
-    reason = "the checkpoint of the trial that it continues is gone or does not fit"
-    trial.set_user_attr(REASON_KEY, reason)
-    raise optuna.TrialPruned(reason)
+#: Why the continuation of a complete trial ends. Trained from zero, it would repeat the complete
+#: trial, which already counts.
+NO_CHECKPOINT = "the checkpoint of the trial that it continues is gone or does not fit"
 
 
 def follow(

@@ -14,7 +14,7 @@ from hpo_mab._attributes import STACK_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.models import network_maker
-from hpo_mab.search._confirm import best_candidate
+from hpo_mab.search._confirm import candidates_of, stored_repeats
 from hpo_mab.search._stored import reopen, train_recorded
 from hpo_mab.storage import Storage, TrialRun, open_study, read_run
 from hpo_mab.training import Evaluation, TrainingDiverged
@@ -159,7 +159,7 @@ def load_network(path: str | Path) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().replace("\n", " ")
         raise ArgumentError(
-            f"Network '{saved['name']}' is another one here than in '{path}': {reason}"
+            f"Network '{saved['name']}' here differs from the one in '{path}': {reason}"
         ) from None
     return made.eval()
 
@@ -167,15 +167,16 @@ def load_network(path: str | Path) -> nn.Module:
 def _recorded_trial(storage: Storage, name: str, number: int | None) -> TrialRun:
     run = read_run(storage, name)
     if number is None:
-        number = best_candidate(run, open_study(storage, name).user_attrs).trial.number
+        repeats = stored_repeats(open_study(storage, name).user_attrs)
+        number = candidates_of(run, repeats)[0].trial.number
     trials = {trial.number: trial for trial in run.trials}
     if number not in trials:
         raise UnknownNameError("trial", str(number), map(str, trials))
     if not trials[number].curve:
-        known = ", ".join(str(each) for each, trial in trials.items() if trial.curve)[:80] or "none"
+        known = [str(each) for each, trial in trials.items() if trial.curve]
         raise ArgumentError(
             f"Trial {number} of '{name}' has no learning curve to compare with; trials that have "
-            f"one: {known}."
+            f"one: {', '.join(known[:20]) or 'none'}."
         )
     return trials[number]
 

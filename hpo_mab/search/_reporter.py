@@ -23,8 +23,10 @@ from hpo_mab._errors import ArgumentError, check_integer, is_integer, plain_argu
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, mark_pair, store_end
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore
+from hpo_mab.storage._definition import batch_size_of, have_one_budget
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, TrainingDiverged, WeightAverage
 from hpo_mab.training._average import shared_copy, tensor_at, tensors_of
+from hpo_mab.training._device import to_evaluation
 from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
 
 
@@ -248,7 +250,8 @@ class TrialReporter:
         for name, tensor in tensors_of(self._network).items():
             own = averages.get(name)
             tensor.data = (tensor_at(self._model, name) if own is None else own).detach()
-        return self._network.eval()
+        to_evaluation(self._network)
+        return self._network
 
     def step(self, examples: int, *, loss: SupportsFloat | None = None) -> bool:
         """Count one batch: one optimiser step, or a micro-batch of one.
@@ -407,6 +410,7 @@ def _checked_accuracy(accuracy: float) -> float:
 
 def _warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: int) -> None:
     """Warn if an earlier trial of the study has another budget or number of evaluations."""
+    size = batch_size_of(trial)
     for other in trial.study.get_trials(deepcopy=False):
         attrs = other.user_attrs
         if other.intermediate_values and BUDGET_KEY not in attrs:
@@ -418,8 +422,10 @@ def _warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: 
             return
         # A trial that was stopped, or whose loop ended early, has made fewer than it was to make.
         made = other.last_step if has_spent_budget(attrs) else evaluations
+        known_budget = attrs.get(BUDGET_KEY, budget)
+        same = have_one_budget([budget, known_budget], [size, batch_size_of(other)])
         for name, given, known in (
-            ("budget_examples", budget, attrs.get(BUDGET_KEY, budget)),
+            ("budget_examples", budget, budget if same else known_budget),
             ("evaluations", evaluations, made),
         ):
             if known is not None and known != given:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -13,7 +12,7 @@ from typing import Any
 
 import optuna
 
-from hpo_mab._errors import memory_reason
+from hpo_mab._errors import failure_reason, memory_reason
 from hpo_mab._plan import Plan
 from hpo_mab.search._definition import Slots, TrainingSection
 from hpo_mab.search._objective import TrainingObjective
@@ -131,6 +130,8 @@ def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
 def choose_slots(objective: TrainingObjective, *, most: int) -> int:
     """How many trials to train at a time, by a short probe on a CUDA device.
 
+    If that cannot be measured, the objective notes why.
+
     Returns:
         ``most``, halved until a stack fits into memory; 1 on other devices, and where a stack is
         not faster or cannot be made.
@@ -139,7 +140,8 @@ def choose_slots(objective: TrainingObjective, *, most: int) -> int:
     configuration, _ = objective.space.corners()
     if workload.device.type != "cuda" or most < 2:
         return 1
-    with contextlib.suppress(Exception):  # The trials will show the error.
+    why = "no stack fits into memory"
+    try:
         alone = seconds_alone(workload, configuration)
         while most > 1:
             seconds = _seconds_if_it_fits(workload, configuration, slots=most)
@@ -147,6 +149,9 @@ def choose_slots(objective: TrainingObjective, *, most: int) -> int:
             if seconds is not None:
                 return most if seconds < _WORTH_IT * alone else 1
             most //= 2
+    except Exception as error:
+        why = f"measuring whether a stack is faster failed: {failure_reason(error)}"
+    objective.note(f"trials are trained one at a time: {why}")
     release_memory()
     return 1
 

@@ -144,7 +144,7 @@ def check_options(
     """Refuse parsed values that a named class or function does not take; see `Registry.check`."""
     each = {key: list(extremes(one)) for key, one in values.items()}
     registry.check(named, each, section=section, shown=shown)
-    kinds = {key: one.kind for key, one in registry.options(named).items()}
+    kinds = {key: one.annotation for key, one in registry.options(named).items()}
     check_fractions(section, values, kinds)
 
 

@@ -13,14 +13,14 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import PROMOTES_KEY, RESUMED_KEY, RETRY_KEY, STACK_KEY
+from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, RESUMED_KEY, STACK_KEY
 from hpo_mab._errors import failure_reason, memory_reason
 from hpo_mab._interrupts import interruptible
-from hpo_mab._plan import Next, derive_seed
+from hpo_mab._plan import Attempt, Next, Plan, derive_seed
 from hpo_mab.search._checkpoint import SlotCheckpoint
 from hpo_mab.search._claim import raise_if_failing
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._recorder import TrialRecord, end_without_checkpoint, offer, store_end
+from hpo_mab.search._recorder import NO_CHECKPOINT, TrialRecord, offer, store_end
 from hpo_mab.search._space import Assignment
 from hpo_mab.search._stacks import Stacks, why_alone
 from hpo_mab.search._trial_loop import End, TrialCallback, TrialLoop
@@ -189,9 +189,9 @@ class StackLoop(TrialLoop):
 
     def _end_without_checkpoint(self, running: _Running) -> None:
         running.stack.stop(running.stack_slot)
-        with contextlib.suppress(optuna.TrialPruned, UpdateFinishedTrialError):
-            end_without_checkpoint(running.trial)
-        self._close(running.trial)
+        with contextlib.suppress(UpdateFinishedTrialError):
+            running.trial.set_user_attr(REASON_KEY, NO_CHECKPOINT)
+        self._running.pop(id_of(running.trial)).close()
         self._finish(End(running.trial, TrialState.PRUNED))
 
     def _begin_record(self, running: _Running, points: Sequence[Evaluation]) -> None:
@@ -274,7 +274,7 @@ class StackLoop(TrialLoop):
                 if trial_id in ended or running.record.is_due
             )
             for end in ends:
-                self._close(end.trial)
+                self._running.pop(id_of(end.trial)).close()
         if ends:
             self._finish(*ends)
         if any(end.state == TrialState.FAIL for end in ends):
@@ -337,9 +337,12 @@ class StackLoop(TrialLoop):
         )
 
     def _make_room(self, trial: optuna.trial.Trial) -> bool:
-        # The trial is tried again only once, with half the slots: it may be too large even alone.
-        stored = storage_of(self._study).get_trial(id_of(trial))
-        if self._stacks.slots == 1 or RETRY_KEY in stored.system_attrs:
+        # After out of memory a trial is repeated once, with half the slots: it may be too large
+        # even alone. Only an attempt that failed by itself has both a reason and the mark.
+        place = Attempt.of(storage_of(self._study).get_trial(id_of(trial))).place
+        attempts = [] if place is None else Plan.of(self._study).places[place]
+        failed = any(one.interrupted and REASON_KEY in one.attrs for one in attempts)
+        if self._stacks.slots == 1 or failed:
             return False
         self._halve_slots()
         return True
@@ -363,8 +366,3 @@ class StackLoop(TrialLoop):
             for running in self._running.values():
                 ends.callback(running.close)
             self._running.clear()
-
-    def _close(self, trial: optuna.trial.Trial) -> None:
-        running = self._running.pop(id_of(trial), None)
-        if running is not None:
-            running.close()

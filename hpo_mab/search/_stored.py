@@ -25,12 +25,14 @@ def stored_spec(
 ) -> StudySpec:
     """The spec a study was made from, with what may differ on this machine."""
     raw: dict[str, Any] = dict(definition.spec)
-    if device is not None:
-        raw["training"] = {**raw["training"], "device": device}
-    if slots is not None:
-        raw["training"] = {**raw["training"], "slots": slots}
-    if data_root is not None:
-        raw["data"] = {**raw["data"], "root": data_root}
+    given = (
+        ("training", "device", device),
+        ("training", "slots", slots),
+        ("data", "root", data_root),
+    )
+    for section, key, value in given:
+        if value is not None:
+            raw[section] = {**raw[section], key: value}
     return make_spec(raw)
 
 
@@ -38,7 +40,7 @@ def other_data(spec: StudySpec, difference: str = "") -> StorageError:
     """The error that the data here are not those of the study."""
     what = f" ({difference})" if difference else ""
     return StorageError(
-        f"The study was made on other data than '{spec.data.name}' is here{what}; check "
+        f"The study was made on other data than those of '{spec.data.name}' here{what}; check "
         "--data-root."
     )
 

@@ -13,13 +13,14 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner
 
-from hpo_mab._attributes import BUDGET_KEYS, UNIFORM, flat_spec
+from hpo_mab._attributes import BUDGET_KEYS, UNIFORM, StudySettings, flat_spec
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError, require
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._given import given_race, is_its_evidence, take_evidence
 from hpo_mab.search._portfolio import AUTO
 from hpo_mab.search._pruners import study_pruner
+from hpo_mab.search._ranges import searched
 from hpo_mab.search._recorder import check_direction
 from hpo_mab.search._searchers import PlannedSampler, sampler_factory
 from hpo_mab.search._target import Target
@@ -106,7 +107,10 @@ def check_name(name: str) -> None:
     # A tab or a line break would change the commands that are printed.
     fits = name.isprintable() and not {*"=#"} & {*name} and not name.endswith(".json")
     require(
-        fits, "the study's name", "printable, without = and #, and not end in .json", repr(name)
+        fits,
+        "the study's name (see --name)",
+        "printable, without = and #, and not end in .json",
+        repr(name),
     )
 
 
@@ -124,15 +128,15 @@ def make_study(
     Args:
         storage: The database.
         name: Optuna's study name.
-        spec: What the study should be.
-        definition: The same as it is to be stored.
+        spec: The study's definition.
+        definition: What is stored of it, with data and machine.
         source: Digest of the data, see `hpo_mab.data._identity.source_digest`; empty if not known.
         keep_target: Whether to only raise the target that the study has; else it becomes the
             spec's.
 
     Raises:
-        ArgumentError: A study of that name minimizes; or the pruner's reference differs in its
-            sampler, seed, data, network or length of a trial.
+        ArgumentError: A study of that name minimizes, or the pruner's reference cannot be paired
+            with the study.
         StorageError: A study of that name exists and is defined otherwise, or has other data.
         UnknownNameError: The pruner's reference is no study.
     """
@@ -149,17 +153,26 @@ def make_study(
                 # A study that `hpo-mab run` made under an arm's name is that arm from now on.
                 _take_changes(study, spec, definition, takes_arm=keep_target)
         else:
-            check_reference(storage, spec)
+            known = {"early_validation": definition.settings.early_validation}
+            budget = spec.budget.model_copy(update=known)
+            check_reference(storage, spec.model_copy(update={"budget": budget}))
             # Optuna deletes a study without its curves and records of examples.
             storage.remove_orphans()
             pruner = study_pruner(spec, {})
-            study = optuna.create_study(
-                study_name=name,
-                storage=storage.optuna,
-                direction="maximize",
-                sampler=_study_sampler(spec, pruner),
-                pruner=pruner,
-            )
+            try:
+                study = optuna.create_study(
+                    study_name=name,
+                    storage=storage.optuna,
+                    direction="maximize",
+                    sampler=_study_sampler(spec, pruner),
+                    pruner=pruner,
+                )
+            except optuna.exceptions.DuplicatedStudyError:
+                # No other process makes it now; MySQL compares names without case.
+                raise StorageError(
+                    f"The database has a study whose name differs from '{name}' in capitals or "
+                    "accents only; give another --name."
+                ) from None
         if not StoredDefinition.is_in(study.user_attrs):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -222,8 +235,8 @@ def check_study(
     Args:
         storage: The database.
         name: Optuna's study name.
-        spec: What the study should be.
-        definition: The same with its data; None before they are loaded, which may take long.
+        spec: The study's definition.
+        definition: What is stored of it, with its data; None before the data are loaded.
 
     Raises:
         ArgumentError: The evidence cannot be read, and no study of that name has a copy.
@@ -273,25 +286,42 @@ def check_reference(
 
 
 def _refuse_other_reference(spec: StudySpec, reference: str, other: Mapping[str, Any]) -> None:
-    """Refuse a reference that is not uniform, or has another seed, data set, network or budget."""
+    """Refuse a reference that is not uniform, or trains the same configuration in another way."""
     theirs = dict(flat_spec(other))
     own = {**dict(flat_spec(spec.model_dump(mode="json"))), "sampler.kind": UNIFORM}
     for key in sorted(own.keys() | theirs.keys()):
-        if key.startswith(_OF_A_PAIR) and own.get(key) != theirs.get(key):
+        # A study stores the number that "auto" has become; before that it is not known.
+        unknown = key == "budget.early_validation" and "auto" in (own.get(key), theirs.get(key))
+        matters = key.startswith(_OF_A_PAIR) and key not in _NOT_OF_A_PAIR and not unknown
+        if matters and own.get(key) != theirs.get(key):
             raise ArgumentError(
-                f"pruner.reference: study '{reference}' has {key} = {theirs.get(key)!r}, "
-                f"its pairs need {own.get(key)!r}."
+                f"pruner.reference: study '{reference}' has {key} = {_value_text(theirs, key)}, "
+                f"but pairs with this study need {_value_text(own, key)}."
             )
 
 
 def reference_of(spec: StudySpec) -> str | None:
     """Name of the study whose trials the pruner pairs with the study's; None if it needs none."""
     named = spec.pruner.options.get("reference")
-    return None if named is None or spec.sampler.kind == UNIFORM else str(named)
+    # A user's own pruner may have an option of that name.
+    needed = spec.pruner.kind == "advantage" and spec.sampler.kind != UNIFORM
+    return str(named) if needed and named is not None else None
 
 
-#: What a study and its reference must have in common.
-_OF_A_PAIR = ("sampler.kind", "seed", "data.name", "model.", *BUDGET_KEYS)
+#: What a study and its reference must have in common: all that decides a trial's curve, except the
+#: batch sampler. "sampler.kind" is here because the reference must be uniform.
+_OF_A_PAIR = (
+    "sampler.kind",
+    "seed",
+    "data.",
+    "model.",
+    "optimizer.",
+    "training.",
+    "budget.evaluations",
+    "budget.early_validation",
+    *BUDGET_KEYS,
+)
+_NOT_OF_A_PAIR = (*_MAY_CHANGE, "training.threads")
 
 
 def _study_sampler(spec: StudySpec, pruner: BasePruner) -> PlannedSampler:
@@ -305,7 +335,8 @@ def _study_sampler(spec: StudySpec, pruner: BasePruner) -> PlannedSampler:
 
 
 def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> None:
-    before, now = dict(flat_spec(StoredDefinition.load(study).spec)), dict(flat_spec(wanted))
+    stored = StoredDefinition.load(study).spec
+    before, now = dict(flat_spec(stored)), dict(flat_spec(wanted))
     changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
     allowed = {*_MAY_CHANGE, *(key for key in changed if key.startswith("compare."))}
     # Its race has samplers that use the record.
@@ -317,11 +348,19 @@ def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> 
     # The file may have been moved or renamed.
     allowed |= {key for key in changed & _EVIDENCE if is_its_evidence(study, now.get(key))}
     for key in sorted(changed - allowed):
-        raise StorageError(
-            f"Study '{study.study_name}' exists with another definition: "
-            f"{key} is {_value_text(before, key)} there and {_value_text(now, key)} here. "
-            "Give --name to start another study."
-        )
+        raise _other_definition(study, key, _value_text(before, key), _value_text(now, key))
+    # Equal numbers may make other ranges: of floats and of integers.
+    there, here = (searched(StudySettings.of(one).ranges) for one in (stored, wanted))
+    for name in sorted(there.keys() & here.keys()):
+        if there[name] != here[name]:
+            raise _other_definition(study, name, str(there[name]), str(here[name]))
+
+
+def _other_definition(study: optuna.Study, key: str, there: str, here: str) -> StorageError:
+    return StorageError(
+        f"Study '{study.study_name}' exists with another definition: {key} is {there} there and "
+        f"{here} here. Give --name to start another study."
+    )
 
 
 def _value_text(values: Mapping[str, Any], key: str) -> str:

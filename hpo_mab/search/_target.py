@@ -78,7 +78,7 @@ class Target:
         return examples + more, seconds + more_seconds + plan.evaluation_seconds
 
     def share(self, examples: int, seconds: float) -> float:
-        """Share of the total budget that this is; 0 without limit."""
+        """These examples and seconds as a share of the total budget; 0 without limit."""
         if self.total is None:
             return 0.0
         return TotalBudget.parse(self.total).share_spent(

@@ -141,7 +141,7 @@ class Workload:
     def check_evaluations(
         self, batch_sizes: Iterable[int], *, needs_all: bool = False, name: str = "evaluations"
     ) -> None:
-        """Refuse more evaluations than a trial has steps, where trials would not compare.
+        """Refuse more evaluations than steps if trials could then not be compared.
 
         Args:
             batch_sizes: Those that trials may have.

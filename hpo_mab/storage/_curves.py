@@ -21,7 +21,6 @@ from hpo_mab.storage._tables import (
     SYSTEM_ATTRIBUTES,
     TRIALS,
     USER_ATTRIBUTES,
-    prepare_tables,
 )
 from hpo_mab.training import Evaluation
 from hpo_mab.training._schedule import stored_evaluation
@@ -65,7 +64,6 @@ class CurveStore:
     """
 
     def __init__(self, engine: sa.Engine) -> None:
-        prepare_tables(engine)
         self._engine = engine
 
     def check_holds(self, trial: optuna.trial.Trial) -> None:
@@ -101,8 +99,10 @@ class CurveStore:
             rows = []
             for trial_id, evaluations, restart in parts:
                 curve = self._begin(connection, trial_id, restart=restart)
-                rows += [self._row(curve, one) for one in evaluations]
-            connection.execute(CURVES.insert(), rows)
+                if curve is not None:
+                    rows += [self._row(curve, one) for one in evaluations]
+            if rows:
+                connection.execute(CURVES.insert(), rows)
 
     def spent(
         self, study_id: int, *, after: int = -1, until: int | None = None
@@ -199,12 +199,18 @@ class CurveStore:
             for chunk in _chunks(list(connection.scalars(_ORPHANS))):
                 connection.execute(CURVES.delete().where(CURVES.c.curve.in_(chunk)))
 
-    def _begin(self, connection: sa.Connection, trial_id: int, *, restart: bool) -> int:
-        """The number of the trial's curve; a new one if it has none, or on ``restart``."""
+    def _begin(self, connection: sa.Connection, trial_id: int, *, restart: bool) -> int | None:
+        """The number of the trial's curve; a new one if it has none, or on ``restart``.
+
+        None for a trial that was deleted: on SQLite a later one may get its id.
+        """
         of_trial = sa.and_(SYSTEM_ATTRIBUTES.c.trial_id == trial_id, _is_key)
         known = connection.scalar(sa.select(SYSTEM_ATTRIBUTES.c.value_json).where(of_trial))
         if known is not None and not restart:
             return int(known)
+        exists = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id == trial_id)
+        if known is None and connection.scalar(exists) is None:
+            return None
         curve = secrets.randbits(62)
         # Not a DELETE and an INSERT: on MySQL the former locks the gap that another process's
         # INSERT needs.

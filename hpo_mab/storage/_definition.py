@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial
 
 from hpo_mab._attributes import (
     BUDGET_KEY,
@@ -99,16 +99,11 @@ class StoredDefinition:
         if not own:
             return cls.load(study)  # Raises.
         budgets = [trial.user_attrs[BUDGET_KEY] for trial in own]
-        sizes = [_batch_size(trial) for trial in own]
-        # If batch sizes are searched, a budget in examples is rounded to whole steps, and a budget
-        # in steps gives different numbers of examples.
-        same_steps = (
-            all(sizes) and len({b // size for b, size in zip(budgets, sizes, strict=True)}) == 1
-        )
-        if not same_steps and max(budgets) - min(budgets) > largest_batch(trials):
+        sizes = [batch_size_of(trial) for trial in own]
+        if not have_one_budget(budgets, sizes):
             raise StorageError(
                 f"Trials of study '{study.study_name}' have different budgets, {min(budgets):,} to "
-                f"{max(budgets):,} examples. Trials of one budget are compared."
+                f"{max(budgets):,} examples. Only trials of one budget can be compared."
             )
         kinds = {where.partition(":")[2]: kind for kind, where in NAMES.items()}
         attrs = (trial.user_attrs for trial in trials)
@@ -149,11 +144,26 @@ class StoredDefinition:
         return DEFINITION_KEY in study_attrs
 
 
+def have_one_budget(budgets: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether trials of an own loop can be compared.
+
+    If batch sizes are searched, a budget in examples is rounded to whole steps, and a budget in
+    steps gives different numbers of examples.
+
+    Args:
+        budgets: Examples of each trial.
+        sizes: Their batch sizes; 0 where that is no parameter.
+    """
+    steps = {budget // size for budget, size in zip(budgets, sizes, strict=True) if size}
+    same_steps = all(sizes) and len(steps) == 1
+    return same_steps or max(budgets) - min(budgets) <= max(sizes)
+
+
 def largest_batch(trials: Iterable[FrozenTrial | TrialRun]) -> int:
-    return max(map(_batch_size, trials), default=0)
+    return max(map(batch_size_of, trials), default=0)
 
 
-def _batch_size(trial: FrozenTrial | TrialRun) -> int:
+def batch_size_of(trial: FrozenTrial | TrialRun | Trial) -> int:
     """The batch size among a trial's parameters; 0 if it is none of them."""
     size = trial.params.get("batch_size")
     return size if isinstance(size, int) else 0

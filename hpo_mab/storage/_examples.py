@@ -39,7 +39,7 @@ class ExampleStore:
 
     A record has a random number that is never used again. The study holds it as its system
     attribute `RECORD_KEY`. So a study that gets the id of a deleted one has no record. Each row is
-    a compressed part of a record. Its size does not depend on the number of trials.
+    a compressed part of a record. A record does not grow with the number of trials.
 
     Args:
         engine: Engine of the database of the records: the engine of the study's Optuna storage,
@@ -55,8 +55,6 @@ class ExampleStore:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        #: Studies and numbers that are known to be no other study's.
-        self._own: set[tuple[int, int]] = set()
 
     def add(self, study_id: int, counts: ExampleCounts, *, total: int, labels: str) -> None:
         """Add the sums of some trials; the caller holds the study's lock.
@@ -75,9 +73,8 @@ class ExampleStore:
                     # Deleted. On SQLite a later study may get its id, and would have its sums.
                     return
                 number = _new_number(connection, study_id)
-            elif (study_id, number) not in self._own:
+            else:
                 number = _own_number(connection, study_id, number)
-                self._own.add((study_id, number))
             known = _read_record(connection, number)
             if known is not None and known.labels != labels:
                 # The labels have changed since the study began. Sums of other labels must not be
@@ -330,7 +327,7 @@ class ExampleWriter:
             return self.freeze_written()
 
     def freeze_written(self) -> ExampleRecord | None:
-        """As `freeze`, of what is written already; the caller holds the lock."""
+        """As `freeze`, but without `flush`; the caller holds the lock."""
         return self._store.freeze(self._study_id, trials=FIRST_TRIALS)
 
     def flush_if_due(self) -> None:

@@ -102,6 +102,8 @@ class LeanStorage(RDBStorage):
 
     def stale(self, study: optuna.Study) -> set[int]:
         """The running trials of a study whose last heartbeat is too long ago."""
+        if self.heartbeat_interval is None:
+            return set()
         return set(self._get_stale_trial_ids(study._study_id))
 
     @contextlib.contextmanager
@@ -113,7 +115,7 @@ class LeanStorage(RDBStorage):
         does not change. Own reports and attributes are seen without another read.
         Until the context ends, writes of other threads and processes to trials already read are not
         visible. So the context must be short, and must begin after the study's lock is taken.
-        Within another such context, trials are read again from here on.
+        Entering a nested context discards what was read: trials are read again.
         """
         if not self._has_upsert:
             yield

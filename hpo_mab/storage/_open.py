@@ -29,6 +29,7 @@ from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._lean import LeanStorage
 from hpo_mab.storage._process import diagnose, locker
+from hpo_mab.storage._tables import prepare_tables
 
 
 class JournalledConnection(sqlite3.Connection):
@@ -43,9 +44,8 @@ class JournalledConnection(sqlite3.Connection):
     """
 
     def __init__(self, database: str, *arguments: Any, **options: Any) -> None:
-        # The journal is next to the file itself, also if it is opened by a symbolic link.
         path = Path(database).resolve()
-        if path.is_file() and not os.access(path.parent, os.W_OK):
+        if not _may_be_written(path):
             # SQLite would make a journal even to read. If another process has made one, the last
             # commits are only in the journal, and the file may change.
             how = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
@@ -101,24 +101,28 @@ class Storage:
         self.shown_url = hide_passwords(self.url.render_as_string(hide_password=True))
         database = self.url.database
         is_path = self.is_sqlite and database and database != ":memory:"
-        # A relative path means the working directory of now.
+        # Resolved here: the working directory may change later.
         try:
             self._file = Path(str(database)).absolute() if is_path else None
         except FileNotFoundError:
             raise StorageError(
                 "The working directory is gone; name the database by its whole path."
             ) from None
-        if not create:
-            self._refuse_missing_file()
+        if not create and not self.exists:
+            raise StorageError(
+                f"There is no study database at {self.shown_url}. "
+                "Run 'hpo-mab run' first, or name another with --storage."
+            )
 
     @functools.cached_property
     def optuna(self) -> LeanStorage:
-        """Optuna's storage; to open it makes our tables, too, or brings them up to date."""
+        """Optuna's storage; opening it makes our tables, or upgrades them."""
         for attempt in range(_OPEN_ATTEMPTS):
             try:
                 opened = self._open()
-                # SQLite merges its journal into the database when the last connection closes.
-                weakref.finalize(self, opened.engine.dispose)
+                if not self.in_memory:  # There, the study may outlive this object.
+                    # SQLite merges its journal into the database when the last connection closes.
+                    weakref.finalize(self, opened.engine.dispose)
                 return opened
             except (SQLAlchemyError, ImportError, RuntimeError) as error:
                 # If two processes make the tables at once, one fails; it then finds them made.
@@ -133,8 +137,7 @@ class Storage:
     @functools.cached_property
     def curves(self) -> CurveStore:
         """The learning curves."""
-        _ = self.optuna
-        return self._curves
+        return CurveStore(self.optuna.engine)
 
     @functools.cached_property
     def examples(self) -> ExampleStore:
@@ -215,36 +218,41 @@ class Storage:
             storage = LeanStorage(
                 # Optuna calls str.format on the URL, so braces of a password must be doubled.
                 self.secret_url.replace("{", "{{").replace("}", "}}"),
-                engine_kwargs=_engine_options(self.url),
-                heartbeat_interval=_HEARTBEAT,
+                engine_kwargs=_engine_options(self.url, self.file),
+                # In memory each thread has a database of its own, and no process is ever lost.
+                heartbeat_interval=None if self.in_memory else _HEARTBEAT,
                 grace_period=_GRACE,
                 # Queues a lost trial again, with its slot, in a user's own loop.
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
             )
         try:
-            self._curves = CurveStore(storage.engine)
+            prepare_tables(storage.engine)
         except BaseException:
             storage.remove_session()
             storage.engine.dispose()
             raise
         return storage
 
-    def _refuse_missing_file(self) -> None:
-        if not self.exists:
-            raise StorageError(
-                f"There is no study database at {self.shown_url}. "
-                "Run 'hpo-mab run' first, or name another with --storage."
-            )
 
-
-def _engine_options(url: sa.URL) -> dict[str, Any]:
+def _engine_options(url: sa.URL, file: Path | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":
         # Writers then wait for each other instead of raising "database is locked".
-        return {"connect_args": {"timeout": 60, "factory": JournalledConnection}}
-    options: dict[str, Any] = {"pool_pre_ping": True}
-    if url.get_backend_name() == "postgresql":
+        options["connect_args"] = {"timeout": 60, "factory": JournalledConnection}
+        if file is not None and not _may_be_written(file):
+            # An open connection would not see what another process writes.
+            options["poolclass"] = sa.NullPool
+        return options
+    options["pool_pre_ping"] = True
+    if url.get_driver_name() in ("psycopg", "psycopg2") and "connect_timeout" not in url.query:
         options["connect_args"] = {"connect_timeout": 10}
     return options
+
+
+def _may_be_written(file: Path) -> bool:
+    """Whether a database, or a link to it, is in a folder that may be written."""
+    # The journal is next to the file itself, also if it is opened by a symbolic link.
+    return not file.is_file() or os.access(file.resolve().parent, os.W_OK)
 
 
 def _normalise(url: str) -> sa.URL:
@@ -252,13 +260,20 @@ def _normalise(url: str) -> sa.URL:
         # SQLite would take it for a database in memory.
         raise StorageError("The storage URL is empty; name a file or the URL of a database.")
     try:
-        path = expanded(url) if url.startswith("~") else url
-        made = sa.make_url(url if "://" in url else f"sqlite:///{path}")
+        path = str(expanded(url)) if url.startswith("~") else url
+        # A path is not parsed: `make_url` would unquote percent signs and cut it at a question
+        # mark.
+        made = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=path)
     except (SQLAlchemyError, ValueError):
         raise StorageError(
             "The storage URL cannot be read; it should look like sqlite:///studies.db "
             "or postgresql://user@host/database."
         ) from None
+    # SQLAlchemy ends the password at its first @, and errors would show the rest of it.
+    if made.password is not None and url.partition("://")[2].partition(":")[2].count("@") > 1:
+        raise StorageError(
+            "The storage URL has more than one @: write %40 for those in the password and options."
+        )
     if made.query.get("uri"):
         # The lock and the checkpoints are kept next to the file.
         raise StorageError("The storage URL must name a file, sqlite:///studies.db, without uri=.")

@@ -122,7 +122,7 @@ def _key(storage: RDBStorage, trial_id: int) -> tuple[str, int]:
 _FREE = "Free some space, then give the same command again; what is stored stays."
 #: What the user can do, by a text that the database's message contains.
 _HINTS = {
-    "unable to open database file": "Its folder must exist, and the file must be yours to write.",
+    "unable to open database file": "Its folder must exist, and you must be able to write to it.",
     "not a database": "Name another file; this one is not a database.",
     "no module named": "Install that driver, or name another in the URL: mysql+pymysql://...",
     "access denied": "Put the password into HPO_MAB_STORAGE: mysql://user:password@host/name.",
@@ -136,6 +136,7 @@ _HINTS = {
     'role "': "Check the user in the URL: postgresql://user@host/name.",
     "certificate file": "Check sslmode and sslrootcert in the URL.",
     "does not exist": "Make the database first: createdb NAME.",
+    "permission denied for schema": "Allow it to make tables: GRANT CREATE ON SCHEMA public TO ...",
     "disk is full": _FREE,
     "no space left": _FREE,
     "disk i/o error": "Is the disk full, or gone? Then give the same command again.",
@@ -182,8 +183,8 @@ def locker(engine: sa.Engine) -> Callable[[str], AbstractContextManager[None]]:
 
     On PostgreSQL, MySQL and MariaDB a lock is an advisory lock of the server. It ends with the
     connection at the latest. SQLite has none: there it is a lock file next to the database. The
-    operating system releases it when the process ends. The empty file stays, because another
-    process may have opened it. That one would lock a removed file while a third locks a new one.
+    operating system releases it when the process ends. The empty file is not removed: a process
+    that has it open would then lock the removed file, and another one a new file.
 
     Args:
         engine: The database.
@@ -243,7 +244,8 @@ def _postgresql_lock(engine: sa.Engine, name: str) -> Iterator[None]:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
         except sa.exc.OperationalError as error:
             # SQLSTATE 55P03, lock_not_available: the timeout has passed.
-            if getattr(error.orig, "sqlstate", "") != "55P03":
+            code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", "")
+            if code != "55P03":
                 raise
             raise StorageError(_timeout_text(f"'{name}'")) from None
         yield

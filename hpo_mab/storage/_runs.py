@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
+import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
@@ -29,6 +30,7 @@ from hpo_mab._plan import Plan, budgets_of
 from hpo_mab.storage._definition import StoredDefinition, largest_batch
 from hpo_mab.storage._open import Storage
 from hpo_mab.storage._optuna import id_of
+from hpo_mab.storage._tables import STUDIES
 from hpo_mab.training import Evaluation
 
 
@@ -256,12 +258,17 @@ class MissingCurvesWarning(UserWarning):
 
 def study_names(storage: Storage) -> tuple[str, ...]:
     """Names of all studies in the database, oldest first; a missing file is not made."""
-    return tuple(optuna.get_all_study_names(storage=storage.optuna)) if storage.exists else ()
+    if not storage.exists:
+        return ()
+    # Optuna's function reads all attributes of all studies, too, such as figures.
+    query = sa.select(STUDIES.c.study_name).order_by(STUDIES.c.study_id)
+    with storage.optuna.engine.connect() as connection:
+        return tuple(connection.scalars(query))
 
 
 @contextlib.contextmanager
 def deletion_is_an_error(storage: Storage, name: str) -> Iterator[None]:
-    """Raise `StorageError` where Optuna's records of a study are gone, in place of its KeyError."""
+    """If the study has been deleted, raise `StorageError` in place of Optuna's KeyError."""
     try:
         yield
     except KeyError:
@@ -277,7 +284,11 @@ def open_study(storage: Storage, name: str) -> optuna.Study:
         UnknownNameError: There is no study of that name; the message gives the nearest name.
     """
     try:
-        return optuna.load_study(study_name=name, storage=storage.optuna)
+        study = optuna.load_study(study_name=name, storage=storage.optuna)
+        # MySQL finds a name with other capitals, too; locks are of the exact name.
+        if storage.optuna.get_study_name_from_id(id_of(study)) == name:
+            return study
+        raise KeyError(name)
     except KeyError:
         names = study_names(storage)
         if not names:

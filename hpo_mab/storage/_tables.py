@@ -85,7 +85,7 @@ CHILDREN_BETWEEN = _all_parts(
 
 
 def frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:
-    """Optuna's trials from rows of its tables, in the order of the former.
+    """Optuna's trials from rows of its tables, in the order of ``trials``.
 
     Args:
         trials: Rows of Optuna's table of trials.

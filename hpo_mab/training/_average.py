@@ -14,8 +14,10 @@ from hpo_mab._errors import ArgumentError, require
 
 #: Why a network can neither be stacked nor captured.
 ASSIGNS = "the network assigns a new tensor to a parameter or buffer"
-#: Likewise: a graph would repeat the numbers drawn at its capture.
+#: Another such reason: a graph would repeat the numbers that were drawn at its capture.
 DRAWS = "the network draws random numbers on the host"
+#: Another: a graph would repeat the number of its capture, and the slots of a stack would share it.
+COUNTS = "the network changes a number that it keeps in Python"
 
 
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
@@ -48,7 +50,7 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -
 
 def tensor_at(model: nn.Module, name: str) -> Tensor:
     """The parameter or buffer that a network has under a name now."""
-    tensors, own = _owner_of(model, name)
+    tensors, own = owner_of(model, name)
     found: Tensor = tensors[own]
     return found
 
@@ -56,6 +58,13 @@ def tensor_at(model: nn.Module, name: str) -> Tensor:
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def python_numbers(model: nn.Module) -> list[float]:
+    """The numbers that are attributes of a network's modules, such as a count of calls."""
+    held = [one for module in model.modules() for one in vars(module).values()]
+    # Not `isinstance`: that a module is in training mode is a bool.
+    return [one for one in held if type(one) in (int, float)]
 
 
 def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
@@ -103,7 +112,7 @@ class WeightAverage:
             raise ArgumentError("average must be 0 for a model without weights to average.")
         self._names = list(named)
         # Looked up at each step: a network may assign a new tensor to its buffer.
-        self._places = [_owner_of(model, name) for name in named]
+        self._places = [owner_of(model, name) for name in named]
         # At least float32: in half precision the small steps of an average are rounded to nothing.
         self._average = [
             tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
@@ -170,7 +179,7 @@ def averaged_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in floating if bool(buffer.isfinite().all())}
 
 
-def _owner_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+def owner_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     """The dictionary of a network that holds a parameter or buffer, and its key there."""
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)

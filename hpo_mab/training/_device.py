@@ -127,6 +127,16 @@ def to_channels_last(model: nn.Module) -> None:
             tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
+def to_evaluation(model: nn.Module) -> None:
+    """Set a network to evaluation mode.
+
+    Some networks keep values of their weights in evaluation mode until they are set to training
+    mode. Values of other weights are then forgotten.
+    """
+    model.train()
+    model.eval()
+
+
 #: Lock of the thread that trains; re-entrant, because a training may start another one.
 _training_lock = threading.RLock()
 
@@ -140,8 +150,8 @@ def random_state(device: torch.device) -> Iterator[None]:
     """
     if not _training_lock.acquire(blocking=False):
         raise ArgumentError(
-            "n_jobs must be 1, or trials run one after the other: two at once in one process would "
-            "share one random state, and neither would follow from its seed. Start several "
+            "n_jobs must be 1: two trainings at once in one process would share its random state, "
+            "and neither would follow from its seed. Start several "
             "processes on one storage, e.g. with hpo-mab run --workers."
         )
     try:

@@ -29,7 +29,7 @@ class DrawRows:
         seed: Seed of the bandits' draws.
 
     Attributes:
-        engine: Bandits of all slots, in rows below one another; None until a slot needs them.
+        engine: Bandits of all slots, in rows slot by slot; None until a slot needs them.
         candidates: Number of candidates that the step chooses each slot's batch from; 0 if it does
             not choose. The sampler of the first slot to begin decides; None before.
         samplers: Samplers of the slots whose batches are planned, by slot.

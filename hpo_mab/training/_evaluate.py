@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from hpo_mab._errors import ArgumentError, memory_reason
 from hpo_mab.samplers._feedback import check_range
 from hpo_mab.training._batches import EVALUATED
-from hpo_mab.training._device import autocast, logits_of
+from hpo_mab.training._device import autocast, check_precision, logits_of, to_evaluation
 
 #: Bytes that the tensors of an evaluation may take on a CPU; on CUDA a share of the device's
 #: memory.
@@ -55,7 +55,7 @@ def examples_at_once(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> int
     try:
         largest = _largest_of(forward, inputs[:1])
     except (RuntimeError, ValueError, IndexError) as error:
-        # Some networks need several: normalisation by batch statistics, `squeeze`.
+        # Some networks raise for one example: they use batch statistics, or call `squeeze`.
         if len(inputs) < 2 or memory_reason(error) is not None:
             raise
         largest = _largest_of(forward, inputs[:2])
@@ -98,15 +98,18 @@ def evaluate(
 
     Raises:
         ArgumentError: Labels that the model has no output for.
+        UnknownNameError: No such precision.
     """
+    check_precision(precision)
     # The mode of each module: a user may have set some to evaluation.
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    to_evaluation(model)
     call = forward or model
     sums: list[Tensor] = []
     at_once: int | None = None
     try:
-        with torch.inference_mode():
+        # Not `inference_mode`: no training step can use the tensors that a network keeps from it.
+        with torch.no_grad():
             for inputs, targets in examples:
                 if at_once is None:
                     with autocast(inputs.device, precision):
@@ -118,7 +121,9 @@ def evaluate(
                     )
                 ]
     finally:
-        # `train` first: an override of it may do more than set modes.
+        # By `train`, whose override may do more than set modes; first to training mode, which
+        # forgets values kept of other weights.
+        model.train()
         model.train(modes[0][1])
         for module, mode in modes:
             module.training = mode

@@ -16,6 +16,7 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments
 from hpo_mab._registry import Named, Registry
+from hpo_mab.training._average import tensors_of
 
 
 def sgd(
@@ -91,7 +92,12 @@ def _make_fused(kind: type[Optimizer], params: Iterable[Parameter], **knobs: Any
 
 
 def _has_fused_form(weight: Parameter) -> bool:
-    return weight.device.type in _FUSED_ON and weight.is_floating_point()
+    kind = weight.device.type
+    # Up to PyTorch 2.13 fused SGD on a CPU does not write weights of half precision.
+    wide = kind != "cpu" or weight.dtype in (torch.float32, torch.float64)
+    # Fused forms step through memory: in a part of a larger tensor they would change other numbers.
+    dense = is_lazy(weight) or torch.empty_like(weight, device="meta").stride() == weight.stride()
+    return kind in _FUSED_ON and weight.is_floating_point() and wide and dense
 
 
 def _init_sgd_group(optimizer: SGD, group: dict[str, Any], *lists: list[Any]) -> bool:
@@ -182,7 +188,8 @@ def create_optimizer(name: Named, parameters: Iterable[Parameter], **options: An
     Args:
         name: One of `available_optimizers`, ``package.module:Name`` of another optimiser, or its
             class; it is called with the parameters and its options.
-        parameters: What to optimise. Weight decay, if any, applies to all of them.
+        parameters: Parameters to optimise, not groups of them. Weight decay, if any, applies to
+            all.
         **options: Knobs, see `optimizer_options`; ``lr`` is the peak learning rate.
 
     Raises:
@@ -196,7 +203,7 @@ def create_optimizer(name: Named, parameters: Iterable[Parameter], **options: An
 
 def require_trainable(model: Module) -> None:
     """Raise `ArgumentError` if a network has nothing to train, or weights without a shape yet."""
-    lazy = [name for name, weight in model.named_parameters() if is_lazy(weight)]
+    lazy = [name for name, tensor in tensors_of(model).items() if is_lazy(tensor)]
     if lazy:
         raise ArgumentError(
             f"model must have initialised weights, but '{lazy[0]}' of a lazy module is not; call "

@@ -17,6 +17,7 @@ from hpo_mab.models import stackable
 from hpo_mab.samplers._feedback import check_logits, check_range
 from hpo_mab.training._average import average_share, averaged_buffers, call_with
 from hpo_mab.training._batches import EVALUATED, DeviceSweep, TrainingDiverged
+from hpo_mab.training._device import autocast, to_evaluation
 from hpo_mab.training._evaluate import examples_at_once
 from hpo_mab.training._optimizers import require_trainable
 from hpo_mab.training._schedule import Evaluation, LearningCurve, sampler_figures
@@ -39,6 +40,8 @@ class NetworkRows:
     """
 
     def __init__(self, model: nn.Module, slots: int, device: torch.device, *, half: bool) -> None:
+        require_trainable(model)
+        self._layers = repr(model)
         model = stackable(copy.deepcopy(model)).to(device)
         self.model = model
         self._half = half
@@ -46,7 +49,8 @@ class NetworkRows:
         #: Images that memory allows an evaluation at once; None before the first one.
         self._at_once: int | None = None
         trained, rest = _parts(model)
-        require_trainable(model)
+        if not all(map(torch.is_floating_point, trained.values())):
+            raise ArgumentError("model must have real weights on a stack, got complex ones.")
         self._sizes = [parameter.numel() for parameter in trained.values()]
         self._shapes = _shapes_of(trained)
         self.weights = torch.zeros(slots, sum(self._sizes), device=device)
@@ -70,18 +74,20 @@ class NetworkRows:
             for name, part in model.state_dict(keep_vars=True).items()
             if id(part) in first
         }
-        #: Copies of networks whose training has ended, by slot. Empty until the network is copied;
-        #: a slot in which no training has begun has no entry.
+        #: By slot, a copy of the network whose training has ended there; an empty dict before that.
+        #: A slot in which no training has begun has no entry.
         self._kept: dict[int, dict[str, Tensor]] = {}
 
     def check(self, model: nn.Module) -> None:
-        """Raise `ArgumentError` for a network of another shape than the rows'."""
+        """Raise `ArgumentError` for a network of other layers than the rows'."""
         trained, rest = _parts(model)
         held = {name: buffer.shape[1:] for name, buffer in self.buffers.items()}
-        if (_shapes_of(trained), _shapes_of(rest)) != (self._shapes, held):
+        same = (_shapes_of(trained), _shapes_of(rest)) == (self._shapes, held)
+        # All rows are trained with the dropout of one network.
+        if not same or repr(model) != self._layers:
             raise ArgumentError(
-                "model must have the parameters and buffers of the stack's networks, and the same "
-                "parameters frozen."
+                "model must have the layers, parameters and buffers of the stack's networks, and "
+                "the same parameters frozen."
             )
 
     def begin(self, slot: int, model: nn.Module) -> None:
@@ -160,7 +166,7 @@ class NetworkRows:
         return outputs.float()
 
     def logits(self, inputs: Tensor, *, highest: int) -> Tensor:
-        """Logits [K, n, C] of each network's own inputs, which are below one another, [K * n, ...].
+        """Logits [K, n, C] of inputs [K * n, ...]: the n of network 0, then those of network 1.
 
         Raises:
             ArgumentError: The networks have no output for the ``highest`` label.
@@ -179,11 +185,13 @@ class NetworkRows:
         weights, buffers = self.rows(list(slots), averaged=averaged)
         total = torch.zeros(len(slots), 2, device=self.weights.device)
         count = 0
-        self.model.eval()
         with torch.no_grad():
             if self._at_once is None:
+                self.model.eval()
                 few, _ = next(examples.batches(2))
-                self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self.model, few))
+                with autocast(few.device, "bfloat16" if self._half else "float32"):
+                    self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self.model, few))
+            to_evaluation(self.model)
             for inputs, targets in examples.batches(max(1, self._at_once // len(slots))):
                 logits = self.forward(weights, buffers, inputs, in_dim=None)
                 high = examples.highest_label
@@ -336,7 +344,9 @@ def matched(
     for name in _RINGS & own.keys() & other.keys():
         own[name], other[name] = own[name][:, :window], other[name][:, :window]
     if _shapes_of(own) != _shapes_of(other):
-        raise ArgumentError("the state is of a training on a stack of other networks.")
+        raise ArgumentError(
+            "the state is of a training with another network, optimiser or sampler."
+        )
     return [(tensor, other[name]) for name, tensor in own.items()]
 
 

@@ -299,7 +299,7 @@ class LearningCurve:
     def choices(self) -> tuple[bool, ...]:
         """Weights to evaluate next: False for the trained ones, True for the averaged ones.
 
-        If both are evaluated, the more accurate ones count, of equal ones the first.
+        If both are evaluated, the more accurate ones are kept; if they are equal, the trained ones.
         """
         if self.average and self.at_end and self._keep == "better":
             return False, True

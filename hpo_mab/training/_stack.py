@@ -14,10 +14,15 @@ from torch.utils._pytree import tree_map_only
 
 from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
-from hpo_mab.training._average import DRAWS
+from hpo_mab.training._average import COUNTS, DRAWS, python_numbers
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._captured import Captured, python_random_states
-from hpo_mab.training._device import check_index_range, check_precision, synchronize
+from hpo_mab.training._device import (
+    check_index_range,
+    check_precision,
+    synchronize,
+    to_evaluation,
+)
 from hpo_mab.training._draw_rows import DrawRows, window_of
 from hpo_mab.training._optimizers import RowOptimizer
 from hpo_mab.training._rows import (
@@ -45,10 +50,12 @@ class StackedTrainer:
     slots. Other samplers draw as in `Training`. A training that diverges does not end the others.
 
     ``vmap`` does not support networks whose control flow depends on data, or that mix the examples
-    of different calls. For these the first `advance` raises the error of ``vmap``.
+    of different calls. For these the first `advance` raises the error of ``vmap``. `advance`
+    also raises if the network changes a number that it keeps in Python: slots would share it.
 
     Args:
-        model: A network of the common shape; it is copied, and its weights are not used.
+        model: A network of the common shape; it is copied. All slots use its code and options, such
+            as dropout, but not its weights.
         slots: Networks at the same time, ``K``, at least 1.
         batches: Training images on the device.
         validation: Images to evaluate on, on the same device.
@@ -132,6 +139,8 @@ class StackedTrainer:
         #: Trainings by slot. Those that ended at the last `advance` are among them, so that their
         #: states can still be saved.
         self._running: dict[int, SlotTraining] = {}
+        #: The network's `python_numbers` after the last checked step; None before the first one.
+        self._held_numbers: list[float] | None = None
         #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
         self._outputs: tuple[Tensor, Tensor, Tensor]
         self._step = self._new_step()
@@ -172,7 +181,8 @@ class StackedTrainer:
 
         Args:
             slot: A slot of `free`.
-            model: The network to train, of the trainer's shape; its weights are copied.
+            model: The network to train, of the trainer's shape. Only its weights and buffers are
+                copied.
             sampler: Chooses the batches. For a `MABSampler` with ``active = 1`` the stack's bandits
                 draw, with its shares and knobs but without what it has learnt. For a
                 `HardMiningSampler` the stack chooses among its candidates; all trainings of the
@@ -187,7 +197,7 @@ class StackedTrainer:
 
         Raises:
             ArgumentError: The slot is taken, or an argument is outside its bound. The network has
-                another shape, or the state is of another training. The sampler has another batch
+                other layers, or the state is of another training. The sampler has another batch
                 size, or bandits or candidates that do not fit the stack's.
         """
         if slot not in self.free:
@@ -357,12 +367,11 @@ class StackedTrainer:
                 self._draws.plan(slot, progress)
             self._draws.rewind()
             for step in range(count):
-                # Read at the first step only, because reading the states takes time.
-                before = python_random_states() if begin == step == 0 else None
-                self._step(self._body)
-                drew = before is not None and before != python_random_states()
-                if drew or self._step.reason == DRAWS:
-                    # The network is called once for all slots, which would share the decisions.
+                if begin + step == min(1, steps - 1):
+                    self._take_checked()
+                else:
+                    self._step(self._body)
+                if self._step.reason == DRAWS:
                     raise RuntimeError(DRAWS)
                 if self.examples is not None:
                     self.examples.count()
@@ -371,6 +380,22 @@ class StackedTrainer:
         if self.examples is not None:
             # Here, because the caller handles out of memory by halving the slots.
             self.examples.add_up()
+
+    def _take_checked(self) -> None:
+        """A step that raises if the network changes what its slots would share.
+
+        The network is called once for all slots. One step of a round is checked, because reading
+        the states takes time.
+        """
+        model = self._networks.model
+        states, before = python_random_states(), self._held_numbers
+        self._step(self._body)
+        # After checked steps: the first step may assign numbers such as the size of its input.
+        self._held_numbers = python_numbers(model)
+        if states != python_random_states():
+            raise RuntimeError(DRAWS)
+        if before not in (None, self._held_numbers):
+            raise RuntimeError(COUNTS)
 
     def _body(self) -> None:
         """One step of all networks: operations on tensors at fixed addresses only."""
@@ -395,7 +420,9 @@ class StackedTrainer:
         # Networks share no weights, so the gradient of the sum of their losses has each network's
         # gradient in its row.
         leaves = list(networks.leaves.values())
-        gradients = torch.autograd.grad((losses * importance).mean(dim=1).sum(), leaves)
+        loss = (losses * importance).mean(dim=1).sum()
+        # A network may have weights that it does not use.
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         rows = torch.cat([gradient.reshape(self.slots, -1) for gradient in gradients], dim=1)
         self._optimizer.step(rows, numbers.factor())
         numbers.count(outputs[0])
@@ -405,7 +432,7 @@ class StackedTrainer:
     @torch.no_grad()
     def _candidate_losses(self, indices: Tensor) -> Tensor:
         """Losses [K, n] of each network's unaugmented examples [K, n], in evaluation mode."""
-        self._networks.model.eval()
+        to_evaluation(self._networks.model)
         flat = indices.flatten()
         inputs = self._batches.inputs(flat)
         logits = self._networks.logits(inputs, highest=self._highest_label)

@@ -18,11 +18,11 @@ from hpo_mab._examples import (
     recorded_examples,
 )
 
-#: Decay a batch of the moving average that losses are compared with, as in `MABSampler`.
+#: Decay per batch of the moving average that losses are compared with, as in `MABSampler`.
 LOSS_DECAY = 0.99
 #: Steps whose outputs are kept before they are added up together.
 _STEPS_AT_ONCE = 64
-#: Below this number, counts of predicted classes have 32 bits each, otherwise 16.
+#: If there are fewer counts of predicted classes than this, each has 32 bits, otherwise 16.
 _FEW_COUNTS = 2**20
 #: Most logits kept, as a count of numbers.
 _MOST_LOGITS = 2**24

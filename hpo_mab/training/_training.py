@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from hpo_mab._errors import ArgumentError, plain_arguments
 from hpo_mab.samplers._base import BatchSampler
-from hpo_mab.training._average import WeightAverage
+from hpo_mab.training._average import WeightAverage, owner_of
 from hpo_mab.training._batches import (
     Batches,
     DeviceBatches,
@@ -390,13 +390,17 @@ class Training(Iterator[Evaluation]):
             ArgumentError: There is no state now, see `has_state`.
         """
         if not self.has_state:
-            raise ArgumentError("this training has no state that could be saved now.")
+            raise ArgumentError(
+                "there is no state to save: it needs an evaluation that this training has just "
+                "made, and no loader workers."
+            )
         generator = self._generator
         step = self._device_step
         with contextlib.nullcontext() if step is None else step.between_steps() as drawn:
             return {
                 "points": [dataclasses.asdict(point) for point in self._curve.points],
                 "model": self.model.state_dict(),
+                "buffers": self._other_buffers(),
                 "optimizer": self._optimizer.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "average": None if self._average is None else self._average.state_dict(),
@@ -417,6 +421,14 @@ class Training(Iterator[Evaluation]):
         """
         points = self._stored_points(state)
         self.model.load_state_dict(state["model"])
+        for name, saved in state["buffers"].items():
+            tensors, key = owner_of(self.model, name)
+            own = tensors.get(key)
+            if own is not None and own.shape == saved.shape:
+                own.copy_(saved)
+            else:  # A network may make a buffer, or change its shape, while it is trained.
+                module = self.model.get_submodule(name.rpartition(".")[0])
+                module.register_buffer(key, saved.to(self._device, copy=True), persistent=False)
         self._optimizer.load_state_dict(state["optimizer"])
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak
@@ -434,6 +446,11 @@ class Training(Iterator[Evaluation]):
         self.resumed_at = len(points)
         return self
 
+    def _other_buffers(self) -> dict[str, Tensor]:
+        """Buffers that are not part of the network's ``state_dict``, by name."""
+        kept = self.model.state_dict()
+        return {name: one for name, one in self.model.named_buffers() if name not in kept}
+
     def _stored_points(self, state: Mapping[str, Any]) -> list[Evaluation]:
         """The points of a state, which must be of this training."""
         if self._yielded or self._curve.points:
@@ -442,7 +459,9 @@ class Training(Iterator[Evaluation]):
         if (state["average"] is None) != (self._average is None):
             raise ArgumentError("the state is of a training with another average.")
         if (state["drawn"] is not None) and not self._graph:
-            raise ArgumentError("the state is of a training by captured steps.")
+            raise ArgumentError(
+                "the state is of a training by captured steps; give graph=None or graph=True."
+            )
         return points
 
     @property

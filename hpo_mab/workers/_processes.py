@@ -98,7 +98,7 @@ class WorkerProcess:
 
 _SECONDS_BETWEEN_POLLS = 0.5
 _DEATHS_IN_A_ROW = 3
-#: Seconds of work left for which another process is worth its start, about five seconds of a core.
+#: Other processes start if more seconds of work than this are left. A start takes about five.
 _WORTH_SECONDS = 20.0
 #: Exit statuses of ``hpo-mab`` after which a worker is not replaced.
 _DONE, _USER_ERROR, _INTERRUPTED = 0, 2, 130
@@ -229,7 +229,7 @@ class ProcessLauncher:
 
 
 class _EndsWith:
-    """A callback for this process that raises what the other thread has raised: it ends the run."""
+    """This process's callback; it raises an error of the other thread, which ends the run."""
 
     def __init__(self, here: _OthersStarter | None, following: Future[None]) -> None:
         self._here = here
@@ -252,7 +252,7 @@ class _EndsWith:
 
 
 class _OthersStarter:
-    """Starts the other processes; called after each trial and evaluation while there are none.
+    """Starts the other processes; called after each trial and during trials while there are none.
 
     Args:
         study: The study.

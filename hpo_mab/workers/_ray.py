@@ -29,8 +29,9 @@ class RayLauncher:
         storage: The study's database, on a server.
         workers: Number of tasks, at least 1.
         address: ``"auto"`` or an address of a running cluster; ``"local"`` starts one here.
-        gpus_per_worker: GPUs that Ray reserves for each worker, may be a fraction; 0 uses CPUs.
-        device: Where the workers train; None takes the definition's device.
+        gpus_per_worker: GPUs that Ray reserves for each worker, may be a fraction.
+        device: Where the workers train; ``"auto"`` is the CPU if no GPUs are reserved. None takes
+            the definition's device.
         data_root: Folder of the data on every node.
         slots: Trials that each worker trains at the same time; None takes the definition's.
 
@@ -69,12 +70,15 @@ class RayLauncher:
             )
         self._ray = _import_ray()
         self._storage = storage
-        self._workers = workers
         self._address = address
         self._resources = {"num_cpus": 1.0, "num_gpus": gpus_per_worker}
-        self._device = device
-        self._data_root = data_root
-        self._slots = slots
+        self._given: dict[str, Any] = {
+            # Ray may leave all GPUs visible to a worker that has reserved none.
+            "device": "cpu" if device == "auto" and not gpus_per_worker else device,
+            "data_root": data_root,
+            "slots": slots,
+            "workers": workers,
+        }
 
     def __call__(
         self, study: optuna.Study, on_trial: TrialCallback | None, run_here: RunHere
@@ -108,14 +112,8 @@ class RayLauncher:
         self._warn_without_a_node()
         # Ray starts a task again if its node or process is lost.
         task = ray.remote(max_retries=3, **self._resources)(_work)
-        given = {
-            "device": self._device,
-            "data_root": self._data_root,
-            "slots": self._slots,
-            "workers": self._workers,
-        }
         arguments = (self._storage.secret_url, study.study_name)
-        tasks = [task.remote(*arguments, **given) for _ in range(self._workers)]
+        tasks = [task.remote(*arguments, **self._given) for _ in range(self._given["workers"])]
         watch = FinishedTrials(study, on_trial)
         try:
             return self._follow(tasks, watch)
@@ -129,7 +127,7 @@ class RayLauncher:
             raise
 
     def _warn_without_a_node(self) -> None:
-        """Ray waits for a node that can take a worker, and says so in its own log only."""
+        """Warn if no node can take a worker: Ray then waits, and reports it in its own log only."""
         wanted = {"CPU": self._resources["num_cpus"], "GPU": self._resources["num_gpus"]}
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if not any(all(has.get(name, 0.0) >= wanted[name] for name in wanted) for has in nodes):
@@ -155,9 +153,11 @@ class RayLauncher:
                     lines = str(cause).strip().splitlines()
                     last_error = lines[-1] if lines else type(cause).__name__
             self._report(watch)
-        # One worker that reached the target is enough.
         if last_error and not done:
             raise StudyFailedError(last_error)
+        if last_error:
+            # The study has reached its target, but with fewer workers.
+            warnings.warn(f"A worker has ended early: {last_error}", WorkerWarning, stacklevel=3)
         return interrupted
 
     def _report(self, watch: FinishedTrials) -> None:

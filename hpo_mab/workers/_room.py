@@ -20,7 +20,7 @@ class WorkerWarning(UserWarning):
 
 
 def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
-    """A device for each worker; each has its own of several CUDA devices.
+    """A device for each worker; of several CUDA devices, each worker has one.
 
     Args:
         workers: Number of workers, at least 1.
@@ -79,8 +79,8 @@ def later_devices(
 ) -> tuple[str, ...]:
     """A device for each process to start; none where this one is enough.
 
-    Each core or card has one worker, this process among them. Together they train at most a quarter
-    of the trials left at a time. Each needs as much memory as this process holds now.
+    There is one worker per core or card, this process included. At any time they train at most a
+    quarter of the trials that are left. Each needs as much memory as this process holds now.
 
     Args:
         trials: Trials that are left.

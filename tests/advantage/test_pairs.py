@@ -123,6 +123,20 @@ def test_pairs_that_were_stopped_do_not_hide_the_cost_of_whole_trainings():
     assert (last.value, last.n) == (pytest.approx(-0.2 * np.log(1.1) / np.log(2)), 2)
 
 
+@pytest.mark.parametrize("pace", [0.5, 1.0, 2.0])
+def test_one_budget_says_nothing_about_equal_seconds(pace):
+    seconds = np.array([[4.0]])
+    one = curves(
+        budgets=BUDGETS[:1],
+        bandit=[[0.5]],
+        uniform=[[0.4]],
+        bandit_seconds=pace * seconds,
+        uniform_seconds=seconds,
+    ).in_seconds()
+    assert np.isnan(one.bandit).all()
+    assert one.uniform.tolist() == [[0.4]]
+
+
 def test_equal_seconds_needs_seconds():
     with pytest.raises(ArgumentError, match="bandit_seconds"):
         curves().in_seconds()
@@ -155,7 +169,7 @@ def test_counts_fall_where_either_arm_was_stopped():
         uniform=np.array([[0.1, 0.2, 0.3], [0.1, np.nan, np.nan]]),
     )
     assert np.isfinite(pairs.difference).sum(axis=0).tolist() == [2, 1, 0]
-    assert pairs.complete.tolist() == [True, False]
+    assert pairs.ended == 0
 
 
 def trial(number, accuracies, *, step=100, **fields):
@@ -354,7 +368,10 @@ def test_other_numbers_of_evaluations_are_compared_at_equal_examples():
     bandit = study("mab", trial(0, [0.4, 0.8], step=200), trial_examples=400)
     uniform = study("uniform", trial(0, [0.1, 0.2, 0.3, 0.4]), trial_examples=400)
     pairs = pair_curves([evaluated(bandit, 2)], [evaluated(uniform, 4)])
-    assert pairs.bandit[0, 1:].tolist() == pytest.approx([0.4, 0.6, 0.8])
+    # At 300 of 400 examples, straight in the logarithm of the budget.
+    between = 0.4 + 0.4 * math.log(1.5) / math.log(2)
+    assert pairs.bandit[0, 1:].tolist() == pytest.approx([0.4, between, 0.8])
+    assert pairs.bandit_seconds[0, 1:].tolist() == pytest.approx([2.0, 3.0, 4.0])
 
 
 def test_what_auto_trained_under_uniform_sampling_is_no_pair_with_uniform_sampling():

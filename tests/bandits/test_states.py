@@ -1,4 +1,4 @@
-"""Tests."""
+"""States of arms, windows of pulls, and uniform passes."""
 
 from __future__ import annotations
 

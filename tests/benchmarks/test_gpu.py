@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hpo_mab import models
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -58,6 +61,17 @@ def test_benchmarks_run_on_the_cpu(gpu: Any, part: str, named: list[str]) -> Non
     names = [row.name for row in _rows(gpu, part)]
     for text in named:
         assert any(text in name for name in names), names
+
+
+def test_the_floor_counts_no_evaluation(gpu: Any) -> None:
+    shared, floor = map(importlib.import_module, ("_gpu_shared", "_gpu_floor"))
+    place = shared.Place(torch.device("cpu"), tiny=True)
+    data = importlib.import_module("_shared").made_up("cifar10", train=200, rest=200)
+    work, _ = floor._step(place, data, "small_cnn", floor.Work(1.0, 1.0))
+    network = models.create("small_cnn", in_channels=3, num_classes=10, image_size=32)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(8, 3, 32, 32)).sum().backward()
+    assert work.flop == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_trials_at_a_time(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Tests."""
+"""``hpo-mab compare`` and ``dashboard``, and the commands that are printed next."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     every = cli.out("compare", tiny, "--verbose")
     assert "Fidelity of mab" in every
     assert "Cost relative to" in every
-    assert "/hpo-mab/compare?ids=1,2" in out
+    assert "/hpo-mab/compare?study=tiny-mab-seed0&study=tiny-uniform-seed0&reference=uniform" in out
 
     record = json.loads((tmp_path / "record.json").read_text())
     assert {study["arm"] for study in record["studies"]} == {"mab", "uniform"}
@@ -101,8 +101,14 @@ def test_each_printed_command_works_and_keeps_what_was_given(
     status, out, err = cli("run", tiny, *given, *few)
     assert status == 0, err
     commands = next_commands(out)
-    assert [command[0] for command in commands] == ["compare", "dashboard", "confirm", "run"]
-    for command in (commands[0], commands[3]):
+    assert [command[0] for command in commands] == [
+        "compare",
+        "dashboard",
+        "confirm",
+        "replay",
+        "run",
+    ]
+    for command in (commands[0], commands[-1]):
         # What is doubled is doubled.
         assert {word for word in (*given, *few) if word not in command} <= {"2"}
     out, err = _follow(cli, commands[0])

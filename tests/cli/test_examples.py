@@ -81,9 +81,9 @@ def test_the_lists_name_the_sample_that_they_show(
     monkeypatch.setattr("hpo_mab._examples.MOST_EXAMPLES", 100)
     assert cli("run", tiny, "--quiet", "--trials", "1")[0] == 0
     out = cli.out("examples", "tiny-mab-seed0")
-    assert "1 trials saw a fixed random sample of 100 of 1,149 training examples" in out
+    assert "1 trial saw a fixed random sample of 100 of 1,149 training examples" in out
     note = get_note(open_study(Storage("hpo_mab.db"), "tiny-mab-seed0"))
-    assert "1 trials saw a fixed random sample of 100 of 1,149 training examples" in note
+    assert "1 trial saw a fixed random sample of 100 of 1,149 training examples" in note
 
 
 def test_what_is_dropped_is_not_trained_on(cli: Cli, study: str, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_list_of_other_labels_is_refused(cli: Cli, study: str, tmp_path: Path)
     for change, message in (
         ({"labels": "0" * 32}, "other training labels"),
         ({"format": 9}, "has format 9"),
-        ({"indices": "x"}, "no list of images"),
+        ({"indices": "x"}, "not a list of images"),
     ):
         (tmp_path / "out.json").write_text(json.dumps(listed | change))
         named = ("--name", "n", "--set", "data.exclude=out.json")
@@ -167,6 +167,8 @@ def test_flipped_labels_of_a_folder_come_first_with_their_files(
     again = ("run", "folder.toml", "-q", "--name", "again", "--set", "data.exclude=~/out.json")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cli(*again)[0] == 0
+    refused = cli.refusal("examples", "again", "--drop", "1", "-o", "out.json")
+    assert "--output must be another file" in refused
     # Each class has as many images as before, but in another order.
     first = min((tmp_path / "photos" / "one").iterdir())
     first.rename(first.with_name("zzz.png"))

@@ -37,7 +37,7 @@ def test_a_name_that_a_command_cannot_hold_is_refused(
     status, out, err = cli(command[0], tiny, *command[1:], "--name", name)
     assert (status, out) == (2, "")
     bound = "printable, without = and #, and not end in .json"
-    assert err == f"hpo-mab: the study's name must be {bound}, got {name!r}.\n"
+    assert err == f"hpo-mab: the study's name (see --name) must be {bound}, got {name!r}.\n"
 
 
 def test_a_comparison_of_any_name_is_shown(cli: Cli, tiny: str) -> None:

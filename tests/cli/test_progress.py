@@ -32,6 +32,7 @@ class Clock:
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What is shown on a terminal of 80 columns."""
     shown = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(
         module, "console", lambda **_: Console(file=shown, force_terminal=True, width=80)
     )
@@ -126,12 +127,14 @@ def test_a_long_trial_shows_how_far_it_is(clock: Clock, capsys: pytest.CaptureFi
         progress.running({1: 0.6, 2: 0.1})
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "study: first trial running; trial 0 at 12%, 1 min 10 s left of it, "
+        "study: no new trial has ended yet; trial 0 at 12%, 1 min 10 s left of it, "
         "up to 26 min 40 s for all",
-        "study: first trial running; trial 0 at 25%, 1 min 0 s left of it, "
+        "study: no new trial has ended yet; trial 0 at 25%, 1 min 0 s left of it, "
         "up to 26 min 40 s for all",
-        "study: first trial running; trial 0 at 38%, 50.0 s left of it, up to 26 min 40 s for all",
-        "study: first trial running; trial 0 at 50%, 40.0 s left of it, up to 26 min 40 s for all",
+        "study: no new trial has ended yet; trial 0 at 38%, 50.0 s left of it, "
+        "up to 26 min 40 s for all",
+        "study: no new trial has ended yet; trial 0 at 50%, 40.0 s left of it, "
+        "up to 26 min 40 s for all",
         "study: 1/20 trials, 0 pruned, best 50.00%, 1.5 per minute, 12 min 40 s left; "
         "2 trials running, trial 1 at 60%, 10.0 s left of it",
     ]
@@ -145,7 +148,7 @@ def test_a_study_that_continues_shows_no_time_for_all_its_trials(
             clock.now += second
             progress.running({28: 0.1 + second / 80})
     assert capsys.readouterr().err.splitlines() == [
-        "study: first trial running; trial 28 at 60%, 32.0 s left of it"
+        "study: no new trial has ended yet; trial 28 at 60%, 32.0 s left of it"
     ]
 
 
@@ -193,6 +196,22 @@ def test_a_long_trial_has_a_bar_of_its_own(clock: Clock, screen: io.StringIO) ->
         progress(study, study.trials[-1])
     assert "trial 0 at 80%, 5 min 0 s left of it, up to 12 h 30 min for all" in during
     assert "trial 0" not in screen.getvalue()[len(during) :]
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
+    clock: Clock, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=2, label="study") as progress:
+        for _ in range(2):
+            clock.now += 20
+            study.add_trial(create_trial(value=0.5))
+            progress(study, study.trials[-1])
+    assert screen.getvalue().splitlines() == [
+        "study: 1/2 trials, 0 pruned, best 50.00%, 3 per minute, 20.0 s left",
+        "study: 2/2 trials, 0 pruned, best 50.00%",
+    ]
 
 
 def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

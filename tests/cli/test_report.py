@@ -1,4 +1,4 @@
-"""Tests."""
+"""``hpo-mab report``, ``evidence`` and ``studies``, and networks that ``replay`` saves."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ def test_what_cannot_be_saved_or_loaded_is_refused(
     assert cli("replay", name, "0", "--save", "kept.pt")[0] == 0
     saved = torch.load("kept.pt", weights_only=True)
     torch.save({**saved, "options": {"gone": 1}}, "changed.pt")
-    with pytest.raises(ArgumentError, match=r"Network 'mlp' is another one here than in"):
+    with pytest.raises(ArgumentError, match=r"Network 'mlp' here differs from the one in"):
         load_network("changed.pt")
     err = cli.refusal("replay", name, "first")
     assert "must be a trial's number or 'best', got 'first'" in err
@@ -413,8 +413,7 @@ def test_a_trial_shows_why_it_was_pruned(cli: Cli, tiny: str) -> None:
     assert lines["Evaluations"].startswith("1: ")
     value = lines["Evaluations"].removeprefix("1: ")
     assert lines["Why"] == (
-        f"every trial stops at evaluation 1, where this one had {value}; the best 1 are trained in "
-        "full."
+        f"trials stop at evaluation 1, where this one had {value}; the best 1 are trained in full."
     )
     facts = json.loads(cli("studies", "tiny-mab-seed0", "--trial", "2", "--json")[1])
     assert facts["pruned_because"]["top_k"] == 1

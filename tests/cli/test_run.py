@@ -1,4 +1,4 @@
-"""Tests."""
+"""``hpo-mab run``: what it prints, continues and refuses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,10 +169,6 @@ def test_fewer_trials_than_are_stored_are_the_target_except_in_a_comparison(
     assert target() == 2
 
 
-def test_quiet_prints_nothing(cli: Cli, tiny: str) -> None:
-    assert cli("run", tiny, "--trials", "1", "--quiet") == (0, "", "")
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -245,6 +242,21 @@ def test_a_key_that_is_set_counts_more_than_the_environment(
     assert "folder_set" not in err
 
 
+def test_printed_commands_name_the_root_that_replaced_that_of_the_environment(
+    cli: Cli,
+    tiny: str,
+    monkeypatch: pytest.MonkeyPatch,
+    next_commands: Callable[[str], list[list[str]]],
+) -> None:
+    command = ("run", tiny, "--trials", "1", "--set", "data.root=here")
+    assert "--data-root" not in cli.out(*command)
+    monkeypatch.setenv("HPO_MAB_DATA", "elsewhere")
+    commands = {words[0]: words for words in next_commands(cli.out(*command))}
+    for name in ("compare", "confirm", "replay", "run"):
+        assert commands[name][commands[name].index("--data-root") + 1] == "here"
+    assert "--data-root" not in cli.out("run", tiny, "--trials", "1", "--name", "other")
+
+
 def test_a_name_is_refused_before_the_data_are_touched(
     cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,11 +269,6 @@ def test_a_name_is_refused_before_the_data_are_touched(
     for command in ("run", "compare"):
         err = cli.refusal(command, tiny, "--epochs", "3")
         assert "'tiny-mab-seed0' exists with another definition: budget.epochs is 1" in err
-
-
-def test_studies_without_a_database_says_what_to_do(cli: Cli) -> None:
-    err = cli.refusal("studies")
-    assert "hpo-mab run" in err
 
 
 def test_the_summary_says_what_was_spent_and_saved(cli: Cli, tiny: str) -> None:
@@ -361,28 +368,64 @@ def test_ctrl_c_while_the_best_is_scored_keeps_the_summary(
 _PRINTS = """
 from torch import nn
 
+print("a module")
+
 def net(input_shape, num_classes):
     print("a network")
     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
 """
 
 
-@pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.parametrize("command", ["run", "compare", "confirm", "replay", "examples"])
 def test_json_is_one_document_whatever_the_users_code_prints(
     cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     (tmp_path / "printing.py").write_text(_PRINTS)
     monkeypatch.syspath_prepend(tmp_path)
-    status, out, err = cli(command, tiny, "--json", "--trials", "2", "--model", "printing:net")
+    given = [tiny, "--trials", "2", "--model", "printing:net"]
+    if command not in ("run", "compare"):
+        assert cli("run", *given, "--quiet")[0] == 0
+        given = ["tiny-mab-seed0", *(["0"] if command == "replay" else [])]
+    monkeypatch.delitem(sys.modules, "printing", raising=False)
+    status, out, err = cli(command, *given, "--json")
     assert status == 0, err
     assert json.loads(out)
-    assert "a network" in err
+    assert "a module" in err
+    # Examples are listed without a network.
+    assert ("a network" in err) is (command != "examples")
 
 
-def test_a_study_in_memory_has_no_next_commands(cli: Cli, tiny: str) -> None:
-    out = cli.out("run", tiny, "--storage", ":memory:", "--trials", "2")
-    assert "Best" in out
+@pytest.mark.parametrize(("command", "words"), [("run", "Best"), ("compare", "Verdict")])
+def test_a_study_in_memory_has_no_next_commands_and_no_files(
+    cli: Cli,
+    tiny: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    words: str,
+) -> None:
+    # Pages of a comparison, which nobody could open, are no files.
+    monkeypatch.setattr("hpo_mab.dashboard.publish_comparison", None)
+    given = ("--storage", ":memory:", "--trials", "2", "--model", "small_cnn")
+    out = cli.out(command, tiny, *given)
+    assert words in out
     assert "hpo-mab" not in out
+    assert [path.name for path in tmp_path.iterdir()] == [tiny]
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_ctrl_c_says_that_trials_are_stored_unless_they_are_in_memory(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def interrupt(*_: object, **__: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StudyRunner, "train_again", interrupt)
+    for storage, stored in ((":memory:", False), ("studies.db", True)):
+        status, out, err = cli(command, tiny, "--trials", "2", "--storage", storage)
+        assert status == 130
+        assert "Interrupted." in out + err
+        assert ("Finished trials are stored" in out + err) is stored
 
 
 def test_a_definition_may_begin_with_a_byte_order_mark(cli: Cli, tiny: str, tmp_path: Path) -> None:

@@ -279,6 +279,18 @@ def test_an_interval_without_ends_draws_no_band(runs):
     assert lines(single, "mab")
 
 
+def test_no_band_is_drawn_where_nothing_was_measured(summary):
+    row = summary.contrasts[0].paired[1]
+    nothing = Estimate(value=math.nan, low=0.0, high=math.inf, n=0)
+    figure = figures.acceleration(with_contrast(summary, row=(1, {"acceleration": nothing})))
+    (line,) = lines(figure, "mab")
+    bands = [t for t in figure.data if "interval" in t.name]
+    assert len(bands) == 2
+    for trace in (line, *bands):
+        assert len(trace.x) == len(summary.contrasts[0].paired) - 1
+        assert row.examples not in trace.x
+
+
 def test_cost_error_bars_stop_where_nothing_is_known(trial, run):
     runs = [
         run([trial([0.1, own], examples=100)], arm=arm, seed=seed)
@@ -341,6 +353,23 @@ def test_learning_curves_say_which_weights_they_are_of(trial, run):
         assert title.removesuffix("</sup>").endswith(words)
         loss = figures.learning_curves(runs, metric="train_loss").layout.title.text
         assert "weights" not in loss
+
+
+def test_learning_curves_say_where_trials_that_were_stopped_are_missing(trial, run):
+    made = [trial([0.1, 0.5], number=0), trial([0.1], number=1, state="pruned", examples=4_000)]
+    words = "stopped trials count up to their last evaluation"
+
+    def titles(trials):
+        drawn = (
+            figures.learning_curves([run(trials, arm="mab")], metric=metric)
+            for metric in ("accuracy", "train_loss")
+        )
+        return [figure.layout.title.text.replace("<br>", " ") for figure in drawn]
+
+    assert all(words in title for title in titles(made))
+    # It is not drawn if it is not one of those that the arms share.
+    made[1] = dataclasses.replace(made[1], paired=False)
+    assert not any(words in title for title in titles(made))
 
 
 def with_averages(trial, count):

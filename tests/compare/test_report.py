@@ -82,10 +82,10 @@ def test_what_a_reader_looks_for_comes_first(page, runs, summary):
         "made_up",
         "budget per trial",
         *verdict(summary).splitlines(),
-        "What each arm found",
+        "Best configuration of each arm",
         "Figures",
-        "more figures",
-        "All tables",
+        "More figures",
+        "More tables",
         "Every trial",
         "Versions and hardware",
     ]
@@ -124,6 +124,14 @@ def test_the_winner_has_its_values_and_their_ranges(trial, run):
     assert parameter_rows(runs[1]) == [("lr", "0.25", "0.01 to 1 (log)"), ("x", "1", "-")]
     runs = [dataclasses.replace(run([], arm=arm), spec=spec) for arm in ("uniform", "mab")]
     assert "No trial is complete yet." in report_html(_found(runs), summarise(runs))
+
+
+def test_a_report_without_figures_says_so(run):
+    runs = [run([], arm=arm) for arm in ("uniform", "mab")]
+    words = "".join(Page(report_html(_found(runs), summarise(runs))).text)
+    assert "Figures\nNone yet." in words
+    assert "More figures" not in words
+    assert "Accuracies along the curves" not in words
 
 
 def test_title_is_escaped(text, page):

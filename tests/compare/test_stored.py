@@ -18,10 +18,10 @@ from hpo_mab.storage import Storage, StoredDefinition
 from hpo_mab.training import Budget
 
 
-def _make(storage: Storage, arm: str, content: str, seed: int = 0) -> None:
+def _make(storage: Storage, arm: str, content: str, seed: int = 0, **sections: Any) -> None:
     study = optuna.create_study(study_name=f"{arm}-{seed}", storage=storage.optuna)
     study.add_trial(optuna.create_trial(value=0.5))
-    spec = {"data": {"name": "image_folder", "validation": 0.2}}
+    spec = {"data": {"name": "image_folder", "validation": 0.2}, **sections}
     numbers = {"seed": seed, "trial_examples": 100, "epoch_examples": 100}
     data = DataIdentity(classes=3, content=content)
     StoredDefinition(arm=arm, spec=spec, environment={}, data=data, **numbers).save(study)
@@ -36,6 +36,26 @@ def test_studies_of_other_files_are_not_compared(storage: Storage) -> None:
     _make(storage, "mab", "three", seed=1)
     with pytest.raises(ArgumentError, match="'uniform-1' and 'mab-1' differ in labels, files"):
         stored_comparison(["*"], storages=[str(storage.file)])
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "reference"),
+    [
+        (["median", "median"], None, "median"),
+        (["median", "median"], "uniform", "uniform"),
+        (["median", "uniform"], None, "uniform"),
+        (["elsewhere", "elsewhere"], None, "uniform"),
+        ([None, None], None, "uniform"),
+    ],
+)
+def test_the_reference_is_that_of_the_studies_unless_another_is_named(
+    storage: Storage, stored: list[str | None], given: str | None, reference: str
+) -> None:
+    for arm, its in zip(("median", "uniform"), stored, strict=True):
+        sections = {} if its is None else {"compare": {"reference": its}}
+        _make(storage, arm, "one", **sections)
+    found = stored_comparison(["*"], storages=[str(storage.file)], reference=given)
+    assert found.reference == reference
 
 
 def test_scores_are_compared_with_those_of_the_same_seed_and_budget(

@@ -264,6 +264,24 @@ def test_never_reached_is_at_least_all_it_spent(cost):
     assert examples.ratio.value == pytest.approx(2**0.5)
 
 
+def test_an_arm_that_has_found_nothing_has_not_reached_the_references_best(trial, run):
+    own = [trial([0.1, 0.9], state="pruned", examples=200), trial([0.1, 0.9], examples=100)]
+    arms = [
+        {seed: run([one], arm=arm, seed=seed) for seed, one in enumerate(trials)}
+        for arm, trials in (("mab", own), ("uniform", [trial([0.1, 0.5], examples=100)] * 2))
+    ]
+    found = {one.target: one for one in costs_to_target(*arms) if one.currency == "examples"}
+    assert found["reference"].ratios == pytest.approx((2.0, 1.0))
+    assert found["reference"].reached == (False, True)
+    assert found["reference"].ratio.censored
+    # There is no accuracy that both have.
+    assert found["common"].seeds == (1,)
+    # What it has spent may be unknown.
+    lost = dataclasses.replace(own[0], curve=(), attrs={"hpo_mab:examples": 200})
+    arms[0][0] = run([lost], arm="mab")
+    assert {one.seeds for one in costs_to_target(*arms)} == {(1,)}
+
+
 def test_common_target_is_reached_by_both_and_symmetric(cost):
     one, other = [[0.5, 0.6, 0.7]], [[0.2, 0.6, 0.8]]
     there = cost(one, other)["common", "examples"]

@@ -13,7 +13,6 @@ from hpo_mab.compare._tables import (
     answer_grid,
     essential_grids,
     grids,
-    overview,
     percent,
     ratio,
     terminal_table,
@@ -98,9 +97,3 @@ def test_the_essential_tables_come_first_and_are_few(summary):
     line = next(line for line in shown(summary, 80).splitlines() if "same configurations" in line)
     assert f"{gain:+.2f} [" in line
     assert f" {contrast.pairs} " in line
-
-
-def test_a_mean_has_the_number_of_its_seeds(study):
-    runs = [study("uniform", 0), *(study("mab", seed) for seed in range(3))]
-    assert "mean over 1 to 3 seeds" in overview(summarise(runs)).caption
-    assert "mean over 1 seed [" in overview(summarise(runs[:2])).caption

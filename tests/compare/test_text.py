@@ -11,6 +11,7 @@ import pytest
 from hpo_mab._attributes import INTERRUPTED_KEY, LENGTH_KEY, REASON_KEY, STACK_KEY, TWIN_KEY
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare import answers, caveats, summarise, verdict
+from hpo_mab.compare._text import study_facts
 from hpo_mab.storage import StudyRun
 
 ARMS = ("mab", "uniform")
@@ -109,6 +110,8 @@ def test_what_diverged_is_counted_against_an_arm_that_is_ahead(study):
     assert said.startswith(
         "Of the same configurations 2 diverged or failed in mab only and 0 in uniform"
     )
+    # Earlier accuracies of those that diverged are compared.
+    assert said.endswith("They are in no pair at the end of a trial.")
     failed = dataclasses.replace(diverged(mab, 0).trials[0], state="fail")
     retried = dataclasses.replace(mab, trials=(failed, *mab.trials))
     assert summarise([retried, uniform]).contrasts[0].diverged == (0, 0)
@@ -163,7 +166,10 @@ def test_a_seed_without_a_result_at_equal_spend_leaves_no_answer(study):
 def test_many_answers_are_not_each_as_sure_as_one(study):
     arms = (*ARMS, "psgd")
     runs = [study(arm, seed, lift=0.05 * (arm == "mab")) for seed in range(3) for arm in arms]
-    assert any("There are 10 answers, each at 95%" in line for line in caveats(summarise(runs)))
+    assert any(
+        "There are 10 answers, each with a 95% interval: some" in line
+        for line in caveats(summarise(runs))
+    )
     two = [run for run in runs if run.arm != "psgd"]
     assert not any("answers" in line for line in caveats(summarise(two)))
 
@@ -222,7 +228,53 @@ def test_studies_of_unequal_length_are_named(study, runs):
     longer = summarise([study("mab", 0, trials=20), study("uniform", 0)])
     (said,) = [line for line in caveats(longer) if "Unequal" in line]
     assert "finished trials by seed: 20 in mab, 12 in uniform" in said
+    assert said.endswith("the cheaper study spent; hyperparameters as each study ended.")
     assert not any("Unequal" in line for line in caveats(summarise(runs)))
+
+
+def test_trainings_of_the_best_that_diverged_are_named(study):
+    scores = {"mab": (0.8, 0.0), "uniform": (0.8, 0.7)}
+    found = summarise(
+        [
+            dataclasses.replace(study(arm, seed, paired=0), retrained=scores[arm])
+            for arm in ARMS
+            for seed in range(2)
+        ]
+    )
+    assert {one.arm: one.retrained_diverged for one in found.arms} == {"mab": 2, "uniform": 0}
+    (said,) = [line for line in caveats(found) if "diverged" in line]
+    assert said == (
+        "Of the trainings of mab's best configurations 2 diverged; each counts as a test accuracy "
+        "of 0."
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "initial", "facts"),
+    [
+        (
+            {"evaluations": 1, "epochs": 1},
+            0,
+            {
+                "budget per trial": "8,000 training examples, 1 epoch, 1 evaluation",
+                "search": "tpe, seed 0",
+            },
+        ),
+        (
+            {"evaluations": 2, "epochs": 2},
+            3,
+            {
+                "budget per trial": "8,000 training examples, 2 epochs, 2 evaluations",
+                "search": "tpe, seed 0; the seed fixes the first 3 configurations, which are never "
+                "pruned",
+            },
+        ),
+    ],
+)
+def test_facts_of_a_study_leave_out_what_there_is_not(run, budget, initial, facts):
+    spec = {"budget": budget, "search": {"sampler": "tpe", "initial": initial}}
+    made = dataclasses.replace(run([], arm="mab"), spec=spec)
+    assert facts.items() <= dict(study_facts(made)).items()
 
 
 def test_twins_and_interrupted_attempts_are_no_trials(trial, run):
@@ -248,7 +300,7 @@ def test_equal_trainings_are_named_and_their_seconds_are_not_compared(study):
     first, second, *_ = answers(summarise(runs).contrasts[0])
     assert second.estimate.below(0.0)
     assert (first.reply, second.reply) == ("cannot tell", "cannot tell")
-    figures = "no difference in any of them; +0.00 points, no interval, n = 8 pairs"
+    figures = "all differences are 0; +0.00 points, no interval, n = 8 pairs"
     assert str(first).endswith(f"cannot tell ({figures}).")
     assert "cannot tell (the same trainings in both arms; -" in str(second)
 

@@ -123,6 +123,17 @@ def test_the_cache_is_used_until_a_file_changes(
     assert len(list((tmp_path / ".hpo_mab_cache").iterdir())) == 1  # The old entry is gone.
 
 
+def test_a_class_without_images_is_an_error_also_after_the_others_are_cached(
+    tmp_path: Path,
+) -> None:
+    _grey_folder(tmp_path)
+    data.load("image_folder", root=tmp_path, size=8)
+    (tmp_path / "train" / "owl").mkdir()
+    for _ in range(2):
+        with pytest.raises(DataError, match="No readable training image of class owl"):
+            data.load("image_folder", root=tmp_path, size=8)
+
+
 def test_changing_loaded_images_does_not_reach_the_cache(tmp_path: Path) -> None:
     _grey_folder(tmp_path)
     for _ in range(2):
@@ -161,8 +172,11 @@ def test_a_root_that_cannot_be_written_is_decoded_each_time(
 
 
 def test_missing_folder_and_useless_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"needs the folder .*nowhere, which does not exist"):
-        data.load("image_folder", root=tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for name in ("nowhere", "file"):
+        message = rf"needs the folder .*{name}, which does not exist or is a file"
+        with pytest.raises(DataError, match=message):
+            data.load("image_folder", root=tmp_path / name)
     _write(tmp_path / "train" / "cat" / "0.png", 1)
     with pytest.raises(DataError, match=r"at least two classes in .*train, got 1"):
         data.load("image_folder", root=tmp_path)
@@ -247,6 +261,22 @@ def test_split_folders_next_to_classes_are_no_classes(
     assert splits.train.classes == ("cat", "dog")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 4, 2)
     assert "test/ has no folder of a class; images not used: 1." in logged
+
+
+@pytest.mark.parametrize("below", ["train", "."])
+def test_folders_of_a_study_next_to_classes_are_no_classes(tmp_path: Path, below: str) -> None:
+    _split(tmp_path, below)
+    (tmp_path / below / "study.db").touch()
+    for name in ("study_artifacts", "study_checkpoints", "hpo_mab_artifacts"):
+        _write(tmp_path / below / name / "0.png", 9)
+    for _ in range(2):  # The second time from the cache.
+        train, test = data.load("image_folder", root=tmp_path, size=8)
+        assert train.classes == ("cat", "dog")
+        assert len(train) + len(test) == 10
+    for number in range(5):
+        _write(tmp_path / below / "jpeg_artifacts" / f"{number}.png", number)
+    classes = data.load("image_folder", root=tmp_path, size=8)[0].classes
+    assert classes == ("cat", "dog", "jpeg_artifacts")
 
 
 @pytest.mark.parametrize("classes", [("bus", "train", "tram"), ("invalid", "unknown", "valid")])

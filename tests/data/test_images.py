@@ -1,4 +1,4 @@
-"""Tests."""
+"""Images in memory, their normalisation and augmentation."""
 
 from __future__ import annotations
 

@@ -147,6 +147,16 @@ def test_an_image_is_used_and_turned_whatever_its_metadata_hold(
     assert (pixels[:, 0, 0, 0] < 100).sum() == turned
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_an_image_of_any_format_is_turned_once(tmp_path: Path, suffix: str) -> None:
+    halves = Image.fromarray(np.uint8([[200] * 16] * 8 + [[0] * 16] * 8))
+    root = _folder(tmp_path, lambda _: halves, suffix)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3  # Half a turn: a second one would undo it.
+    halves.save(root / "cat" / f"0.{suffix}", exif=exif)
+    assert (_pixels(root)[:, 0, 0, 0] < 100).sum() == 1
+
+
 def test_any_error_of_a_decoder_leaves_out_the_file_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tests."""
+"""Parts of a data set, labels of a user's data sets, and whether data are the same."""
 
 from __future__ import annotations
 
@@ -143,6 +143,17 @@ def test_test_images_of_another_shape_are_refused() -> None:
         split(_data([9, 9]), _data([9, 9], size=5))
 
 
+def test_test_images_of_other_classes_are_refused_with_their_names() -> None:
+    train = _data([9, 9])
+    for classes, words in (
+        (("0", "I"), "only in one of them: 1, I"),
+        (("1", "0"), "another order"),
+    ):
+        test = ImageData(images=train.images, labels=train.labels, classes=classes)
+        with pytest.raises(ArgumentError, match=f"got 2 classes .* for 2 .*; .*{words}"):
+            split(train, test)
+
+
 def test_parts_are_no_copies() -> None:
     data = _data([20, 20])
     parts = split(data, data, validation=0.25)
@@ -270,7 +281,7 @@ class _Items(_Plain):
         (_Plain([0, "cat", 1]), "got 'cat' at position 1; number the classes"),
         (_Plain([0, 1, math.nan]), "got nan at position 2; leave out"),
         (_Plain([0, None, 1]), "got None at position 1"),
-        (_Plain([torch.eye(3)[0], torch.eye(3)[1]]), r"shape \[2, 3\]; of one-hot rows use argmax"),
+        (_Plain([*torch.eye(2)]), r"shape \[2, 2\]; for one-hot rows use argmax"),
         (_Plain([torch.tensor([0]), torch.tensor([1])]), r"shape \[2, 1\]; use squeeze"),
         (TensorDataset(torch.zeros(2), torch.tensor([0.5, 1.0])), "got 0.5 at position 0"),
         (
@@ -399,6 +410,19 @@ def _file_of_another_class(root: Path) -> None:
     (root / "dog" / "03.png").rename(root / "cat" / "03.png")
 
 
+def test_lists_that_leave_out_as_many_images_of_each_class_are_other_data(photos: Path) -> None:
+    splits = split(*load("image_folder", root=photos, size=8), validation=0.2, seed=0)
+    assert splits.positions is not None
+    first, second = splits.positions.tolist()[:2]
+    assert splits.labels[0] == splits.labels[1]
+    identities = [
+        DataIdentity.of(splits.without(Exclusion(labels=splits.source, indices=(index,))))
+        for index in (first, first, second)
+    ]
+    assert identities[0].is_same(identities[1])
+    assert not identities[0].is_same(identities[2])
+
+
 @pytest.mark.parametrize("change", [_other_class, _other_picture, _file_of_another_class])
 def test_equal_counts_of_other_data_are_noticed(photos: Path, change: object) -> None:
     first = _identity(photos)
@@ -447,7 +471,7 @@ def test_an_exclusion_must_leave_some_images_of_each_class(indices: range) -> No
     data = ImageData.from_arrays(np.zeros((20, 8, 8), dtype=np.uint8), ["cat", "dog"] * 10)
     splits = dataclasses.replace(split(data, data, validation=0.2), names=("a.png", "b.png"))
     excluded = Exclusion(labels=splits.source, indices=tuple(indices), path="out.json")
-    with pytest.raises(DataError, match=r"out\.json lists all images of class cat"):
+    with pytest.raises(DataError, match=r"out\.json lists all training images of class cat"):
         splits.without(excluded)
 
 
@@ -459,5 +483,5 @@ def test_an_exclusion_may_hold_any_numbers(tmp_path: Path) -> None:
     assert len(splits.without(large).train) == len(splits.train) - 2 + len(held_out)
     path = tmp_path / "out.json"
     path.write_text(large.to_json().replace(str(2**70), "1e400"))
-    with pytest.raises(DataError, match="is no list of images"):
+    with pytest.raises(DataError, match="is not a list of images"):
         Exclusion.load(path)

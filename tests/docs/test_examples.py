@@ -302,7 +302,8 @@ def test_the_readmes_figures_of_rungs_are_those_of_the_tables() -> None:
         return row["ratio"]
 
     one, two, three = (f"{ratio(name, 'halving 2/2')[0]:.2f}" for name in names)
-    assert f"at {one} of its cost on Fashion-MNIST, {two} on CIFAR-10 and {three} on digits" in said
+    costs = f"{one} of Hyperband on Fashion-MNIST, {two} on CIFAR-10 and {three} on digits"
+    assert f"It costs {costs}." in said
 
 
 def test_what_the_page_of_checks_names_is_tested() -> None:

@@ -12,11 +12,12 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.pruners import BasePruner, SuccessiveHalvingPruner
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
-from hpo_mab.advantage import Estimate, Evidence, PairedCurves
+from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
 from hpo_mab.pruners import (
     AdvantagePruner,
     AdvantageWarning,
@@ -148,6 +149,35 @@ def test_values_that_say_nothing_leave_the_evidence(direction: str, bad: float |
     assert len(pairs) == 12
     assert pairs.ended == (0 if bad is None else 12)
     assert not np.isinf(pairs.difference).any()
+
+
+@pytest.mark.parametrize("direction", [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE])
+def test_negative_values_give_the_evidence_of_the_same_curves_from_zero(
+    direction: StudyDirection, accelerated: Curves
+) -> None:
+    curves = accelerated(2.2)
+    sides = {"mab": curves.bandit, "uniform": curves.uniform}
+    sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
+
+    def shifted(by: float) -> PairedCurves:
+        trials = [
+            optuna.create_trial(
+                value=0.0,
+                intermediate_values={
+                    step: sign * (value + by) for step, value in enumerate(curve.tolist(), start=1)
+                },
+                user_attrs={"hpo_mab:slot": slot, "hpo_mab:sampler": sampler},
+            )
+            for sampler, side in sides.items()
+            for slot, curve in enumerate(side)
+        ]
+        return pairs_of_trials(trials, full=8, direction=direction)
+
+    # As of a mean squared error.
+    negative, from_zero = shifted(-5.0), shifted(-min(side.min() for side in sides.values()))
+    assert negative.bandit == pytest.approx(from_zero.bandit)
+    assert negative.uniform == pytest.approx(from_zero.uniform)
+    assert measure_evidence(negative, margin=0.2).moves
 
 
 def test_trials_of_a_slot_with_other_parameters_are_no_pair() -> None:
@@ -282,6 +312,26 @@ def test_a_uniform_study_in_the_same_storage_is_a_reference(
     assert len(caught) == (0 if moves else 1)
     stored = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
     assert (stored.pairs, stored.moves, stored.source) == (30, moves, "study uniform")
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.parametrize(
+    ("options", "margin", "end"),
+    [({}, 0.2, 2), ({"margin": 0.3}, 0.3, 2), ({"reference": "empty"}, 0.2, 4)],
+)
+def test_stored_evidence_of_another_margin_or_reference_is_not_used(
+    options: dict[str, Any], margin: float, end: int, accelerated: Curves
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    study = _uniform_and_bandit(storage, accelerated(2.2))
+    optuna.create_study(study_name="empty", storage=storage)
+    usual = {"reference": "uniform", "margin": 0.2, "max_resource": 8, "min_resource": 4}
+    study.pruner = AdvantagePruner(**usual)
+    for value in (0.5, 0.6, 0.7):
+        _run(study, *[value] * 8)
+    study.pruner = AdvantagePruner(**{**usual, **options})
+    assert _run(study, *[0.1] * 8) == end
+    assert Evidence.from_json(study.user_attrs[EVIDENCE_KEY]).margin == margin
 
 
 def test_rungs_move_back_when_the_evidence_changes(accelerated: Curves) -> None:
@@ -517,7 +567,11 @@ def test_a_trial_pruned_at_a_rung_that_was_moved_later_has_the_reason() -> None:
     assert because["fidelity"] == {"step": 2, "tau": tau, "trials": 10}
     assert (because["step"], because["uniform_step"]) == (3, 2)
     sentence = why_pruned(study.trials[-1].user_attrs)
-    assert "moved later from evaluation 2, where the study's first 10 complete trials" in sentence
+    assert sentence.endswith(
+        "The first rung was moved later from evaluation 2: Kendall's tau between values there and "
+        "final values of the first 10 complete trials is "
+        f"{tau[0]:.2f} to {tau[1]:.2f} (80% interval)."
+    )
 
 
 @pytest.mark.parametrize(

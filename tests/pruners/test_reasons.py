@@ -105,8 +105,7 @@ CASES: list[tuple[BasePruner, list[list[float]], dict[str, Any], str]] = [
         TopKPruner(max_resource=4, after=0.5, k=3),
         [flat(0.5)],
         {"step": 2, "value": 0.5, "threshold": None, "top_k": 3},
-        "every trial stops at evaluation 2, where this one had 50.00%; the best 3 are trained in "
-        "full.",
+        "trials stop at evaluation 2, where this one had 50.00%; the best 3 are trained in full.",
     ),
     (
         pruners.ThresholdPruner(lower=0.3),

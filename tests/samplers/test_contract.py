@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from hpo_mab import samplers
 from hpo_mab.samplers import BatchSampler
-from hpo_mab.testing import SamplerContract
+from hpo_mab.testing import SamplerContract, TableModel
 
 
 @pytest.mark.parametrize("kind", samplers.available())
@@ -82,6 +83,20 @@ for _name, _arguments in CASES.items():
 
 def test_every_kind_is_tried() -> None:
     assert {kind for kind, _, _ in CASES.values()} == set(samplers.available())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", CASES)
+def test_a_state_that_was_read_to_a_card_continues_on_the_host(name: str) -> None:
+    kind, knobs, _ = CASES[name]
+    model = TableModel(SamplerContract.num_examples, SamplerContract.num_classes)
+    sampler, other = (samplers.create(kind, model.labels, batch_size=5, **knobs) for _ in range(2))
+    model.run(sampler, 20)
+    file = io.BytesIO()
+    torch.save(sampler.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, map_location="cuda", weights_only=True))
+    assert torch.equal(model.run(sampler, 25), model.run(other, 25))
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kind, _, _ in CASES.values()}))

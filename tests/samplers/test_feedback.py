@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -130,6 +131,22 @@ def test_a_second_iteration_of_a_loader_ends_the_running_pass() -> None:
         next(training)
 
 
+def test_a_state_that_is_loaded_while_draws_wait_ends_the_pass() -> None:
+    # The batches that the loader has prepared would answer the draws of the loaded state.
+    sampler = Credited(LABELS, batch_size=30)
+    state = sampler.state_dict()
+    batches = iter(sampler)
+    next(batches)
+    sampler.load_state_dict(state)
+    assert sampler.outstanding == 0
+    with pytest.raises(FeedbackError, match=r"this pass ended when .* a state was loaded"):
+        next(batches)
+    batches = iter(sampler)
+    sampler.update(torch.tensor(next(batches)).float())
+    sampler.load_state_dict(state)
+    next(batches)  # No draw waited.
+
+
 def test_batches_sharded_by_a_library_are_noticed() -> None:
     """As Accelerate's BatchSamplerShard: this process trains on every second batch."""
     sampler = Credited(LABELS.sort().values, batch_size=30)
@@ -175,8 +192,8 @@ def test_losses_that_are_not_one_an_example_are_refused(losses: Any, message: st
     ("targets", "message"),
     [
         (torch.full((4,), 3.7), r"targets must be one integer.* got 3\.7 at position 0"),
-        (torch.eye(4), "of one-hot rows use argmax"),
-        (torch.eye(4, dtype=torch.int64), "of one-hot rows use argmax"),
+        (torch.eye(4), "for one-hot rows use argmax"),
+        (torch.eye(4, dtype=torch.int64), "for one-hot rows use argmax"),
         (torch.zeros(3, dtype=torch.int64), r"shape of the draw, \[4\], got \[3\]"),
         (["cat"] * 4, "got 'cat' at position 0"),
         (torch.tensor([0, 1, 2, torch.nan]), "got nan at position 3"),
@@ -198,8 +215,12 @@ def test_labels_beyond_the_outputs_are_refused() -> None:
             sampler.update(torch.ones(4), logits=logits, **given)
     sampler.update(torch.ones(4), logits=logits, targets=sampler.labels[indices] - 1)
     sampler.draw()
-    with pytest.raises(ArgumentError, match=r"logits must be a tensor \[B, C\], got shape \[4\]"):
-        sampler.update(torch.ones(4), logits=logits[:, 0])
+    for wrong, got in (
+        (logits[:, 0], r"shape \[4\] of .*32"),
+        (logits.to(torch.cfloat), ".* of .*complex"),
+    ):
+        with pytest.raises(ArgumentError, match=rf"\[B, C\] of real numbers, got {got}"):
+            sampler.update(torch.ones(4), logits=wrong)
 
 
 @pytest.mark.parametrize(
@@ -229,19 +250,27 @@ def test_labels_that_are_no_classes_are_refused(labels: Any, message: str) -> No
         ("contextual", {"decay": 0.9}, {}),
         ("curriculum", {"difficulty": torch.arange(40.0)}, {"difficulty": torch.arange(40.0) + 1}),
         ("curriculum", {"difficulty": torch.arange(40).numpy()}, {"difficulty": torch.ones(40)}),
+        # Read from a file, NaN does not equal itself.
+        ("curriculum", {"difficulty": [math.nan, *range(39)]}, {"difficulty": [*range(40)]}),
     ],
 )
 def test_a_state_is_refused_where_an_option_differs(
     kind: str, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     labels = LABELS[:40]
-    state = samplers.create(kind, labels, batch_size=4, **one).state_dict()
+    file = io.BytesIO()
+    torch.save(samplers.create(kind, labels, batch_size=4, **one).state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
     (name,) = one
     with pytest.raises(ArgumentError, match=rf"another sampler: {name} is .* there and .* here\.$"):
         samplers.create(kind, labels, batch_size=4, **other).load_state_dict(state)
     samplers.create(kind, labels, batch_size=4, **one).load_state_dict(state)
     with pytest.raises(ArgumentError, match=r"class is '\w+' there and 'UniformSampler' here"):
         samplers.create("uniform", labels, batch_size=4).load_state_dict(state)
+    del state["sampler"][name]
+    with pytest.raises(ArgumentError, match=rf"another sampler: {name} is None there and .* here"):
+        samplers.create(kind, labels, batch_size=4, **one).load_state_dict(state)
 
 
 @pytest.mark.parametrize("state", [None, [], {}, {"sampler": {}}])

@@ -1,4 +1,4 @@
-"""Gradient-norm sampling: scores, switch and weights."""
+"""Gradient-norm sampling and Adam's bandit: scores, switch, weights."""
 
 from __future__ import annotations
 

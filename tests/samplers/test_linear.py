@@ -1,4 +1,4 @@
-"""Features of examples."""
+"""The linear samplers: features, online ridge regression, draws."""
 
 from __future__ import annotations
 
@@ -188,12 +188,12 @@ def test_a_loop_s_autocast_changes_no_draw(kind: type[ContextualSampler]) -> Non
     for enabled in (False, True):
         sampler = kind(torch.arange(40) % 4, batch_size=8, seed=1)
         batches = []
-        for _ in range(12):
-            indices = sampler.draw()
-            batches.append(indices)
-            losses = indices.float().sin() + 1
-            logits = torch.stack([losses, -losses, losses, losses], dim=1)
+        for _ in range(60):
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                indices = sampler.draw()
+                batches.append(indices)
+                losses = indices.float().sin() + 1
+                logits = torch.stack([losses, -losses, losses, losses], dim=1)
                 sampler.update(losses, logits=logits)
         drawn.append(batches)
     assert torch.equal(torch.stack(drawn[0]), torch.stack(drawn[1]))

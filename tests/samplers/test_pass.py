@@ -1,4 +1,4 @@
-"""p-SGD and c-SGD against values computed by hand."""
+"""p-SGD, c-SGD and prediction variance against values computed by hand."""
 
 from __future__ import annotations
 

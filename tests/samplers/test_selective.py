@@ -1,4 +1,4 @@
-"""InfoBatch: what is skipped, what is scaled up, and the expectation."""
+"""InfoBatch and hard mining: what is skipped, weighted and chosen."""
 
 from __future__ import annotations
 

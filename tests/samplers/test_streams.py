@@ -58,12 +58,6 @@ def test_every_plan_is_taken_whole_and_in_turn() -> None:
     assert start > 140
 
 
-def test_straddling_batches_hold_nothing_twice() -> None:
-    sampler = _Planned([11], 11)
-    for _ in range(200):
-        assert len(set(sampler._take(5).tolist())) == 5
-
-
 def test_straddling_does_not_change_where_examples_come() -> None:
     """Each example is equally likely at each place of the second pass (chi-square, 1e-4)."""
     counts = torch.zeros(7, 7)

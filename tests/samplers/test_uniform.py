@@ -34,6 +34,14 @@ def test_ranks_do_not_share_a_stream() -> None:
     assert not torch.equal(order_of_first, order_of_second)
 
 
+def test_ranks_with_different_seeds_split_the_examples() -> None:
+    ranks = [
+        UniformSampler(torch.arange(40) % 3, batch_size=4, seed=rank, rank=rank, world_size=3)
+        for rank in range(3)
+    ]
+    assert sorted(torch.cat([rank.examples for rank in ranks]).tolist()) == list(range(40))
+
+
 def test_update_is_the_plain_mean() -> None:
     sampler = UniformSampler(torch.zeros(8), batch_size=4)
     sampler.draw()

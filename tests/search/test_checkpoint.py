@@ -1,3 +1,5 @@
+"""Trials that continue from a checkpoint, and which files stay."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -559,20 +561,6 @@ def test_without_checkpoints_complete_trials_do_not_continue(storage: Storage) -
     run = StudyRunner(spec, storage).run(score=False).run
     assert [chain[-1].state for chain in _chains(run).values()] == ["complete"] * 3
     assert {trial.budgets for trial in run.trials} == {1}
-
-
-def test_a_finished_study_is_lengthened_by_a_larger_budget(storage: Storage) -> None:
-    spec = _promotion(trials=3, schedule="constant")
-    run = StudyRunner(spec, storage).run(score=False).run
-    assert max(len(trial.curve) for trial in run.trials) <= 6
-    first = len(run.trials)
-    more = _promotion(trials=3, total="12epochs", schedule="constant")
-    run = StudyRunner(more, storage).run(score=False).run
-    assert run.trials[first:]
-    for trial in run.trials[first:]:
-        assert trial.own_examples < trial.examples
-    assert max(len(trial.curve) for trial in run.trials) > 6
-    assert Plan(run.trials).finished == 3
 
 
 def test_a_lengthened_trial_that_is_cut_off_keeps_its_length(

@@ -337,14 +337,6 @@ def test_claims_of_one_process_do_not_affect_each_other(
     other.close()
 
 
-def test_workers_follow_a_target_that_grows(study: optuna.Study, storage: Storage) -> None:
-    for _ in range(3):
-        study.tell(_start(study, storage, this_process()), 0.5)
-    assert _next(study, storage) is Next.DONE
-    Target(trials=4, total=None, epoch_examples=100).save(study)
-    _claim(study, storage)
-
-
 def test_a_trial_of_a_dead_process_is_lost_at_once_and_keeps_its_slot(
     study: optuna.Study, storage: Storage, dead: str, elsewhere: str
 ) -> None:

@@ -1,11 +1,12 @@
-"""Tests."""
+"""Definitions from files, overrides, and mistakes in them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 
 from hpo_mab._attributes import TotalBudget
 from hpo_mab._errors import ArgumentError, SpecError
@@ -200,7 +201,7 @@ def test_amounts_with_units_are_read(text: str, amount: float, unit: str) -> Non
     assert TotalBudget.parse(text) == TotalBudget(amount, unit)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "30", "0m", "m30", "-5s", "10 parsecs", "nan s"])
+@pytest.mark.parametrize("text", ["", "30", "0m", "m30", "-5s", "10 parsecs", "nan s", 3600])
 def test_other_texts_are_refused_with_the_text(text: str) -> None:
     with pytest.raises(ArgumentError, match="total budget") as caught:
         TotalBudget.parse(text)
@@ -240,6 +241,43 @@ def test_a_folder_of_images_may_move(write) -> None:  # type: ignore[no-untyped-
     assert load_spec(write(text), {"data": {"name": "digits"}}).name == "mine-digits"
     given = {"data.name": "image_folder", "data.root": "photos", "data.size": 8}
     assert load_spec(write(GOOD), given).name == "mine-image_folder-photos"
+
+
+def test_none_unsets_the_keys_that_are_not_set_by_default(write) -> None:  # type: ignore[no-untyped-def]
+    nullable = ("data.exclude", "budget.total", "sampler.evidence", "sampler.portfolio")
+    unset = dict.fromkeys((*nullable, "compare.retrain_epochs"), "none")
+    assert load_spec(write(GOOD), unset) == load_spec(write(GOOD))
+    # Each default is that of the kind.
+    auto = {"sampler.kind": "auto"}
+    assert load_spec(write(GOOD), unset | auto) == load_spec(write(GOOD), auto)
+    # A pruner has that name.
+    assert load_spec(write(GOOD), {"pruner.kind": "none"}).pruner.kind == "none"
+
+
+_RANGE = FloatDistribution(0.1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("optimizer", {"lr": _RANGE}),
+        ("training", {"batch_size": _RANGE}),
+        ("training", {"warmup": _RANGE}),
+        ("training", {"label_smoothing": _RANGE}),
+        ("training", {"average": _RANGE}),
+        ("sampler", {"kind": "auto", "portfolio": ["uniform", {"kind": "mab", "floor": _RANGE}]}),
+    ],
+)
+def test_a_distribution_is_no_value_of_a_definition(section: str, values: dict[str, Any]) -> None:
+    *_, key = values
+    own = {"name": "own", "budget": {"epochs": 1}}
+    changes = [{section: values}]
+    if section == "sampler":
+        changes.append({"compare": {"arms": {"a": {section: values}}}})
+    for change in changes:
+        words = rf"{section}\.{key} must be .*, and a range as a table"
+        with pytest.raises(SpecError, match=words):
+            make_spec({**own, **change})
 
 
 def test_none_is_written_in_an_entry_of_a_portfolio_as_elsewhere() -> None:

@@ -174,7 +174,7 @@ def _is_large(spec: StudySpec) -> bool:
         ({"sampler": {"floor": "0.1"}}, "sampler.floor must be a number, got '0.1'"),
         (
             {"sampler": {"memory": {"choices": [20, "all"]}}},
-            "sampler.memory must be an integer or 'auto' or 'none', got 'all'",
+            r"sampler.memory must be .* 'auto' or None \('none' in a definition\), got 'all'",
         ),
         (
             {"sampler": {"prior": 2.0}},

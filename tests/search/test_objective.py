@@ -21,13 +21,15 @@ from optuna.trial import FrozenTrial
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from hpo_mab._attributes import SLOT_KEY
+from hpo_mab._attributes import SAMPLER_KEY, SLOT_KEY, TWIN_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
+from hpo_mab._plan import Plan
 from hpo_mab.advantage import pair_curves
 from hpo_mab.compare import stored_comparison
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import SearchSpace, StudySpec, TrainingObjective, make_objective
 from hpo_mab.search._choice import stored_choice
+from hpo_mab.search._queue import requeue
 from hpo_mab.search._searchers import PlannedSampler
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
@@ -251,8 +253,8 @@ def _objective_on(data: Any, outputs: int = 3, **arguments: Any) -> TrainingObje
         ((Dicts(X, GOOD.tensors[1]), GOOD), "item of the training set in data must be a pair"),
         ((GOOD, Dicts(X, GOOD.tensors[1])), "item of the validation set in data must be a pair"),
         ((TensorDataset(X, GOOD.tensors[1], X), GOOD), r"pair \(input, class\), got 3 values"),
-        ((TensorDataset(X, torch.eye(8)), GOOD), "of one-hot rows use argmax"),
-        ((OneHot(), GOOD), "of one-hot rows use argmax"),
+        ((TensorDataset(X, torch.eye(8)), GOOD), "for one-hot rows use argmax"),
+        ((OneHot(), GOOD), "for one-hot rows use argmax"),
     ],
 )
 def test_data_that_are_no_pairs_of_input_and_class_are_refused(data: Any, message: str) -> None:
@@ -438,17 +440,21 @@ def test_studies_of_objectives_can_be_reported(splits: ImageSplits, storage: Sto
     assert contrast.pairs == 4
 
 
+@pytest.mark.parametrize(
+    ("pruner", "last"),
+    [
+        (optuna.pruners.MedianPruner(n_startup_trials=1), False),
+        (optuna.pruners.SuccessiveHalvingPruner(), False),
+        (optuna.pruners.NopPruner(), True),
+    ],
+)
 def test_pairs_are_trials_that_the_pruner_cannot_stop(
-    splits: ImageSplits, storage: Storage
+    splits: ImageSplits, storage: Storage, pruner: optuna.pruners.BasePruner, last: bool
 ) -> None:
-    study = _study(
-        storage=storage.optuna,
-        study_name="own",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=1),
-    )
+    study = _study(storage=storage.optuna, study_name="own", pruner=pruner)
     study.optimize(_objective(splits, curves=storage.curves), n_trials=1)
     study.optimize(_objective(splits, curves=storage.curves, initial=2), n_trials=2)
-    assert [trial.paired for trial in read_run(storage, "own").trials] == [True, True, False]
+    assert [trial.paired for trial in read_run(storage, "own").trials] == [True, True, last]
 
 
 def test_trials_of_one_study_have_equally_many_evaluations() -> None:
@@ -480,6 +486,7 @@ def test_a_network_must_be_a_new_one_for_each_trial() -> None:
         ({"initial": -1}, "initial must be an integer of at least 0, got -1"),
         ({"seed": 1.5}, "seed must be an integer of at least 0, got 1.5"),
         ({"total": "much"}, "total budget must be a positive amount with a unit"),
+        ({"total": 3600}, "total budget must be a positive amount with a unit .* got 3600"),
         ({"portfolio": ["uniform"]}, "portfolio must be None for sampler 'mab', .* got .'uniform'"),
         ({"pilot": True, "sampler": "uniform"}, "pilot must be False for 'uniform', got True"),
         ({"pilot": True, "sampler": "auto"}, "pilot must be False for 'auto', got True"),
@@ -591,6 +598,81 @@ def test_a_race_in_optunas_own_loop_is_decided_after_ctrl_c(splits: ImageSplits)
         study.optimize(objective, n_trials=30)
     study.optimize(objective, n_trials=30)
     assert stored_choice(study) is not None
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["original", "twin"])
+def test_a_pair_that_ctrl_c_has_cut_off_in_optunas_own_loop_is_repeated(
+    splits: ImageSplits, at: int
+) -> None:
+    made = []
+
+    def network() -> nn.Module:
+        made.append(None)
+        if len(made) == at:
+            raise KeyboardInterrupt
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    objective = _objective(splits, model=network, pilot=True, initial=2)
+    study = _study()
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(objective, n_trials=9)
+    study.optimize(objective, n_trials=5)
+    complete = [one.user_attrs for one in study.trials if one.state.name == "COMPLETE"]
+    twins = [attrs[SLOT_KEY] for attrs in complete if TWIN_KEY in attrs]
+    originals = [attrs[SLOT_KEY] for attrs in complete if TWIN_KEY not in attrs]
+    assert sorted(twins) == [0, 1]
+    assert len(originals) == len({*originals})
+    assert {*originals} > {0, 1}
+
+
+def test_a_twin_is_trained_as_it_was_queued_by_an_objective_without_twins(
+    splits: ImageSplits,
+) -> None:
+    pairs, single = _objective(splits, pilot=True, initial=1), _objective(splits, initial=1)
+    whole, parts = _study(), _study()
+    whole.optimize(pairs, n_trials=2)
+    parts.optimize(pairs, n_trials=1)
+    parts.optimize(single, n_trials=1)
+    original, twin = parts.trials
+    assert twin.user_attrs[SAMPLER_KEY] == "uniform"
+    assert twin.intermediate_values == whole.trials[1].intermediate_values
+    assert twin.intermediate_values != original.intermediate_values
+    assert single(twin) == twin.value
+
+
+def test_a_retry_has_the_name_of_the_sampler_that_trains_it(splits: ImageSplits) -> None:
+    def network() -> nn.Module:
+        raise KeyboardInterrupt
+
+    study = _study()
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(_objective(splits, model=network), n_trials=1)
+    requeue(study, Plan.of(study))
+    study.optimize(_objective(splits, sampler="uniform"), n_trials=1)
+    assert [trial.user_attrs[SAMPLER_KEY] for trial in study.trials] == ["mab", "uniform"]
+    assert [trial.user_attrs[SLOT_KEY] for trial in study.trials] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("attrs", "words"),
+    [
+        (
+            {SAMPLER_KEY: "gradnorm"},
+            "portfolio must be one with the trial's sampler 'gradnorm', got uniform, .*hard_half",
+        ),
+        (
+            {SAMPLER_KEY: "easy_first", SLOT_KEY: 0, TWIN_KEY: 0},
+            "Trial 0 needs the study's record of examples for sampler 'curriculum': .* hpo-mab run",
+        ),
+    ],
+)
+def test_a_trial_of_a_sampler_that_cannot_be_used_here_is_refused(
+    splits: ImageSplits, attrs: dict[str, Any], words: str
+) -> None:
+    study = _study()
+    study.enqueue_trial({"lr": 0.1}, user_attrs=attrs)
+    with pytest.raises(ArgumentError, match=words):
+        study.optimize(_objective(splits, sampler="auto", trials=30), n_trials=1)
 
 
 def test_a_race_needs_a_number_of_trials(splits: ImageSplits) -> None:

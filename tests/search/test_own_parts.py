@@ -127,6 +127,13 @@ class First(BasePruner):
 
     def prune(self, study, trial):
         return trial.last_step == self.after
+
+
+class Named(First):
+    """Has options of the names that our pruner has."""
+
+    def __init__(self, *, reference: str, evidence: int, **options):
+        super().__init__(after=evidence, **options)
 '''
 
 
@@ -164,6 +171,19 @@ def test_everything_a_definition_names_may_be_the_users_own(storage: Storage, ti
     # And the record alone is enough to train a trial again.
     again = replay(storage, "study", 1)
     assert again.is_identical
+
+
+def test_options_of_the_users_own_pruner_may_have_any_name(storage: Storage, tiny: Make) -> None:
+    pruner = {"kind": "mine:Named", "reference": "a paper", "evidence": 2}
+    for trials in (1, 2):
+        spec = tiny(pruner=pruner, search={"initial": 1}, budget={"trials": trials})
+        run = _run(spec, storage, score=False).run
+    assert [(trial.state, len(trial.curve)) for trial in run.trials] == [
+        ("complete", 3),
+        ("pruned", 2),
+    ]
+    with pytest.raises(SpecError, match=r"pruner\.evidence must be an integer, got 'a file'"):
+        tiny(pruner={**pruner, "evidence": "a file"})
 
 
 def test_a_sampler_of_ours_that_is_the_users_own_gets_losses(

@@ -87,17 +87,6 @@ def test_an_interrupted_pilot_resumes_to_the_same(
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_more_trials_than_the_pilot_wait_for_its_last_twin(storage: Storage, tiny: Make) -> None:
-    sections = {**_PILOT, "budget": {"trials": 5, "epochs": 1, "evaluations": 3}}
-    spec = tiny(**sections, pruner={"kind": "advantage"})
-    run = StudyRunner(spec, storage).run(score=False).run
-    assert [trial.state for trial in run.trials[:8]] == ["complete"] * 8
-    twins = ["hpo_mab:twin_of" in trial.attrs for trial in run.trials]
-    assert twins == [False, True] * 4 + [False]
-    assert len(_twins(run)) == 4
-
-
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_uniform_studies_have_no_pilot(storage: Storage, tiny: Make) -> None:
     spec = tiny(**_PILOT, sampler={"kind": "uniform"}, pruner={"kind": "advantage"})
     runner = StudyRunner(spec, storage)

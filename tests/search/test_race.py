@@ -79,7 +79,7 @@ def test_samplers_that_use_the_record_enter_where_there_is_one(keeps: bool) -> N
 @pytest.mark.parametrize(
     ("entries", "error", "message"),
     [
-        (["mab"], ArgumentError, "must hold 'uniform', got mab"),
+        (["mab"], ArgumentError, "must hold 'uniform', .* without options, got mab"),
         (["uniform", "mab", {"kind": "mab", "floor": 0.1}], ArgumentError, "'mab' twice"),
         (["uniform", {"floor": 0.1}], ArgumentError, "an entry needs a kind"),
         (["uniform", {"kind": "mab", "name": "a/b"}], ArgumentError, "a name must be"),
@@ -103,7 +103,7 @@ def test_a_portfolio_that_cannot_race_is_refused(
 
 def test_an_option_of_a_portfolio_may_be_a_tuple() -> None:
     found = parse_portfolio(["uniform", {"kind": "mab", "prior": (2, 1)}])
-    assert found["mab"].options == {"prior": (2, 1)}
+    assert found["mab"].options == {"prior": [2, 1]}
 
 
 def test_only_auto_has_a_portfolio(tiny: Make) -> None:
@@ -428,6 +428,19 @@ def test_studies_of_one_objective_have_a_race_each() -> None:
     assert first.race.end(second) == 0
     first.race.advance(second, has_record=lambda: True)
     assert first.race.end(second) > 0
+
+
+def test_a_race_of_samplers_that_the_portfolio_lacks_is_refused() -> None:
+    study = optuna.create_study(direction="maximize")
+    Race(parse_portfolio(None), initial=10, trials=30).advance(study, has_record=lambda: True)
+    other = Race(parse_portfolio(["uniform", "mab"]), initial=10, trials=30)
+    for call in (
+        lambda: other.advance(study, has_record=None),
+        lambda: other.end(study),
+        lambda: other.needs_record(study),
+    ):
+        with pytest.raises(ArgumentError, match="one with 'easy_first', which races, got uniform"):
+            call()
 
 
 def test_a_race_that_no_sampler_can_win_ends_early() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.search._ranges import parse_value, ranges
+from hpo_mab.search._ranges import extremes, parse_value, ranges
 from hpo_mab.search._space import suggest
 
 
@@ -38,6 +40,14 @@ def test_the_items_of_a_prior_have_names() -> None:
     ]
     trial = optuna.trial.FixedTrial({"sampler.prior_alpha": 1.5, "sampler.prior_beta": 2})
     assert suggest(trial, "sampler.prior", value) == [1.5, 2]
+
+
+def test_a_list_of_many_ranges_has_few_extremes() -> None:
+    value = parse_value("x", [{"low": 1, "high": 8}] * 40)
+    assert list(itertools.islice(extremes(value), 3)) == [[1] * 40, [8] * 40]
+    value = parse_value("x", [{"choices": ["a", "b", "c"]}, {"low": 1, "high": 2}, 0.5])
+    assert list(extremes(value)) == [["a", 1, 0.5], ["b", 2, 0.5], ["c", 2, 0.5]]
+    assert list(extremes([])) == [[]]
 
 
 def test_a_choice_may_be_a_list() -> None:

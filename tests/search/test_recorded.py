@@ -1,3 +1,5 @@
+"""Trainings that another tuner starts, as trials of a study."""
+
 from __future__ import annotations
 
 import math

@@ -552,6 +552,37 @@ def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
     assert [point.averaged for point in curve] == [True, True, True, schedule == "constant"]
 
 
+class _Caching(nn.Linear):
+    """In evaluation mode it keeps a value of its weights until it is set to training mode."""
+
+    kept: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> Any:
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training or self.kept is None:
+            self.kept = 2 * self.weight
+        return x @ self.kept.T
+
+
+@pytest.mark.parametrize("average", [0.0, 0.2])
+def test_a_network_that_keeps_values_of_its_weights_is_evaluated_with_new_ones(
+    average: float,
+) -> None:
+    model, inputs = _Caching(4, 2), torch.randn(6, 4)
+    reporter = TrialReporter(
+        _study().ask(), model=model, average=average, budget_examples=40, evaluations=4
+    )
+    for _ in range(4):
+        _train(model, inputs)
+        reporter.step(10)
+        network = reporter.network
+        torch.testing.assert_close(network(inputs), 2 * inputs @ network.weight.T)
+        reporter.report(accuracy=0.5)
+
+
 @pytest.mark.parametrize(
     ("options", "read", "own", "averaged"),
     [
@@ -720,6 +751,33 @@ def test_another_number_of_evaluations_is_warned_of() -> None:
     study.optimize(objective, n_trials=1)
     with pytest.warns(UserWarning, match="evaluations is 4, of trial 0 it was 2"):
         study.optimize(objective, n_trials=1)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "warned"),
+    [
+        ((6 * 32, 6 * 50), False),  # Equal steps.
+        ((400, 416), False),  # Rounded to whole steps.
+        ((6 * 32, 12 * 50), True),
+    ],
+)
+def test_budgets_of_searched_batch_sizes_are_warned_of_where_they_differ(
+    budgets: tuple[int, int], warned: bool
+) -> None:
+    study = _study()
+    for size in (50, 32):
+        study.enqueue_trial({"batch_size": size})
+
+    def objective(trial: optuna.Trial) -> float:
+        size = trial.suggest_int("batch_size", 32, 50)
+        budget = budgets[size == 50]
+        reporter = TrialReporter(trial, budget_examples=budget, evaluations=1)
+        reporter.report(accuracy=0.5, examples=budget)
+        return reporter.accuracy
+
+    said = pytest.warns(UserWarning, match="budget_examples is 192, of trial 0 it was 600")
+    with said if warned else contextlib.nullcontext():
+        study.optimize(objective, n_trials=2)
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.search.ShortTrialWarning")

@@ -1,4 +1,4 @@
-"""Tests."""
+"""A study run to its end, continued, refused, or trained again from its record."""
 
 from __future__ import annotations
 
@@ -66,15 +66,6 @@ def test_the_first_configurations_are_equal_in_both_arms(storage: Storage, tiny:
         # Their batches differ.
         losses = ([point.train_loss for point in trial.curve] for trial in (one, other))
         assert next(losses) != next(losses)
-
-
-def test_same_seed_same_trials_bit_for_bit(storage: Storage, tiny: Make, essence: Essence) -> None:
-    spec = tiny(sampler={"kind": "mab", "loss_decay": {"low": 0.9, "high": 0.99}})
-    one, two = (
-        essence(StudyRunner(spec, storage).run(name, score=False).run) for name in ("one", "two")
-    )
-    assert one == two
-    assert one[0] != one[1]
 
 
 def test_more_trials_continue_the_study(storage: Storage, tiny: Make, essence: Essence) -> None:

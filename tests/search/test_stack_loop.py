@@ -434,36 +434,48 @@ def test_a_network_too_large_for_a_stack_is_trained_alone(
     assert outcome.loop_reasons == ("out of memory: 1 instead of 2 trials at a time",)
 
 
-def test_a_trial_alone_that_has_no_memory_next_to_a_stack_is_tried_again(
-    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("interrupted", "times"), [(False, 2), (True, 1)])
+def test_a_trial_alone_that_has_no_memory_next_to_a_stack_is_tried_again_once(
+    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch, interrupted: bool, times: int
 ) -> None:
-    train, begin, failures = Workload.training, StackLoop._train, iter([1])
+    train, begin = Workload.training, StackLoop._train
+    failures: list[BaseException] = [KeyboardInterrupt()] * interrupted
+    failures += [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")] * times
     begun: list[StackLoop] = []
+    seeds: list[int] = []
 
     def begins(loop: StackLoop) -> Any:
         begun.append(loop)
         return begin(loop)
 
-    def full(workload: Workload, *given: Any, **options: Any) -> Any:
-        if begun and next(failures, None) is not None:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-        return train(workload, *given, **options)
+    def full(workload: Workload, *given: Any, seed: int, **options: Any) -> Any:
+        # Always the same trial, known by its seed.
+        if begun and failures and seed in (seeds or [seed]):
+            seeds.append(seed)
+            raise failures.pop(0)
+        return train(workload, *given, seed=seed, **options)
 
     monkeypatch.setattr(StackLoop, "_train", begins)
     monkeypatch.setattr(Workload, "training", full)
-    outcome = tiny_runner(
+    # Its intervals take seconds.
+    monkeypatch.setattr("hpo_mab.search._race._evidence", lambda *_: None)
+    runner = tiny_runner(
         sampler={"kind": "auto", "portfolio": ["uniform", "gradnorm"]},
         search={"initial": 4},
-        budget={"trials": 12},
+        budget={"trials": 10, "epochs": None, "steps": 3, "evaluations": 1},
         training={"slots": 4},
         pruner={"kind": "none"},
-    ).run(score=False)
-    assert next(failures, None) is None
-    failed = [trial for trial in outcome.run.trials if trial.state == "fail"]
-    assert failed
-    assert all(trial.attrs[INTERRUPTED_KEY] for trial in failed)
-    twins = [trial for trial in outcome.run.trials if TWIN_KEY in trial.attrs]
-    assert {trial.state for trial in twins if trial not in failed} == {"complete"}
+    )
+    outcome = runner.run(score=False)
+    assert outcome.interrupted == interrupted
+    if interrupted:
+        outcome = runner.run(score=False)
+    assert not failures
+    own = [trial for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
+    twins = [trial for trial in own if TWIN_KEY in trial.attrs]
+    states = [trial.state for trial in twins]
+    assert (states.count("complete"), states.count("fail")) == ((5, 0) if times == 1 else (4, 1))
+    assert {trial.state for trial in own if trial not in twins} == {"complete"}
 
 
 def test_a_network_that_cannot_be_stacked_is_trained_alone(tiny_runner: Runner) -> None:
@@ -592,9 +604,15 @@ def test_a_probe_without_memory_halves_the_slots(
     objective = make_objective(tiny(), splits)
     objective.workload.device = torch.device("cuda")
     assert choose_slots(objective, most=32) == 8
+    assert not objective.loop_reasons
     assert choose_slots(objective, most=3) == 1
     room = 0
     assert choose_slots(objective, most=32) == 1
+    fails, full = objective.loop_reasons
+    alone = "trials are trained one at a time: "
+    why = f"{alone}measuring whether a stack is faster failed: RuntimeError: no stack ("
+    assert fails.startswith(f"{why}{Path(__file__).name}, line ")
+    assert full == f"{alone}no stack fits into memory"
 
 
 def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import RunOutcome, StudyRunner, StudySpec, _study, make_objective
-from hpo_mab.search._study import make_study
+from hpo_mab.search._study import check_reference, check_study, make_study
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, StoredDefinition, open_study, read_run, study_names
 
@@ -26,6 +26,78 @@ def test_a_race_keeps_the_record_it_was_made_with(storage: Storage, tiny: Make) 
     changed = tiny(sampler={"kind": "auto"}, training={"examples": False})
     with pytest.raises(StorageError, match=r"training.examples is True there and False here"):
         StudyRunner(changed, storage).run(score=False)
+
+
+_INTEGERS, _FLOATS = {"low": 1, "high": 3}, {"low": 1.0, "high": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [
+        ("lr", {"optimizer": {"lr": _INTEGERS}}, {"optimizer": {"lr": _FLOATS}}),
+        (
+            "sampler.prior_beta",
+            {"sampler": {"prior": [1, _INTEGERS]}},
+            {"sampler": {"prior": [1, _FLOATS]}},
+        ),
+    ],
+)
+def test_a_range_of_floats_is_another_one_than_of_integers(
+    storage: Storage, tiny: Make, name: str, before: dict[str, Any], now: dict[str, Any]
+) -> None:
+    StudyRunner(tiny(**before), storage).run("mine", score=False, launch=lambda *_: False)
+    check_study(storage, "mine", tiny(**before))
+    with pytest.raises(StorageError, match=rf"{name} is IntD.* there and FloatD.* here.*--name"):
+        check_study(storage, "mine", tiny(**now))
+
+
+_ADVANTAGE = {
+    "pruner": {"kind": "advantage", "reference": "other"},
+    "budget": {"early_validation": "all"},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": {"validation": 0.3}}, "data.validation = 0.3"),
+        ({"model": {"width": 8}}, "model.width = 8"),
+        ({"optimizer": {"lr": 0.1}}, "optimizer.lr = 0.1, but .* need { low = 0.01, high = 1.0,"),
+        ({"training": {"label_smoothing": 0.1}}, "training.label_smoothing = 0.1"),
+        ({"budget": {"evaluations": 2}}, "budget.evaluations = 2"),
+        ({"budget": {"early_validation": 5}}, "budget.early_validation = 5, .* need 'all'"),
+        ({"seed": 1}, "seed = 1, but pairs with this study need 0"),
+    ],
+)
+def test_a_reference_must_train_the_same_configuration_in_the_same_way(
+    storage: Storage, tiny: Make, change: dict[str, Any], words: str
+) -> None:
+    planned = {"other": tiny(sampler={"kind": "uniform"}, **change)}
+    with pytest.raises(ArgumentError, match=f"pruner.reference: study 'other' has {words}"):
+        check_reference(storage, tiny(**_ADVANTAGE), planned=planned)
+
+
+def test_a_reference_may_differ_in_what_decides_no_curve(storage: Storage, tiny: Make) -> None:
+    other = tiny(
+        sampler={"kind": "uniform"},
+        data={"root": "elsewhere"},
+        budget={"trials": 9, "total": "1h", "early_validation": "auto"},
+        search={"initial": 5},
+        training={"threads": 2, "slots": 2, "graph": False, "examples": False},
+        pruner={"kind": "none"},
+    )
+    check_reference(storage, tiny(**_ADVANTAGE), planned={"other": other})
+
+
+def test_a_reference_is_compared_with_the_part_that_auto_has_become(
+    storage: Storage, tiny: Make
+) -> None:
+    other = tiny(sampler={"kind": "uniform"}, budget={"trials": 1, "early_validation": 5})
+    StudyRunner(other, storage).run("other", score=False)
+    spec = tiny(pruner={"kind": "advantage", "reference": "other"})
+    with pytest.raises(ArgumentError, match=r"early_validation = 5, but .* need 'all'"):
+        StudyRunner(spec, storage).run("study", score=False)
+    assert "study" not in study_names(storage)
 
 
 def test_a_study_of_optuna_that_minimizes_is_not_taken(storage: Storage, tiny: Make) -> None:

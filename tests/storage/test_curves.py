@@ -144,6 +144,19 @@ def test_a_trial_with_the_id_of_a_deleted_one_has_no_curve(anywhere: Storage) ->
     assert anywhere.curves.spent(study._study_id) == (0, 0.0)
 
 
+def test_evaluations_of_a_deleted_trial_are_dropped(anywhere: Storage) -> None:
+    _make_trials(anywhere, 2)
+    optuna.delete_study(study_name="study", storage=anywhere.optuna)
+    # As a worker does that has not noticed it yet.
+    for restart in (True, False):
+        _extend(anywhere.curves, 2, [_evaluation(1)], restart=restart)
+    study = _make_trials(anywhere, 2)
+    ids = [trial._trial_id for trial in study.get_trials()]
+    assert anywhere.curves.load(ids) == {}
+    with anywhere.optuna.engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM hpo_mab_curves")) == 0
+
+
 def test_a_copy_in_the_same_database_has_the_curves(anywhere: Storage) -> None:
     study = _make_trials(anywhere, 2)
     _extend(anywhere.curves, 1, [_evaluation(1), _evaluation(2)])

@@ -168,7 +168,10 @@ def test_sums_of_a_deleted_study_are_dropped(anywhere: Storage) -> None:
     assert anywhere.examples.load(_study(anywhere, "two")) is None
 
 
-def test_a_copy_by_optuna_gets_its_own_record_at_the_first_sums(anywhere: Storage) -> None:
+@pytest.mark.parametrize("continued", ["one", "two"])
+def test_a_copy_by_optuna_and_its_original_have_separate_records_from_the_next_sums(
+    anywhere: Storage, continued: str
+) -> None:
     study = _study(anywhere)
     for seed in range(2):
         anywhere.examples.add(study, _counts(seed), total=50, labels="abc")
@@ -181,8 +184,9 @@ def test_a_copy_by_optuna_gets_its_own_record_at_the_first_sums(anywhere: Storag
     )
     copy = optuna.load_study(study_name="two", storage=anywhere.optuna)._study_id
     assert _load(anywhere, copy).trials == 2
-    anywhere.examples.add(copy, _counts(2), total=50, labels="abc")
-    assert (_load(anywhere, study).trials, _load(anywhere, copy).trials) == (2, 3)
-    frozen = anywhere.examples.frozen(copy)
+    longer, other = (study, copy) if continued == "one" else (copy, study)
+    anywhere.examples.add(longer, _counts(2), total=50, labels="abc")
+    assert (_load(anywhere, longer).trials, _load(anywhere, other).trials) == (3, 2)
+    frozen = anywhere.examples.frozen(longer)
     assert frozen is not None
     assert frozen.trials == 2

@@ -1,16 +1,28 @@
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 
 from hpo_mab._errors import StorageError, UnknownNameError
-from hpo_mab.search import TrialReporter
-from hpo_mab.storage import Storage, files_folder, open_study, read_run, study_names
+from hpo_mab.search import StudySpec, TrialReporter
+from hpo_mab.search._study import make_study
+from hpo_mab.storage import (
+    Storage,
+    StoredDefinition,
+    files_folder,
+    open_study,
+    read_run,
+    study_names,
+)
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -21,6 +33,19 @@ def test_a_bare_path_is_an_sqlite_file(tmp_path: Path, kind: type) -> None:
     assert (tmp_path / "studies.db").exists()
     assert study_names(storage) == ()
     storage.close()
+
+
+def test_a_study_in_memory_outlives_the_storage_it_was_made_with() -> None:
+    storage = Storage(":memory:")
+    kept = storage.optuna
+    study = optuna.create_study(storage=kept)
+    del storage
+    gc.collect()
+    # SQLAlchemy closes connections in memory once more than five threads have one.
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=12)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12
+    kept.remove_session()
+    kept.engine.dispose()
 
 
 def test_a_uri_is_refused() -> None:
@@ -78,6 +103,16 @@ def test_a_database_that_cannot_be_reached_keeps_its_password(url: str) -> None:
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
+@pytest.mark.parametrize("part", ["er2", "/er2", "?er2", "er2/", "er2?"])
+def test_a_password_with_an_at_sign_is_refused_and_no_part_of_it_is_shown(part: str) -> None:
+    with pytest.raises(StorageError, match="write %40") as caught:
+        Storage(f"postgresql://me:hunt@{part}@127.0.0.1:1/db")
+    assert "hunt" not in str(caught.value)
+    assert "er2" not in str(caught.value)
+    # A user's name may have one, which is no part of a password.
+    assert Storage("postgresql://me@server:hunter2@127.0.0.1:1/db").url.host == "127.0.0.1"
+
+
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("not a database, certainly not one" * 40)
@@ -97,11 +132,56 @@ def test_an_unknown_study_offers_the_nearest(tmp_path: Path) -> None:
     storage.close()
 
 
-def test_braces_and_percent_signs_in_a_path_are_plain_letters(tmp_path: Path) -> None:
-    path = tmp_path / "odd {name} 50%.db"
-    storage = Storage(f"sqlite:///{path}")
+def test_names_that_differ_in_capitals_only_are_other_names(
+    anywhere: Storage, quick: Callable[..., StudySpec]
+) -> None:
+    spec, name = quick(), "Digits"
+    definition = StoredDefinition(
+        arm="uniform", seed=0, trial_examples=1, epoch_examples=1, spec={}, environment={}
+    )
+    made = make_study(anywhere, name, spec, definition)
+    assert open_study(anywhere, name).study_name == made.study_name
+    with pytest.raises(UnknownNameError, match="Did you mean 'Digits'"):
+        open_study(anywhere, "digits")
+    if anywhere.optuna.engine.dialect.name == "mysql":
+        with pytest.raises(StorageError, match="differs from 'digits' in capitals or accents only"):
+            make_study(anywhere, "digits", spec, definition)
+
+
+def test_names_are_read_by_one_statement_without_attributes(
+    storage: Storage, statements_of: Callable[[sa.Engine], list[str]]
+) -> None:
+    for name in ("two", "one"):
+        optuna.create_study(study_name=name, storage=storage.optuna).set_user_attr("a", 1)
+    statements = statements_of(storage.optuna.engine)
+    assert study_names(storage) == ("two", "one")
+    (statement,) = statements
+    assert "attributes" not in statement
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("odd {name} 50%.db", "sqlite:///"),
+        ("odd {name} 50%20.db", ""),
+        ("odd?mode=ro", ""),
+    ],
+)
+def test_odd_signs_in_a_path_are_plain_letters(tmp_path: Path, name: str, prefix: str) -> None:
+    storage = Storage(f"{prefix}{tmp_path / name}")
     assert storage.curves.load([1]) == {}
-    assert path.exists()
+    assert (tmp_path / name).exists()
+    storage.close()
+
+
+@pytest.mark.parametrize(("query", "seconds"), [("", "10"), ("&connect_timeout=30", "30")])
+def test_a_server_is_waited_for_ten_seconds_or_as_the_url_says(
+    postgres_url: str, query: str, seconds: str
+) -> None:
+    storage = Storage(postgres_url + query)
+    with storage.optuna.engine.connect() as connection:
+        driver: Any = connection.connection.dbapi_connection
+        assert driver.info.get_parameters()["connect_timeout"] == seconds
     storage.close()
 
 
@@ -153,13 +233,20 @@ def test_a_database_in_a_folder_that_may_not_be_written_is_read(
         # The commits are then in the file, otherwise in its journal.
         storage.close()
     files = sorted(tmp_path.iterdir())
-    # Root may write everywhere.
-    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
-    shared = Storage(str(tmp_path / "studies.db"), create=False)
-    assert study_names(shared) == ("own",)
-    assert read_run(shared, "own") == written
-    assert len(written.trials[0].curve) == 1
-    with pytest.raises(StorageInternalError):
-        open_study(shared, "own").set_user_attr("a", 1)
-    assert sorted(tmp_path.iterdir()) == files
+    with monkeypatch.context() as patch:
+        # Root may write everywhere.
+        patch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+        shared = Storage(str(tmp_path / "studies.db"), create=False)
+        assert study_names(shared) == ("own",)
+        assert read_run(shared, "own") == written
+        assert len(written.trials[0].curve) == 1
+        with pytest.raises(StorageInternalError):
+            open_study(shared, "own").set_user_attr("a", 1)
+        assert sorted(tmp_path.iterdir()) == files
+    # Who may write there does so later.
+    optuna.create_study(study_name="later", storage=storage.optuna)
+    storage.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+        assert study_names(shared) == ("own", "later")
     shared.close()

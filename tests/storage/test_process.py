@@ -1,4 +1,4 @@
-"""Tests."""
+"""Names of processes, heartbeats, and locks on every database."""
 
 from __future__ import annotations
 
@@ -104,26 +104,6 @@ def pair(database_url: str) -> Iterator[tuple[Storage, Storage]]:
         storage.close()
 
 
-def test_one_holds_a_lock_and_the_other_waits(pair: tuple[Storage, Storage]) -> None:
-    one, other = pair
-    other.curves  # noqa: B018 - opened before the lock is held
-    entered, events = threading.Event(), []
-
-    def wait() -> None:
-        with other.lock("study"):
-            events.append("second")
-            entered.set()
-
-    with one.lock("study"):
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        assert not entered.wait(0.3)
-        events.append("first")
-    assert entered.wait(120)
-    waiting.join()
-    assert events == ["first", "second"]
-
-
 def test_too_long_a_wait_is_an_error(
     pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +139,7 @@ def test_a_missing_role_is_not_taken_for_a_missing_database() -> None:
     certificate = 'root certificate file "/root/.postgresql/root.crt" does not exist'
     assert "sslrootcert" in _process.diagnose(Exception(certificate))
     assert "createdb" in _process.diagnose(Exception('FATAL:  database "mine" does not exist'))
+    assert "GRANT CREATE" in _process.diagnose(Exception("permission denied for schema public"))
     # As of a MySQL connection that the server has closed.
     assert _process.diagnose(ConnectionError(0, "")).endswith(".")
     assert _process.diagnose(RuntimeError(0, "")) == "RuntimeError without a message."

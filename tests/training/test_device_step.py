@@ -19,6 +19,7 @@ from hpo_mab.samplers import MABSampler, UniformSampler
 from hpo_mab.samplers._feedback import Draw
 from hpo_mab.training import DeviceBatches, DeviceSweep, LoaderBatches
 from hpo_mab.training._batches import LossMeter, TimedSampler
+from hpo_mab.training._captured import WARM_UP_CALLS
 from hpo_mab.training._device import release_memory
 from hpo_mab.training._device_step import DeviceStep, _move_learning_rates
 
@@ -167,6 +168,36 @@ def test_a_subclass_of_the_bandit_draws_outside_of_the_graph(splits: ImageSplits
     sampler = _Early(splits.train.labels, batch_size=32, seed=0, **known)
     assert sampler.graph_generator is not None
     assert not sampler.capturable
+
+
+class _Cooling(torch.nn.Linear):
+    """Divides by a number that grows, or by a constant; notes the size of its input."""
+
+    def __init__(self, growth: float) -> None:
+        super().__init__(64, 10)
+        self.temperature, self.growth = 1.0, growth
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.temperature += self.growth
+        self.size = inputs.shape[-1]
+        return super().forward(inputs.flatten(1)) / self.temperature
+
+
+@pytest.mark.parametrize("growth", [0.0, 0.1])
+def test_a_network_that_counts_in_python_is_not_captured(
+    splits: ImageSplits, growth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = _Parts(splits, "cpu", kind="uniform")
+    parts.model = _Cooling(growth)
+    step = parts.step()
+    # As on CUDA.
+    captures: list[int] = []
+    monkeypatch.setattr(step._step, "_may_capture", True)
+    monkeypatch.setattr(step._step, "_try_capture", lambda *_: captures.append(1))
+    for number in range(1, WARM_UP_CALLS + 2):
+        step(step=number)
+    reason = "the network changes a number that it keeps in Python"
+    assert (step.reason, captures) == ((reason, []) if growth else (None, [1]))
 
 
 def test_a_loader_has_no_device_step(splits: ImageSplits) -> None:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import Normalization, load, split
 from hpo_mab.training import DeviceSweep, LoaderSweep, evaluate
 from hpo_mab.training._evaluate import examples_at_once
@@ -57,9 +58,63 @@ def test_a_network_of_half_precision_is_evaluated_as_it_is_trained() -> None:
     assert math.isfinite(loss)
 
 
+class _Keeping(nn.Linear):
+    """Scales its outputs by their mean in the last evaluation."""
+
+    scale = torch.ones(2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = super().forward(inputs)
+        if not self.training:
+            self.scale = outputs.mean(dim=0)
+        return outputs * self.scale
+
+
+def test_a_training_step_may_use_what_a_network_kept_in_an_evaluation() -> None:
+    network = _Keeping(3, 2)
+    batches = [(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))]
+    evaluate(network, batches)
+    network(torch.ones(4, 3)).sum().backward()
+    assert torch.equal(network.bias.grad, 4 * network.scale)
+
+
+class _Caching(nn.Linear):
+    """In evaluation mode it keeps a value of its weights, like the attention biases of LeViT."""
+
+    kept: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> Any:
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.kept = 2 * self.weight if self.kept is None else self.kept
+        return inputs @ self.kept.T
+
+
+def test_values_that_a_network_keeps_of_its_weights_are_not_used_for_others() -> None:
+    network = _Caching(3, 2, bias=False).eval()
+    batches = [(torch.eye(3), torch.tensor([0, 1, 0]))]
+    _, loss = evaluate(network, batches)
+    network(torch.eye(3))
+    with torch.no_grad():
+        network.weight.mul_(-1)
+    _, other = evaluate(network, batches)
+    assert other != loss
+    assert not network.training
+    with torch.no_grad():
+        network.weight.mul_(-1)
+    assert torch.equal(network(torch.eye(3)), 2 * network.weight.T)
+
+
 def test_no_batches_are_an_error() -> None:
     with pytest.raises(ArgumentError, match="at least one batch at each pass, got none"):
         evaluate(nn.Linear(2, 2), [])
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="Unknown precision 'bf16'"):
+        evaluate(nn.Linear(2, 2), [], precision="bf16")
 
 
 def test_the_highest_label_is_known_without_the_device() -> None:

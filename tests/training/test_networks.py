@@ -41,7 +41,7 @@ def _start(
     stack: StackedTrainer, slot: int, make: Make, sampler: BatchSampler, **changes: Any
 ) -> None:
     options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
-    arguments = {"steps": 10, "evaluations": 2, "average": 0.2, "optimizer": options}
+    arguments = {"steps": 10, "evaluations": 2, "average": 0.5, "optimizer": options}
     stack.start(slot, _network(make), sampler=sampler, **arguments | changes)
 
 
@@ -67,10 +67,12 @@ class _Own(nn.Module):
         self.norm = nn.BatchNorm1d(16)
         self.same_norm = self.norm
         self.last = nn.Linear(16, 10)
+        self.unused = nn.Linear(16, 16)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("scale", torch.ones(()), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        self.size = inputs.shape[-1]
         if self.training:
             self.calls += 1
         hidden = self.norm(self.one(self.frozen(inputs.flatten(1)).relu()))
@@ -78,17 +80,17 @@ class _Own(nn.Module):
         return outputs
 
 
-def _alone(parts: Parts, make: Make) -> tuple[nn.Module, list[float]]:
+def _alone(parts: Parts, make: Make, kind: str = "uniform") -> tuple[nn.Module, list[float]]:
     network = _network(make)
     run = Training(
         network,
-        sampler=_sampler(parts),
+        sampler=_sampler(parts, kind),
         optimizer=training.create_optimizer(
             "sgd", network.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01
         ),
         steps=10,
         evaluations=2,
-        average=0.2,
+        average=0.5,
         **parts,
     )
     return network, [point.loss for point in run]
@@ -103,13 +105,25 @@ def test_a_network_with_frozen_and_shared_parts_trains_as_alone(parts: Parts) ->
     assert list(found) == list(expected)
     _Own().load_state_dict(found)
     for name, tensor in expected.items():
+        if name.startswith("unused"):
+            continue  # Only on a stack do they decay.
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
     assert torch.equal(found["frozen.weight"], _network(_Own).state_dict()["frozen.weight"])
 
 
-def test_frozen_weights_are_cast_to_half_precision(parts: Parts) -> None:
-    stack = StackedTrainer(_Own(), slots=1, batch_size=BATCH, precision="bfloat16", **parts)
-    _start(stack, 0, _Own, _sampler(parts))
+@pytest.mark.parametrize(("kind", "evaluations"), [("contextual", 2), ("uniform", 10)])
+def test_a_network_may_note_the_size_of_its_input(
+    parts: Parts, kind: str, evaluations: int
+) -> None:
+    stack = _stack(parts, _Own)
+    _start(stack, 0, _Own, _sampler(parts, kind), evaluations=evaluations)
+    assert len(_train(stack)[0]) == evaluations
+
+
+@pytest.mark.parametrize("make", [_Own, lambda: _Own().bfloat16()], ids=["float32", "bfloat16"])
+def test_weights_are_cast_to_half_precision(parts: Parts, make: Make) -> None:
+    stack = StackedTrainer(make(), slots=1, batch_size=BATCH, precision="bfloat16", **parts)
+    _start(stack, 0, make, _sampler(parts))
     assert len(_train(stack)[0]) == 2
 
 
@@ -125,8 +139,80 @@ def test_a_network_that_returns_no_tensor_is_named(parts: Parts) -> None:
     stack = _stack(parts, _tuple)
     _start(stack, 0, _tuple, _sampler(parts))
     for train in (stack.advance, lambda: _alone(parts, _tuple)):
-        with pytest.raises(ArgumentError, match=r"logits must be a tensor \[B, C\], got tuple"):
+        with pytest.raises(ArgumentError, match=r"logits must be a tensor \[B, C\] .*, got tuple"):
             train()
+
+
+class _Caching(nn.Linear):
+    """In evaluation mode it keeps a value of its weights, like the attention biases of LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 10)
+        self.kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Any:
+        if mode:
+            self.kept = None
+        return super().train(mode)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = 2 * self.weight
+        if not self.training:
+            self.kept = weight = weight if self.kept is None else self.kept
+        return inputs.flatten(1) @ weight.T + self.bias
+
+
+@pytest.mark.parametrize("kind", ["uniform", "hard_mining"])
+def test_a_network_that_keeps_values_of_its_weights_is_evaluated_with_new_ones(
+    parts: Parts, kind: str
+) -> None:
+    _, losses = _alone(parts, _Caching, kind)
+    stack = _stack(parts, _Caching)
+    _start(stack, 1, _Caching, _sampler(parts, kind))
+    assert _train(stack)[1] == pytest.approx(losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("evaluations", [2, 10])
+def test_a_network_that_counts_in_python_is_refused(parts: Parts, evaluations: int) -> None:
+    class Cooling(nn.Linear):
+        temperature = 2.0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.temperature *= 0.99
+            return super().forward(inputs.flatten(1)) / self.temperature
+
+    def make() -> nn.Module:
+        return Cooling(64, 10)
+
+    stack = _stack(parts, make)
+    _start(stack, 0, make, _sampler(parts), evaluations=evaluations)
+    with pytest.raises(RuntimeError, match="changes a number that it keeps in Python"):
+        _train(stack)
+
+
+class _Spectrum(nn.Linear):
+    """Has complex weights; ``real`` tells whether its outputs are real."""
+
+    def __init__(self, *, real: bool) -> None:
+        super().__init__(64, 10, dtype=torch.cfloat)
+        self.real = real
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = super().forward(inputs.flatten(1).to(torch.cfloat))
+        return outputs.abs() if self.real else outputs
+
+
+def test_complex_weights_train_alone(parts: Parts) -> None:
+    with pytest.raises(ArgumentError, match="model must have real weights on a stack"):
+        _stack(parts, lambda: _Spectrum(real=True))
+    network, losses = _alone(parts, lambda: _Spectrum(real=True))
+    assert len(losses) == 2
+    assert network.weight.is_complex()  # type: ignore[operator]
+
+
+def test_complex_logits_are_refused(parts: Parts) -> None:
+    with pytest.raises(ArgumentError, match=r"of real numbers, got shape \[32, 10\] of torch.com"):
+        _alone(parts, lambda: _Spectrum(real=False))
 
 
 def _untrained() -> nn.Module:
@@ -137,11 +223,16 @@ def _lazy() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 
 
+def _lazy_statistics() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyBatchNorm1d(affine=False), nn.Linear(64, 10))
+
+
 @pytest.mark.parametrize(
     ("network", "words"),
     [
         (_untrained, "model must have a parameter that requires a grad"),
         (_lazy, r"model must have initialised weights, but '1\.weight' of a lazy module is not"),
+        (_lazy_statistics, r"but '1\.running_mean' of a lazy module is not"),
     ],
 )
 def test_a_network_that_cannot_be_trained_is_refused(
@@ -167,9 +258,16 @@ def test_networks_of_another_kind_are_refused(parts: Parts) -> None:
         network[1].requires_grad_(False)  # type: ignore[index]
         return network
 
-    for make in (with_buffer, frozen):
-        for one, other in ((_plain, make), (make, _plain)):
-            with pytest.raises(ArgumentError, match="model must have the parameters"):
+    def dropped(share: float) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(share), nn.Linear(64, 10))
+
+    for make, plain in (
+        (with_buffer, _plain),
+        (frozen, _plain),
+        (lambda: dropped(0.1), lambda: dropped(0.5)),
+    ):
+        for one, other in ((plain, make), (make, plain)):
+            with pytest.raises(ArgumentError, match="model must have the layers, parameters"):
                 _start(_stack(parts, one), 0, other, _sampler(parts))
 
 

@@ -5,6 +5,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -96,9 +97,39 @@ def test_an_optimizer_can_be_pickled() -> None:
     assert copied.param_groups[0]["lr"] == 0.3
 
 
-def test_complex_weights_have_no_fused_form() -> None:
-    (group,) = create_optimizer("sgd", [Parameter(torch.ones(2, dtype=torch.cfloat))]).param_groups
-    assert not group["fused"]
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Parameter(torch.ones(2, dtype=torch.cfloat)),
+        # On a CPU; some versions of torch do not write these.
+        lambda: Parameter(torch.ones(2, dtype=torch.bfloat16)),
+        lambda: Parameter(torch.ones(2, dtype=torch.float16)),
+        lambda: Parameter(torch.ones(4, 3, 3, 3)[:, :1]),
+    ],
+    ids=["complex", "bfloat16", "float16", "part of a tensor"],
+)
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_weights_that_have_no_fused_form(name: str, make: Callable[[], Parameter]) -> None:
+    assert not create_optimizer(name, [make()]).param_groups[0]["fused"]
+
+
+def test_a_convolution_with_a_part_of_its_weights_is_trained_as_by_torch() -> None:
+    # As some do for grey images.
+    layers = [torch.nn.Conv2d(3, 4, 3, bias=False) for _ in range(2)]
+    before = layers[0].weight.detach().clone()
+    whole = [before.clone() for _ in layers]
+    own, theirs = parts = [Parameter(each[:, :1]) for each in whole]
+    for layer, weight in zip(layers, parts, strict=True):
+        layer.weight = weight
+    ours = create_optimizer("sgd", [own], lr=0.1, momentum=0.9)
+    optimizers = (ours, torch.optim.SGD([theirs], lr=0.1, momentum=0.9))
+    for layer, optimizer in zip(layers, optimizers, strict=True):
+        for _ in range(2):
+            optimizer.zero_grad()
+            layer(torch.ones(2, 1, 5, 5)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(own, theirs)
+    assert torch.equal(whole[0][:, 1:], before[:, 1:])
 
 
 def test_the_compiler_of_torch_is_not_imported() -> None:

@@ -422,7 +422,7 @@ def test_bandits_continue_on_a_stack_whose_first_one_remembers_more_or_less(
     short = {**state["tensors"]}
     for name in ("bandits.window_arms", "bandits.window_rewards"):
         short[name] = short[name][:, :29]
-    with pytest.raises(ArgumentError, match="other networks"):
+    with pytest.raises(ArgumentError, match="another network"):
         task.stack(1).start(0, task.network(5), state={**state, "tensors": short}, **own)
 
 
@@ -449,7 +449,7 @@ def test_a_state_that_does_not_fit_is_refused(splits: ImageSplits) -> None:
     stack.stop(1)
     for message, changes in (
         ("at other steps", {"steps": 40}),
-        ("other networks", {"sampler": task.sampler("mab", 0)}),
+        ("another network", {"sampler": task.sampler("mab", 0)}),
         ("labels|seed", {"sampler": task.sampler("uniform", 1)}),
     ):
         options: dict[str, Any] = {"sampler": task.sampler("uniform", 0), "steps": 20}

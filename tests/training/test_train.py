@@ -1,3 +1,5 @@
+"""One training: its curve, clock, sampler and end."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

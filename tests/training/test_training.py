@@ -1,5 +1,8 @@
+"""A training that is stopped, continued, or goes beyond its budget."""
+
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,13 +38,14 @@ def start(splits: ImageSplits) -> Start:
         loader: int | None = None,
         optimizer: str = "sgd",
         knobs: dict[str, Any] | None = None,
+        network: Callable[[], nn.Module] | None = None,
         **changes: Any,
     ) -> Training:
         torch.manual_seed(0)
         normalization = Normalization(splits.mean, splits.std)
-        model = models.create(
-            "small_cnn", in_channels=1, num_classes=10, image_size=8, width=8, dropout=0.1
-        )
+        shape = {"in_channels": 1, "num_classes": 10, "image_size": 8, "width": 8}
+        small = functools.partial(models.create, "small_cnn", **shape, dropout=0.1)
+        model = (network or small)()
         labels = splits.train.labels
         batches: Any = DeviceBatches(
             splits.train,
@@ -65,11 +69,41 @@ def start(splits: ImageSplits) -> Start:
     return make
 
 
+class _Counting(nn.Linear):
+    """Its state does not hold the number of batches that it uses."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 10)
+        self.register_buffer("batches", torch.ones(()), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.batches += 1
+        return super().forward(images.flatten(1)) / self.batches.sqrt()
+
+
+class _Growing(_Counting):
+    """Makes a buffer at its first batch, and one that becomes longer with each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.zeros(1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            if not hasattr(self, "first"):
+                self.register_buffer("first", images.mean(), persistent=False)
+            self.means = torch.cat([self.means, images.mean()[None]])
+        return super().forward(images) * (1 + self.first) + self.means.sum()
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"kind": "mab"},
         {"kind": "uniform"},
+        {"kind": "uniform", "network": _Counting},
+        {"kind": "uniform", "network": _Growing},
         {"kind": "gradnorm", "optimizer": "adamw"},
         {"kind": "mab", "loader": 0},
         {"kind": "mab", "average": 0.2},
@@ -104,6 +138,7 @@ def test_a_resumed_training_equals_one_never_stopped(
     # The seconds continue from the state's.
     assert again[2].seconds > part[1].seconds
     assert again[2].sampler_seconds > part[1].sampler_seconds
+    assert resumed.model.state_dict().keys() == whole.model.state_dict().keys()
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
 

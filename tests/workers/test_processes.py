@@ -92,13 +92,6 @@ def test_a_worker_that_dies_is_replaced(run: Callable[..., bool]) -> None:
     ]  # fmt: skip
 
 
-def test_workers_that_only_die_are_not_replaced_for_ever(run: Callable[..., bool]) -> None:
-    with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
-        assert run(*[-11] * 100) is False
-    # Two, and three times as many that replace them.
-    assert len(Script.started) == 8
-
-
 def test_a_worker_that_is_just_replaced_is_waited_for(
     run: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,7 @@
-"""Run with ``pytest -m ray``: starting a cluster takes longer than all other tests together."""
+"""Workers on a Ray cluster.
+
+``pytest -m ray`` runs the tests that start one, which takes longer than all others together.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,96 @@ import signal
 import sys
 import threading
 import time
+import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
-from hpo_mab.search import StudyRunner
+from hpo_mab.search import StudyFailedError, StudyRunner
 from hpo_mab.storage import Storage
 from hpo_mab.workers import RayLauncher, WorkerWarning, _ray
 
 PASSWORD = "hunter2ever"
 _ME = str(os.getpid())
 
-pytestmark = [
-    pytest.mark.ray,
+
+def on_a_cluster(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that starts a cluster."""
     # Ray's own threads, sockets and deprecations.
-    pytest.mark.filterwarnings("default"),
-]
+    return pytest.mark.ray(pytest.mark.filterwarnings("default")(test))
+
+
+class _RayError(Exception):
+    """Ray's error of a task."""
+
+
+class _Ended:
+    """Ray as far as the launcher uses it. Each task has ended: with a result, or with an error."""
+
+    exceptions = types.SimpleNamespace(RayError=_RayError)
+
+    def __init__(self, *ends: bool | _RayError) -> None:
+        self._ends = iter(ends)
+        #: What each task was given.
+        self.given: list[dict[str, Any]] = []
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 8.0}}]
+
+    def remote(self, **options: Any) -> Callable[..., Any]:
+        return lambda work: types.SimpleNamespace(remote=self._start)
+
+    def _start(self, *arguments: str, **given: Any) -> bool | _RayError:
+        self.given.append(given)
+        return next(self._ends)
+
+    def wait(self, tasks: list[Any], *, timeout: float) -> tuple[list[Any], list[Any]]:
+        return tasks[:1], tasks[1:]
+
+    def get(self, task: bool | _RayError) -> bool:
+        if isinstance(task, _RayError):
+            raise task
+        return task
+
+
+def _launch(monkeypatch: pytest.MonkeyPatch, ray: _Ended, **options: Any) -> bool:
+    """Launches two workers."""
+    monkeypatch.setattr(_ray, "_import_ray", lambda: ray)
+    given = {"workers": 2, "data_root": "data", **options}
+    launcher = RayLauncher(Storage("postgresql://host/studies"), **given)
+    return launcher(optuna.create_study(), None, lambda on_trial: False)
+
+
+@pytest.mark.parametrize("ends", [(_RayError("no\ndisk"), False), (False, _RayError("no\ndisk"))])
+def test_a_worker_that_ends_with_an_error_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, ends: tuple[bool | _RayError, ...]
+) -> None:
+    with pytest.warns(WorkerWarning, match="A worker has ended early: disk"):
+        assert not _launch(monkeypatch, _Ended(*ends))
+
+
+def test_workers_that_all_end_with_errors_fail_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StudyFailedError, match="no space"):
+        _launch(monkeypatch, _Ended(_RayError("no disk"), _RayError("no space")))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "taken"),
+    [("auto", 0.0, "cpu"), ("auto", 0.5, "auto"), ("cuda", 0.0, "cuda"), (None, 0.0, None)],
+)
+def test_workers_without_a_gpu_of_their_own_train_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, gpus: float, taken: str | None
+) -> None:
+    ray = _Ended(False, False)
+    assert not _launch(monkeypatch, ray, device=device, gpus_per_worker=gpus)
+    assert [one["device"] for one in ray.given] == [taken] * 2
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +120,7 @@ def cluster() -> Iterator[Any]:
         started.shutdown()
 
 
+@on_a_cluster
 def test_two_nodes_finish_a_study_together(
     cluster: Any,
     quick: Any,
@@ -116,6 +190,7 @@ def _holds_no_password(cluster: Any) -> None:
         assert PASSWORD not in repr(state.list_tasks(detail=True))
 
 
+@on_a_cluster
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.usefixtures("python_handler")
 def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
@@ -167,6 +242,7 @@ def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
         time.sleep(0.05)
 
 
+@on_a_cluster
 def test_workers_that_no_node_can_take_are_announced(
     cluster: Any, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

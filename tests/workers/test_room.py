@@ -10,7 +10,7 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab.workers import later_devices, room, worker_devices
 
 
-def test_cuda_devices_are_assigned_round_robin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_has_a_cuda_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert worker_devices(2) == ("cuda:0", "cuda:1")

@@ -28,7 +28,7 @@ from hpo_mab.compare.figures._style import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from hpo_mab.storage import StudyRun
+    from hpo_mab.storage import StudyRun, TrialRun
 
 Metric = Literal["accuracy", "train_loss"]
 Axis = Literal["examples", "steps"]
@@ -92,9 +92,18 @@ def learning_curves(
         )
         if kept:
             add_line(made, at, value, name=arm, arms=arms, mode="lines+markers")
+    if any(trial.state == "pruned" for run in runs for trial in _drawn(run)):
+        explain(made, "stopped trials count up to their last evaluation")
     if metric == "accuracy" and made.data:
         explain(made, f"accuracy of {weights_evaluated(runs)}")
     return note_if_empty(made, "No trial has been evaluated yet.")
+
+
+def _drawn(run: StudyRun) -> list[TrialRun]:
+    """Trials whose curves are averaged: the paired ones, all if there are none."""
+    usable = [trial for trial in run.once if trial.state != "fail" and trial.curve]
+    # Later configurations differ between arms, so their curves cannot be compared.
+    return [trial for trial in usable if trial.paired] or usable
 
 
 def _mean_points(
@@ -104,11 +113,8 @@ def _mean_points(
     positions: dict[int, list[float]] = {}
     values: dict[int, list[float]] = {}
     for run in runs:
-        usable = [trial for trial in run.once if trial.state != "fail" and trial.curve]
-        # Later configurations differ between arms, so their curves cannot be compared.
-        shared = [trial for trial in usable if trial.paired] or usable
         seen: dict[int, list[float]] = {}
-        for evaluation in (evaluation for trial in shared for evaluation in trial.curve):
+        for evaluation in (evaluation for trial in _drawn(run) for evaluation in trial.curve):
             positions.setdefault(evaluation.index, []).append(float(getattr(evaluation, against)))
             seen.setdefault(evaluation.index, []).append(float(getattr(evaluation, metric)))
         # Trials of one seed are not independent, so each seed gives one value.
@@ -275,6 +281,8 @@ def _add_estimates(
     censored = np.asarray([estimate.censored for estimate in estimates])
     # A censored value is drawn as a triangle, which shows the open end already.
     opens = np.isposinf(high) & np.isfinite(value) & ~censored
+    # Where nothing was measured, the ends are those of all possible values.
+    low, high = (np.where(np.isfinite(value), end, np.nan) for end in (low, high))
     if ceiling is not None:
         high = np.minimum(high, np.asarray(ceiling))
         low = np.maximum(low, 0.0)

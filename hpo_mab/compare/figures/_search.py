@@ -94,7 +94,7 @@ def anytime_incumbent(
             )
         # Steps: an incumbent stays until the next one is found.
         add_line(made, spent, np.median(values, axis=0), name=arm, arms=arms, line={"shape": "hv"})
-    return note_if_empty(made, "No arm has a complete trial for every seed yet.")
+    return note_if_empty(made, "No arm has a complete trial of known cost for every seed.")
 
 
 def _band(values: Floats) -> tuple[Floats, Floats, str]:
@@ -161,7 +161,7 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
     if made.data:
         targets = list(dict.fromkeys(y for trace in made.data for y in trace.y))
         add_reference_arm(made, summary, [1] * len(targets), targets)
-    return note_if_empty(made, "No seed has complete trials in both arms.")
+    return note_if_empty(made, "No seed has complete trials of known cost in both arms.")
 
 
 def _error_bars(costs: Sequence[CostToTarget]) -> dict[str, object]:
