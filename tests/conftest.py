@@ -20,6 +20,7 @@ import pytest
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+    from torch import Tensor, nn
 
     from hpo_mab.advantage import PairedCurves
     from hpo_mab.search import StudySpec
@@ -496,3 +497,24 @@ def _page() -> Iterator[Any]:
         page.set_default_timeout(_PATIENCE)
         yield page
         browser.close()
+
+
+@pytest.fixture
+def caching_layer() -> Callable[..., nn.Linear]:
+    """Makes a layer that keeps a value of its weights in evaluation mode, as LeViT does."""
+    from torch import nn
+
+    class Caching(nn.Linear):
+        kept: Tensor | None = None
+
+        def train(self, mode: bool = True) -> Any:
+            self.kept = None if mode else self.kept
+            return super().train(mode)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            weight = 2 * self.weight
+            if not self.training:
+                self.kept = weight = weight if self.kept is None else self.kept
+            return nn.functional.linear(inputs.flatten(1), weight, self.bias)
+
+    return Caching

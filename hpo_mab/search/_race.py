@@ -215,7 +215,7 @@ class Race:
         """
         if stored_choice(study) is not None:
             return False
-        race = self._open_plan(study) or self._begin(study, keeps_record=has_record is not None)
+        race = self._plan(study) or self._begin(study, keeps_record=has_record is not None)
         if race is None:
             return False
         # Each call goes through all rounds: the study stores twins, not who is still in the race.
@@ -257,7 +257,11 @@ class Race:
 
     def _open_plan(self, study: optuna.Study) -> RacePlan | None:
         """The plan of a race that is not decided; None before it is made, and without a race."""
-        plan = _stored_plan(study) if stored_choice(study) is None else None
+        return self._plan(study) if stored_choice(study) is None else None
+
+    def _plan(self, study: optuna.Study) -> RacePlan | None:
+        """`_stored_plan`; raises `ArgumentError` if a challenger is not in the portfolio."""
+        plan = _stored_plan(study)
         known = ", ".join(self._samplers)
         for name in plan.challengers if plan else ():
             require(name in self._samplers, "portfolio", f"one with '{name}', which races", known)

@@ -219,7 +219,7 @@ class Storage:
                 # Optuna calls str.format on the URL, so braces of a password must be doubled.
                 self.secret_url.replace("{", "{{").replace("}", "}}"),
                 engine_kwargs=_engine_options(self.url, self.file),
-                # In memory each thread has a database of its own, and no process is ever lost.
+                # In memory each thread opens another database, and no process is ever lost.
                 heartbeat_interval=None if self.in_memory else _HEARTBEAT,
                 grace_period=_GRACE,
                 # Queues a lost trial again, with its slot, in a user's own loop.

@@ -60,11 +60,22 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-def python_numbers(model: nn.Module) -> list[float]:
+class PythonNumbers:
     """The numbers that are attributes of a network's modules, such as a count of calls."""
-    held = [one for module in model.modules() for one in vars(module).values()]
-    # Not `isinstance`: that a module is in training mode is a bool.
-    return [one for one in held if type(one) in (int, float)]
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._last: list[float] | None = None
+
+    def changed(self) -> bool:
+        """Whether the numbers after a step differ from those at the last call; at first, False.
+
+        The first step may assign numbers such as the size of its input.
+        """
+        held = [one for module in self._model.modules() for one in vars(module).values()]
+        # Not `isinstance`: that a module is in training mode is a bool.
+        before, self._last = self._last, [one for one in held if type(one) in (int, float)]
+        return before not in (None, self._last)
 
 
 def average_share(window: float | Tensor, steps: Tensor) -> Tensor:

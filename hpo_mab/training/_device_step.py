@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.training._average import ASSIGNS, COUNTS, WeightAverage, python_numbers
+from hpo_mab.training._average import ASSIGNS, COUNTS, PythonNumbers, WeightAverage
 from hpo_mab.training._batches import DeviceBatches, LossMeter, TimedSampler
 from hpo_mab.training._captured import Captured
 from hpo_mab.training._device import logits_of
@@ -88,8 +88,7 @@ class DeviceStep:
         #: ``weights`` and, of a sampler in the graph, ``context``. Empty before the first step.
         self._held: dict[str, Tensor] = {}
         self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
-        #: The network's `python_numbers` after the last call; None before the first one.
-        self._numbers: list[float] | None = None
+        self._numbers = PythonNumbers(forward)
         if drawn is not None:
             self._continue(drawn)
         optimizer.zero_grad(set_to_none=True)
@@ -127,11 +126,8 @@ class DeviceStep:
         if self._step.will_capture and not all(map(operator.is_, before, self._network_tensors())):
             # Each replay would read the first tensor and write to another.
             self._step.give_up(ASSIGNS)
-        if self._step.will_capture:
-            # After the first call, which may assign numbers such as the size of its input.
-            before_call, self._numbers = self._numbers, python_numbers(self._forward)
-            if before_call not in (None, self._numbers):
-                self._step.give_up(COUNTS)
+        if self._step.will_capture and self._numbers.changed():
+            self._step.give_up(COUNTS)
         if not self._sampler_in_graph and self._outputs is not None:
             losses, logits, targets = self._outputs
             self._sampler.update(losses, logits=logits, targets=targets)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
-from hpo_mab.training._average import COUNTS, DRAWS, python_numbers
+from hpo_mab.training._average import COUNTS, DRAWS, PythonNumbers
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._captured import Captured, python_random_states
 from hpo_mab.training._device import (
@@ -139,8 +139,7 @@ class StackedTrainer:
         #: Trainings by slot. Those that ended at the last `advance` are among them, so that their
         #: states can still be saved.
         self._running: dict[int, SlotTraining] = {}
-        #: The network's `python_numbers` after the last checked step; None before the first one.
-        self._held_numbers: list[float] | None = None
+        self._python_numbers = PythonNumbers(self._networks.model)
         #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
         self._outputs: tuple[Tensor, Tensor, Tensor]
         self._step = self._new_step()
@@ -387,14 +386,11 @@ class StackedTrainer:
         The network is called once for all slots. One step of a round is checked, because reading
         the states takes time.
         """
-        model = self._networks.model
-        states, before = python_random_states(), self._held_numbers
+        states = python_random_states()
         self._step(self._body)
-        # After checked steps: the first step may assign numbers such as the size of its input.
-        self._held_numbers = python_numbers(model)
         if states != python_random_states():
             raise RuntimeError(DRAWS)
-        if before not in (None, self._held_numbers):
+        if self._python_numbers.changed():
             raise RuntimeError(COUNTS)
 
     def _body(self) -> None:

@@ -552,26 +552,11 @@ def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
     assert [point.averaged for point in curve] == [True, True, True, schedule == "constant"]
 
 
-class _Caching(nn.Linear):
-    """In evaluation mode it keeps a value of its weights until it is set to training mode."""
-
-    kept: torch.Tensor | None = None
-
-    def train(self, mode: bool = True) -> Any:
-        self.kept = None if mode else self.kept
-        return super().train(mode)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training or self.kept is None:
-            self.kept = 2 * self.weight
-        return x @ self.kept.T
-
-
 @pytest.mark.parametrize("average", [0.0, 0.2])
 def test_a_network_that_keeps_values_of_its_weights_is_evaluated_with_new_ones(
-    average: float,
+    average: float, caching_layer: Callable[..., nn.Linear]
 ) -> None:
-    model, inputs = _Caching(4, 2), torch.randn(6, 4)
+    model, inputs = caching_layer(4, 2, bias=False), torch.randn(6, 4)
     reporter = TrialReporter(
         _study().ask(), model=model, average=average, budget_examples=40, evaluations=4
     )

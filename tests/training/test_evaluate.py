@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -78,22 +78,10 @@ def test_a_training_step_may_use_what_a_network_kept_in_an_evaluation() -> None:
     assert torch.equal(network.bias.grad, 4 * network.scale)
 
 
-class _Caching(nn.Linear):
-    """In evaluation mode it keeps a value of its weights, like the attention biases of LeViT."""
-
-    kept: torch.Tensor | None = None
-
-    def train(self, mode: bool = True) -> Any:
-        self.kept = None if mode else self.kept
-        return super().train(mode)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.kept = 2 * self.weight if self.kept is None else self.kept
-        return inputs @ self.kept.T
-
-
-def test_values_that_a_network_keeps_of_its_weights_are_not_used_for_others() -> None:
-    network = _Caching(3, 2, bias=False).eval()
+def test_values_that_a_network_keeps_of_its_weights_are_not_used_for_others(
+    caching_layer: Callable[..., nn.Linear],
+) -> None:
+    network = caching_layer(3, 2, bias=False).eval()
     batches = [(torch.eye(3), torch.tensor([0, 1, 0]))]
     _, loss = evaluate(network, batches)
     network(torch.eye(3))

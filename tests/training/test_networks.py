@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -143,32 +144,14 @@ def test_a_network_that_returns_no_tensor_is_named(parts: Parts) -> None:
             train()
 
 
-class _Caching(nn.Linear):
-    """In evaluation mode it keeps a value of its weights, like the attention biases of LeViT."""
-
-    def __init__(self) -> None:
-        super().__init__(64, 10)
-        self.kept: Tensor | None = None
-
-    def train(self, mode: bool = True) -> Any:
-        if mode:
-            self.kept = None
-        return super().train(mode)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        weight = 2 * self.weight
-        if not self.training:
-            self.kept = weight = weight if self.kept is None else self.kept
-        return inputs.flatten(1) @ weight.T + self.bias
-
-
 @pytest.mark.parametrize("kind", ["uniform", "hard_mining"])
 def test_a_network_that_keeps_values_of_its_weights_is_evaluated_with_new_ones(
-    parts: Parts, kind: str
+    parts: Parts, kind: str, caching_layer: Callable[..., nn.Module]
 ) -> None:
-    _, losses = _alone(parts, _Caching, kind)
-    stack = _stack(parts, _Caching)
-    _start(stack, 1, _Caching, _sampler(parts, kind))
+    make = functools.partial(caching_layer, 64, 10)
+    _, losses = _alone(parts, make, kind)
+    stack = _stack(parts, make)
+    _start(stack, 1, make, _sampler(parts, kind))
     assert _train(stack)[1] == pytest.approx(losses, rel=1e-4)
 
 
@@ -191,7 +174,7 @@ def test_a_network_that_counts_in_python_is_refused(parts: Parts, evaluations: i
 
 
 class _Spectrum(nn.Linear):
-    """Has complex weights; ``real`` tells whether its outputs are real."""
+    """Has complex weights, and real or complex outputs."""
 
     def __init__(self, *, real: bool) -> None:
         super().__init__(64, 10, dtype=torch.cfloat)
