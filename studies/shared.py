@@ -1,8 +1,9 @@
-"""Helpers of several studies: search space, configurations, records, pictures for READMEs."""
+"""Helpers of several studies: search space, networks, records, pictures for READMEs."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
 
     import numpy as np
     import plotly.graph_objects as go
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from hpo_mab.data import ImageData
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,15 @@ def write(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def resumed(path: Path, **about: Any) -> dict[str, Any]:
+    """The existing record, or a new one; refuses a record about something else."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, value in about.items():
+        if record.setdefault(name, value) != value:
+            raise SystemExit(f"{path} has {name} {record[name]}, not {value}.")
+    return record
+
+
 def configurations(count: int, *, seed: int) -> list[dict[str, float]]:
     """Random points of `SPACE`.
 
@@ -71,6 +83,21 @@ def flip(labels: Tensor, *, share: float, classes: int, seed: int) -> Tensor:
     other = torch.randint(1, classes, (len(rows),), generator=generator)
     flipped[rows] = (labels[rows] + other) % classes
     return flipped
+
+
+def network(train: ImageData, seed: int, model: str = "small_cnn") -> nn.Module:
+    """An untrained network for a data set; sets torch's seed."""
+    import torch
+
+    from hpo_mab import models
+
+    torch.manual_seed(seed)
+    return models.create(
+        model,
+        in_channels=train.channels,
+        num_classes=train.num_classes,
+        image_size=train.image_size,
+    )
 
 
 def curve(

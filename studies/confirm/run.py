@@ -25,7 +25,7 @@ from hpo_mab.search._stored import train_recorded
 from hpo_mab.storage import Storage, TrialRun
 
 sys.path.append(str(Path(__file__).parents[1]))
-from shared import write
+from shared import resumed, write
 
 
 def again(objective: TrainingObjective, trial: TrialRun, number: int) -> tuple[float, float]:
@@ -80,9 +80,9 @@ def main() -> None:
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
-    document: dict[str, Any] = {"data": options.name, "torch": torch.__version__, "studies": []}
-    if options.out.exists():
-        document = json.loads(options.out.read_text())
+    document = resumed(options.out, data=options.name)
+    document.setdefault("torch", torch.__version__)
+    document.setdefault("studies", [])
     for seed in options.seed:
         if seed not in [each["seed"] for each in document["studies"]]:
             found = study(

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from hpo_mab import data, models, training
+from hpo_mab import data, training
 from hpo_mab._examples import ExampleCounts, ExampleRecord, labels_digest
 from hpo_mab._machine import environment
 from hpo_mab.data import ImageData, ImageSplits, Normalization
@@ -40,7 +40,7 @@ from hpo_mab.training import DeviceBatches, DeviceSweep, Training
 from hpo_mab.training._tally import ExampleTally
 
 sys.path.append(str(Path(__file__).parents[1]))
-from shared import flip
+from shared import flip, network
 
 Floats = NDArray[np.float64]
 BATCH_SIZE = 128
@@ -64,16 +64,9 @@ def train(
     splits: ImageSplits, labels: Tensor, *, epochs: float, lr: float, seed: int
 ) -> tuple[ExampleCounts, Tensor, float]:
     """Train once; returns counts, summed probabilities [N, C] and validation accuracy."""
-    torch.manual_seed(seed)
-    images = splits.train.images
-    train_data = ImageData(images=images, labels=labels, classes=splits.train.classes)
+    train_data = ImageData(images=splits.train.images, labels=labels, classes=splits.train.classes)
     normalization = Normalization(splits.mean, splits.std, channels_last=True)
-    model = models.create(
-        "small_cnn",
-        in_channels=images.shape[1],
-        num_classes=splits.train.num_classes,
-        image_size=splits.train.image_size,
-    )
+    model = network(train_data, seed)
     sampler = WatchedSampler(labels, batch_size=BATCH_SIZE, seed=seed)
     sampler.probabilities = torch.zeros(len(labels), splits.train.num_classes).double()
     run = Training(

@@ -35,7 +35,7 @@ import on_optuna
 import on_ray_tune
 import on_syne_tune
 from contract import EVALUATIONS, TASKS, Event, Job, Outcome, Peer, by_trial, read_outcome
-from shared import write
+from shared import resumed, write
 
 HERE = Path(__file__).resolve().parent
 PEERS = (on_optuna, on_ray_tune, on_syne_tune, on_neps, on_hpo_mab)
@@ -317,7 +317,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     out: Path = options.out.resolve()
     workers = options.workers or _workers(options.device)
-    record = _record(
+    record = resumed(
         out,
         kind="restart" if options.restart else "search",
         task=options.task,
@@ -325,6 +325,7 @@ def main() -> None:
         device=options.device,
         workers=workers,
     )
+    record.setdefault("runs", [])
     # pip does this, but not every installer. Otherwise each process compiles its imports.
     compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)
     failed = []
@@ -348,17 +349,6 @@ def main() -> None:
             print(json.dumps(shown), flush=True)
     if failed:
         raise SystemExit(f"No result of {', '.join(failed)}.")
-
-
-def _record(out: Path, **about: Any) -> dict[str, Any]:
-    """The existing record, or an empty one."""
-    record: dict[str, Any] = {"runs": []}
-    if out.exists():
-        record = json.loads(out.read_text(encoding="utf-8"))
-    for name, value in about.items():
-        if record.setdefault(name, value) != value:
-            raise SystemExit(f"{out.name} has {name} {record[name]}, not {value}.")
-    return record
 
 
 def _jobs(

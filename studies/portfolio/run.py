@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpo_mab import data, models, samplers, training
+from hpo_mab import data, samplers, training
 from hpo_mab._examples import ExampleCounts
 from hpo_mab._machine import environment
 from hpo_mab.data import ImageData, ImageSplits, Normalization
@@ -43,7 +43,7 @@ from hpo_mab.training import (
 from hpo_mab.training._tally import ExampleTally
 
 sys.path.append(str(Path(__file__).parents[1]))
-from shared import configurations, flip, write
+from shared import configurations, flip, network, write
 
 #: The samplers, each as ``sampler.portfolio`` has it by default.
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -150,13 +150,7 @@ class Cells:
         return 1000 * self.cell.seed + number
 
     def _network(self, number: int) -> nn.Module:
-        torch.manual_seed(self._seed(number))
-        return models.create(
-            "small_cnn",
-            in_channels=self.train.channels,
-            num_classes=self.train.num_classes,
-            image_size=self.train.image_size,
-        )
+        return network(self.train, self._seed(number))
 
     def _sampler(
         self, arm: Mapping[str, Any], number: int, device: torch.device | str

@@ -29,7 +29,7 @@ from hpo_mab.storage import Storage
 from hpo_mab.training import select_device
 
 sys.path.append(str(Path(__file__).parents[1]))
-from shared import write
+from shared import resumed, write
 
 #: The arm that others are compared with.
 REFERENCE = "decay"
@@ -151,13 +151,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     epochs = EPOCHS[options.name] if options.epochs is None else options.epochs
-    about = {"data": options.name, "epochs": epochs, "slots": options.slots}
-    document: dict[str, Any] = {**about, "torch": torch.__version__, "studies": []}
-    if options.out.exists():
-        document = json.loads(options.out.read_text())
-        for key, value in about.items():
-            if document[key] != value:
-                parser.error(f"{options.out} has {key} {document[key]}, not {value}.")
+    document = resumed(options.out, data=options.name, epochs=epochs, slots=options.slots)
+    document.setdefault("torch", torch.__version__)
+    document.setdefault("studies", [])
     known = {(each["arm"], each["seed"]) for each in document["studies"]}
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=context) as pool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tables import LONGEST, TRIALS, WINDOW, read_arms
+from tables import LONGEST, TRIALS, WINDOW, halving, read_arms
 
 Floats = NDArray[np.float64]
 #: Cost of finding the target; infinite if a rule never finds it.
@@ -29,27 +29,15 @@ def train_all(curves: Floats, target: float, initial: int) -> float:
 
 
 def stopping(first: int, factor: int) -> Rule:
-    """Successive halving: a trial is judged once at each rung, against those judged before."""
+    """`SuccessiveHalvingPruner`: a trial is judged once at each rung, against earlier ones."""
 
     def rule(curves: Floats, target: float, initial: int) -> float:
         steps = curves.shape[1]
-        rungs = _rungs(first, factor, steps)
-        seen: dict[int, list[float]] = {rung: [] for rung in rungs}
-        cost = 0.0
-        for number, curve in enumerate(curves):
-            end = steps
-            # The first trials are never judged, and no other trial is compared with them.
-            for rung in rungs if number >= initial else ():
-                value = float(curve[rung - 1])
-                seen[rung].append(value)
-                places = max(1, len(seen[rung]) // factor)
-                if value < sorted(seen[rung])[-places]:
-                    end = rung
-                    break
-            cost += end / steps
-            if end == steps and curve[-1] >= target:
-                return cost
-        return np.inf
+        # The first trials are never judged, and no other trial is compared with them.
+        used = np.full(len(curves), steps)
+        used[initial:] = halving(curves[None, initial:], first=first, factor=factor)[0]
+        found = np.flatnonzero((used == steps) & (curves[:, -1] >= target))
+        return float(used[: found[0] + 1].sum() / steps) if len(found) else np.inf
 
     return rule
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpo_mab import data, models, samplers
+from hpo_mab import data, samplers
 from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.training import (
     Budget,
@@ -29,7 +29,7 @@ from hpo_mab.training import (
 )
 
 sys.path.append(str(Path(__file__).parents[1]))
-from shared import configurations, write
+from shared import configurations, network, write
 
 EVALUATIONS = 8
 CONFIGURATIONS = 24
@@ -94,14 +94,7 @@ class Recorder:
 
     def network(self, seed: int) -> nn.Module:
         """An untrained network."""
-        train = self.splits.train
-        torch.manual_seed(seed)
-        return models.create(
-            self.model,
-            in_channels=train.channels,
-            num_classes=train.num_classes,
-            image_size=train.image_size,
-        )
+        return network(self.splits.train, seed, self.model)
 
     def curves(self, arm: Arm, points: list[dict[str, float]], *, seed: int) -> Iterator[Any]:
         """One record per configuration, with the same initial weights and, if uniform, batches."""

@@ -23,21 +23,17 @@ import optuna
 import torch
 
 from hpo_mab.compare import ComparisonRuns, run_comparison, summarise
-from hpo_mab.search import StudySpec, make_spec
+from hpo_mab.search import StudySpec, load_spec
 from hpo_mab.storage import Storage, StudyRun
 from hpo_mab.training import select_device
 
-#: Sections of the definition that differ from data set to data set.
-DATA: Mapping[str, Mapping[str, Any]] = {
-    "digits": {"budget": {"epochs": 8}, "training": {"batch_size": 64}, "retrain": 2},
-    "fashion_mnist": {"budget": {"epochs": 1}, "training": {"batch_size": 128}, "retrain": 1},
-    "cifar10": {"budget": {"epochs": 1}, "training": {"batch_size": 128}, "retrain": 1},
-}
+#: Epochs of a trial, and trainings of each winner, by data set.
+DATA: Mapping[str, tuple[int, int]] = {"digits": (8, 2), "fashion_mnist": (1, 1), "cifar10": (1, 1)}
 #: Weights that an evaluation within a trial evaluates, and the schedule of the learning rate.
 WEIGHTS: Mapping[str, Mapping[str, Any]] = {
-    "trained": {"average": 0.0},
-    "averaged": {"average": 0.2},
-    "constant": {"average": 0.2, "schedule": "constant"},
+    "trained": {"training.average": 0.0},
+    "averaged": {"training.average": 0.2},
+    "constant": {"training.average": 0.2, "training.schedule": "constant"},
 }
 REFERENCE = "uniform_hyperband_trained"
 
@@ -46,44 +42,32 @@ def definition(
     name: str, weights: str, *, seed: int, root: str, device: str, slots: int
 ) -> StudySpec:
     """The four studies of one seed that share the weights they evaluate."""
-    own = DATA[name]
-    return make_spec(
-        {
-            "name": f"whole-{name}-{weights}",
-            "seed": seed,
-            "data": {"name": name, "root": root},
-            "model": {"name": "small_cnn"},
-            "budget": {"evaluations": 8, "trials": 24, **own["budget"]},
-            "optimizer": {
-                "name": "sgd",
-                "lr": {"low": 0.003, "high": 1.0, "log": True},
-                "momentum": {"low": 0.5, "high": 0.98},
-                "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+    epochs, retrain = DATA[name]
+    changes = {
+        "name": f"whole-{name}-{weights}",
+        "seed": seed,
+        "data.root": root,
+        "budget.epochs": epochs,
+        "budget.trials": 24,
+        "training.precision": "bfloat16" if device.startswith("cuda") else "float32",
+        "training.device": device,
+        "training.slots": slots,
+        **WEIGHTS[weights],
+        "sampler": {"kind": "mab"},
+        "search": {"sampler": "tpe", "initial": 6},
+        "pruner": {"kind": "median"},
+        "compare": {
+            "seeds": 1,
+            "retrain": retrain,
+            "reference": "uniform_hyperband",
+            "arms": {
+                f"{sampler}_{pruner}": {"sampler": {"kind": sampler}, "pruner": {"kind": pruner}}
+                for sampler in ("uniform", "mab")
+                for pruner in ("hyperband", "advantage")
             },
-            "training": {
-                "label_smoothing": {"low": 0.0, "high": 0.2},
-                "precision": "bfloat16" if device.startswith("cuda") else "float32",
-                "device": device,
-                "slots": slots,
-                **own["training"],
-                **WEIGHTS[weights],
-            },
-            "search": {"sampler": "tpe", "initial": 6},
-            "compare": {
-                "seeds": 1,
-                "retrain": own["retrain"],
-                "reference": "uniform_hyperband",
-                "arms": {
-                    f"{sampler}_{pruner}": {
-                        "sampler": {"kind": sampler},
-                        "pruner": {"kind": pruner},
-                    }
-                    for sampler in ("uniform", "mab")
-                    for pruner in ("hyperband", "advantage")
-                },
-            },
-        }
-    )
+        },
+    }
+    return load_spec(name, changes)
 
 
 def run_seed(
