@@ -18,7 +18,7 @@ class SharedArguments(griffe.Extension):
         if "samplers" not in pkg.modules:
             return
         base = pkg["samplers._base.BatchSampler"]
-        rows = re.search(r"^ *batch_size:.*?(?=\n\n)", base.docstring.value, re.M | re.S)
+        rows = re.search(r"^ *labels:.*?(?=\n\n)", base.docstring.value, re.M | re.S)
         for module in pkg["samplers"].modules.values():
             for cls in module.classes.values():
                 if not cls.is_alias:

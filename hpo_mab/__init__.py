@@ -24,12 +24,4 @@ __all__ = [
     "UniformSampler",
 ]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "AdvantagePruner": ".pruners",
-        "MABSampler UniformSampler": ".samplers",
-        "TrainingObjective TrialReporter": ".search",
-        "Budget": ".training",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__)

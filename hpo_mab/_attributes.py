@@ -17,12 +17,14 @@ PREFIX = "hpo_mab:"
 # User attributes of a trial.
 #: Its position in the study's plan, from 0; retries and twins have that of the trial they repeat.
 SLOT_KEY = "hpo_mab:slot"
-#: Whether every arm of a comparison trains its configuration.
+#: Whether it may be in a pair: one of the first trials, which no pruner stops.
 PAIRED_KEY = "hpo_mab:paired"
-#: Its batch sampler, where that is not the definition's.
+#: Its batch sampler, in a study with twins or without a definition.
 SAMPLER_KEY = "hpo_mab:sampler"
 #: Name of uniform sampling, which every other batch sampler is compared with.
 UNIFORM = "uniform"
+#: Name of the race in which a study chooses its batch sampler.
+AUTO = "auto"
 #: The slot that it repeats under another batch sampler.
 TWIN_KEY = "hpo_mab:twin_of"
 #: Number of the trial that it trains in full, or continues if the slot is the same.
@@ -92,9 +94,19 @@ RETRAINED_KEY = "hpo_mab:retrained"
 CONFIRMED_KEY = "hpo_mab:confirmed"
 
 
+def attrs_of_retry(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The user attributes of a trial that its retry keeps: none of its results.
+
+    A retry keeps its sampler, and a promotion the trial that it promotes. The study's record of
+    examples is used only if the first attempt used it.
+    """
+    kept = (SLOT_KEY, PROMOTES_KEY, LENGTH_KEY, LEARNED_KEY, TWIN_KEY, SAMPLER_KEY)
+    return {key: one for key, one in attrs.items() if key in kept or not key.startswith(PREFIX)}
+
+
 def has_spent_budget(attrs: Mapping[str, Any]) -> bool:
     """Whether a trial that a `hpo_mab.TrialReporter` followed was evaluated at its budget's end."""
-    return bool(attrs.get(EXAMPLES_KEY, 0) >= attrs.get(BUDGET_KEY, 1) - 1e-6)
+    return bool(attrs.get(EXAMPLES_KEY, 0) >= attrs.get(BUDGET_KEY, 1))
 
 
 def unreported(attrs: Mapping[str, Any]) -> tuple[int, float]:
@@ -211,12 +223,7 @@ class StudySettings:
         return cls.of(study_attrs.get(DEFINITION_KEY, {}).get("spec", {}))
 
     def examples_of(self, params: Mapping[str, Any], *, longest: int) -> int:
-        """Training examples of one budget of a trial.
-
-        Args:
-            params: The trial's parameters.
-            longest: Training examples of the longest trial.
-        """
+        """Training examples of one budget of a trial, given those of the longest one."""
         size = params.get("batch_size")
         return longest if self.steps is None or size is None else self.steps * int(size)
 
@@ -284,11 +291,7 @@ class TotalBudget:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``"45s"``, ``"30m"``, ``"2h"``, ``"200epochs"`` or ``"1000000examples"``.
-
-        Raises:
-            ArgumentError: The text is of another form, or the amount is zero.
-        """
+        """Read ``"45s"``, ``"30m"``, ``"2h"``, ``"200epochs"`` or ``"1000000examples"``."""
         match = _FORM.fullmatch(text.lower()) if isinstance(text, str) else None
         if match is None or match[2] not in _TOTAL_UNITS or float(match[1]) == 0:
             raise ArgumentError(
@@ -301,12 +304,6 @@ class TotalBudget:
         return cls(amount, "examples" if unit == "examples" else "epochs")
 
     def share_spent(self, *, seconds: float, examples: int, epoch_examples: int) -> float:
-        """Share of the budget spent; 1 or more means it is used up.
-
-        Args:
-            seconds: Seconds spent in training and evaluation.
-            examples: Training examples processed.
-            epoch_examples: Examples of one epoch.
-        """
+        """Share of the budget spent; 1 or more means it is used up. Seconds include evaluations."""
         spent = {"seconds": seconds, "examples": examples, "epochs": examples / epoch_examples}
         return spent[self.unit] / self.amount

@@ -84,17 +84,7 @@ def _quoted_choice(names: list[str]) -> str:
 
 
 def require(holds: bool, name: str, bound: str, value: object) -> None:
-    """Raise `ArgumentError` for an argument outside its bound.
-
-    Args:
-        holds: Whether ``value`` is within the bound.
-        name: The argument.
-        bound: The bound in words, e.g. ``"in (0, 1]"``.
-        value: The value given.
-
-    Raises:
-        ArgumentError: ``holds`` is false.
-    """
+    """Raise `ArgumentError` unless ``holds``; ``bound`` is in words, e.g. ``"in (0, 1]"``."""
     if not holds:
         raise ArgumentError(f"{name} must be {bound}, got {value}.")
 
@@ -106,11 +96,7 @@ def is_integer(value: object) -> bool:
 
 
 def check_integer(name: str, value: object, low: int) -> None:
-    """Raise unless a value is an integer, Python's or NumPy's, of at least ``low``.
-
-    Raises:
-        ArgumentError: It is not.
-    """
+    """Raise `ArgumentError` unless a value is an integer of Python or NumPy, at least ``low``."""
     if not is_integer(value) or int(value) < low:  # type: ignore[call-overload]
         raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}.")
 
@@ -221,8 +207,10 @@ def name_of(named: str | Callable[..., Any]) -> str:
 # Libraries raise a general RuntimeError for this, so only the text, which differs by device, says
 # that memory ran out.
 _DEVICE = re.compile(
-    r"CUDA error: out of memory|HIP error: out of memory|MPS backend out of memory"
-    r"|CU(?:BLAS|DNN|FFT|SOLVER|RAND)_STATUS_(?:ALLOC_FAILED|ALLOCATION_FAILED)"
+    r"CUDA (?:driver )?error: out of memory|HIP error: out of memory|MPS backend out of memory"
+    # Such as CUBLAS_STATUS_ALLOC_FAILED, CUFFT_ALLOC_FAILED and
+    # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
+    r"|CU[A-Z]+_(?:\w+_)?ALLOC(?:ATION)?_FAILED"
 )
 _HOST = re.compile(
     r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory)"

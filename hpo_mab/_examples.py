@@ -30,10 +30,7 @@ MOST_CELLS = 2**24
 def recorded_examples(total: int) -> NDArray[np.int64] | None:
     """The examples of which sums are kept, ascending; None for all.
 
-    The sample depends on ``total`` alone, so that all workers keep the same.
-
-    Args:
-        total: Training examples.
+    It depends on ``total``, the training examples, alone, so that all workers keep the same.
     """
     if total <= MOST_EXAMPLES:
         return None

@@ -36,8 +36,8 @@ _interrupts: _Interrupts | None = None
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
     """Raise Ctrl-C only within `interruptible`, or when it is pressed again.
 
-    Raised in the middle of a call to the database, it could leave a lock held or a transaction
-    open. SQLAlchemy may also replace it with an error of its own, so that it is lost.
+    Within a call to the database, Ctrl-C could leave a lock held or a transaction open.
+    SQLAlchemy may also replace it with an error of its own, and Ctrl-C is lost.
     Nothing changes in other threads, and for signals that have another handler than Python's.
 
     Yields:

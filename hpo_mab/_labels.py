@@ -108,16 +108,13 @@ def check_examples(
 ) -> None:
     """Raise for a data set whose items are not ``(x, y)`` pairs with an integer class.
 
-    Checks the labels that the data set keeps, or else its first and its last example.
+    Checks the labels that the data set keeps, or else its first and its last example. One class
+    alone is allowed.
 
     Args:
         dataset: Map-style data set.
         name: The argument, for errors.
         classes: Classes of the training set; None is not checked.
-
-    Raises:
-        ArgumentError: As `labels_of`, except that one class alone is allowed. Or a label that the
-            training set lacks.
     """
     high = int(_checked_labels(dataset, name, read=False).max())
     if classes is not None:
@@ -262,9 +259,6 @@ def stratified_split(
 
     Returns:
         Sorted positions of the first and of the second side, int64.
-
-    Raises:
-        ArgumentError: A share that gives a side fewer examples than classes, or a single class.
     """
     require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
     require(0.0 < share < 1.0, name, "a share in (0, 1)", share)
@@ -275,9 +269,11 @@ def stratified_split(
     positions = np.flatnonzero(repeated[classes])
     of_second = math.ceil(share * len(positions))
     if min(of_second, len(positions) - of_second) < max(1, int(repeated.sum())):
+        # Nobody chooses the share of a test part.
+        hint = " Give the data set a test part of its own." if name == "test" else ""
         raise ArgumentError(
             f"{name} = {share} of {len(classes)} examples cannot hold some of each of the "
-            f"{len(sizes)} classes on both sides."
+            f"{len(sizes)} classes on both sides.{hint}"
         )
     # Classes that are seen more than once, numbered from 0.
     numbers = (np.cumsum(repeated) - 1)[classes[positions]]

@@ -42,11 +42,7 @@ def resident_memory() -> int | None:
 
 
 def _number_after(file: Path, name: str) -> int:
-    """The number after a name that begins a line.
-
-    Raises:
-        ValueError: There is no such line.
-    """
+    """The number after a name that begins a line."""
     for line in file.read_text().splitlines():
         if line.startswith(f"{name} "):
             return int(line.split()[1])

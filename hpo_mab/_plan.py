@@ -97,7 +97,7 @@ class Next(enum.Enum):
 class Attempt:
     """A trial's state and user attributes, as typed values.
 
-    A study's plan reads all of them for every trial, so most are computed once.
+    A plan is made for every trial and reads all attempts, so most properties are computed once.
 
     Attributes:
         number: Optuna's trial number.
@@ -147,23 +147,18 @@ class Attempt:
 
     @property
     def sampler(self) -> str | None:
-        """Its batch sampler; None where that is the definition's."""
+        """Its batch sampler; None where it is not stored, and is the definition's."""
         return self.attrs.get(SAMPLER_KEY)
 
     @property
     def uniform(self) -> bool:
-        """Whether it was trained under uniform sampling in a study of another sampler."""
+        """Whether its stored batch sampler is uniform sampling."""
         return self.sampler == UNIFORM
 
     @property
     def promotes(self) -> int | None:
         """Number of the trial that it trains in full or continues; None without one."""
         return self.attrs.get(PROMOTES_KEY)
-
-    @property
-    def promotion(self) -> bool:
-        """Whether it trains another trial's configuration in full, or continues that trial."""
-        return PROMOTES_KEY in self.attrs
 
     @functools.cached_property
     def lost(self) -> bool:
@@ -195,12 +190,7 @@ class Attempt:
 
 
 class Plan:
-    """A view of a study's trials, in order of their number.
-
-    Args:
-        trials: The trials, Optuna's or stored ones.
-        before: Attempts at the trials before these.
-    """
+    """A view of a study's trials after the attempts ``before`` them, in order of their number."""
 
     #: Of each study, the attempts before the first one that has not ended. They do not change.
     _ended: ClassVar[weakref.WeakKeyDictionary[optuna.Study, Sequence[Attempt]]] = (
@@ -233,9 +223,6 @@ class Plan:
         """Ended trials by state: ``complete``, ``pruned`` and ``fail``.
 
         Interrupted attempts are left out, and lost ones that were repeated.
-
-        Args:
-            twins: Whether to count twins as well.
         """
         states = self.states(twins=twins)
         return {state: states[state] for state in ENDED}
@@ -244,9 +231,6 @@ class Plan:
         """Trials by state, in order of the names of the states; see `counts`.
 
         A trial that another one has continued does not count.
-
-        Args:
-            twins: Whether to count twins as well.
         """
         left_out = self._replaced | self._repeated
         counted = (
@@ -308,7 +292,7 @@ class Plan:
     def stopped(self) -> set[int]:
         """Numbers of pruned trials that are no promotions and have not diverged."""
         pruned = (one for one in self._attempts if one.state == "pruned")
-        return {one.number for one in pruned if not one.promotion} - self.diverged
+        return {one.number for one in pruned if one.promotes is None} - self.diverged
 
     @property
     def promoted(self) -> set[int]:
@@ -369,7 +353,7 @@ class Plan:
         if taken < target - promotions:
             return Next.NEW
         # A trial that still runs may be among the best; a twin or a promotion is never stopped.
-        candidates = any(not (one.twin or one.promotion) for one in running)
+        candidates = any(not one.twin and one.promotes is None for one in running)
         return Next.WAIT if candidates else Next.PROMOTION
 
     def has_twin(self, slot: int, sampler: str) -> bool:

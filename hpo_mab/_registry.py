@@ -5,6 +5,7 @@ They are imported on first use, so that importing a package, and reading a defin
 
 from __future__ import annotations
 
+import ast
 import collections.abc
 import functools
 import importlib
@@ -72,9 +73,8 @@ class Registry(Collection[str]):
     def load(self, name: Named) -> Callable[..., Any]:
         """The class or function of a name, imported.
 
-        Raises:
-            UnknownNameError: No such name.
-            ArgumentError: It cannot be imported, or is neither a class nor a function.
+        An unknown name raises `UnknownNameError`; one that cannot be imported or called,
+        `ArgumentError`.
         """
         found: Any = self._names.get(name, name) if isinstance(name, str) else name
         if isinstance(found, str):
@@ -120,10 +120,6 @@ class Registry(Collection[str]):
             values: Every value that each option may take.
             section: Of the definition, for messages.
             shown: Name for messages; None takes ``name``.
-
-        Raises:
-            UnknownNameError: No such name or option.
-            ArgumentError: A value of another type, or an option that must be given and is not.
         """
         known = self.options(name)
         called = f"{self.what} '{shown or name_of(name)}'"
@@ -229,9 +225,7 @@ def _parameter_type(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> A
 def class_signature(cls: type[Any], *, first: Collection[str]) -> inspect.Signature:
     """Signature of a class whose ``**`` is replaced by the arguments that it passes on.
 
-    Args:
-        cls: The class.
-        first: Names of keyword arguments that come before the others.
+    ``first`` are keyword arguments that come before the others.
     """
     try:
         return inspect.Signature(
@@ -251,9 +245,6 @@ def check_types(
         section: Of the definition, for messages.
         values: Every value that each option may take.
         kinds: Type of each option; an option without one takes any value.
-
-    Raises:
-        ArgumentError: A value of another type; the message says which types would do.
     """
     for key, each in values.items():
         kind = kinds.get(key, Any)
@@ -312,26 +303,36 @@ def _type_text(kind: Any) -> str:
     return _TYPE_NAMES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
 
 
-def lazy_names(
-    package: str, modules: Mapping[str, str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package whose names are imported on first use.
+
+    The names are those that its block ``if TYPE_CHECKING`` imports, which type checkers and editors
+    read, too. Its imports must be absolute.
 
     Args:
         package: Its ``__name__``.
-        modules: Maps names, separated by spaces, to their module, absolute or relative.
     """
-    module_of = {name: module for names, module in modules.items() for name in names.split()}
+    this = sys.modules[package]
+
+    @functools.cache
+    def modules() -> dict[str, str]:
+        body = ast.parse(inspect.getsource(this)).body
+        blocks = (node for node in body if isinstance(node, ast.If))
+        imports = (node for block in blocks for node in block.body)
+        return {
+            alias.name: str(node.module)
+            for node in imports
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
 
     def load(name: str) -> Any:
-        if name not in module_of:
+        # `inspect.getsource` itself looks for private attributes.
+        if name.startswith("_") or name not in modules():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(module_of[name], package), name)
+        value = getattr(importlib.import_module(modules()[name]), name)
         # The next access finds the attribute and does not call this function.
-        setattr(sys.modules[package], name, value)
+        setattr(this, name, value)
         return value
 
-    def names() -> list[str]:
-        return list(sys.modules[package].__all__)
-
-    return load, names
+    return load, lambda: list(this.__all__)

@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import optuna
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
 from optuna.trial import TrialState
 from torch import Tensor
@@ -34,9 +35,9 @@ class TrialCallback(lightning.Callback):
         trainer.fit(module, train_loader, valid_loader)
         return callback.accuracy
 
-    During each validation the module has averaged weights; at the end of the budget the trained
-    ones, unless the schedule is constant. A validation is reported only if one of ``evaluations``
-    is due; Lightning's sanity check is never reported. ``fit`` raises the pruner's
+    During each validation of ``fit`` the module has averaged weights. At the end of the budget it
+    has the trained ones, unless the schedule is constant. A validation is reported only if one of
+    ``evaluations`` is due; Lightning's sanity check is never reported. ``fit`` raises the pruner's
     `optuna.TrialPruned`.
 
     A checkpoint of Lightning's has the trained weights, also where ``monitor`` is the accuracy of
@@ -79,6 +80,7 @@ class TrialCallback(lightning.Callback):
         self._window = average or 0.0
         check_window(self._window)
         self._trial = trial
+        self._sampler = sampler
         self._reporter = TrialReporter(
             trial,
             sampler=sampler,
@@ -114,7 +116,9 @@ class TrialCallback(lightning.Callback):
         optimizer: torch.optim.Optimizer,
     ) -> None:
         """Keep the learning rate of the step: at its end schedulers have changed it."""
-        self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        # A module without an optimiser has a mock one, without parameter groups.
+        groups = trainer.optimizers[0].param_groups
+        self._rate = float(groups[0]["lr"]) if groups else math.nan
 
     def on_train_batch_end(
         self,
@@ -131,17 +135,21 @@ class TrialCallback(lightning.Callback):
                 self._average = WeightAverage(module, window=self._window)
             self._average.update()
         self._steps = trainer.global_step
+        if batch is None:  # Lightning skips it.
+            return
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is not None:
             # Lightning has divided it by this number.
             loss = loss * trainer.accumulate_grad_batches
-        self._reporter.step(extract_batch_size(batch), loss=loss)
+        # The first dimension of a tensor may be another one, such as time.
+        examples = extract_batch_size(batch) if self._sampler is None else self._sampler.batch_size
+        self._reporter.step(examples, loss=loss)
 
     def on_validation_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule
     ) -> None:
         """Put the averaged weights into the module, if they are to be evaluated."""
-        if trainer.sanity_checking:
+        if not _within_fit(trainer):
             return
         self._reporter.stop_clock()
         if self._average is not None and self._reporter.averages:
@@ -156,7 +164,7 @@ class TrialCallback(lightning.Callback):
             ArgumentError: ``monitor`` is not logged.
             optuna.TrialPruned: The study's pruner stops the trial.
         """
-        if trainer.sanity_checking:
+        if not _within_fit(trainer):
             return
         averaged = self._restore(module)
         logged = trainer.callback_metrics
@@ -210,6 +218,11 @@ class TrialCallback(lightning.Callback):
         _exchange(module, self._trained)
         self._trained = None
         return True
+
+
+def _within_fit(trainer: lightning.Trainer) -> bool:
+    """Whether a validation is of the training, not of `validate` nor of the sanity check."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
 def _exchange(module: lightning.LightningModule, new: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -358,11 +358,6 @@ def network_maker(
         input_shape: Shape of an input: [channels, height, width], or [features], for which a
             network of this package has ``image_size = (1, 1)``.
         num_classes: Classes, ``C``, at least 2.
-
-    Raises:
-        UnknownNameError: No such network.
-        ArgumentError: An argument outside its bound, or inputs of another shape for a network of
-            this package.
     """
     require(num_classes >= 2, "num_classes", "at least 2", num_classes)
     given: dict[str, Any] = {"input_shape": input_shape, "num_classes": num_classes}

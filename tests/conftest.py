@@ -428,12 +428,16 @@ class Progress:
 
     def __init__(self) -> None:
         self.said: list[int | dict[int, float]] = []
+        self.again: list[dict[int, float]] = []
 
     def __call__(self, study: Any, trial: Any) -> None:
         self.said.append(trial.number)
 
     def running(self, shares: dict[int, float]) -> None:
         self.said.append(dict(shares))
+
+    def running_again(self, shares: dict[int, float]) -> None:
+        self.again.append(dict(shares))
 
     @property
     def shares(self) -> list[dict[int, float]]:

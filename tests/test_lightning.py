@@ -18,11 +18,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from hpo_mab import MABSampler, TrialReporter
 from hpo_mab._errors import ArgumentError
 from hpo_mab.storage import Storage
+from hpo_mab.training import Evaluation
 
 lightning = pytest.importorskip("lightning", reason="needs Lightning (extra 'lightning')")
+callbacks = pytest.importorskip("lightning.pytorch.callbacks")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's.
 
 EPOCHS, BATCH_SIZE, EXAMPLES = 4, 10, 40
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def _data() -> TensorDataset:
@@ -68,8 +77,8 @@ def _fit(
     callbacks: Sequence[Any] = (),
     ckpt_path: Path | None = None,
     **options: Any,
-) -> FrozenTrial:
-    """One trial of a study, trained by Lightning."""
+) -> tuple[FrozenTrial, list[Evaluation]]:
+    """One trial of a study, trained by Lightning, and its curve."""
     from hpo_mab.lightning import TrialCallback
 
     def objective(trial: optuna.Trial) -> float:
@@ -77,12 +86,8 @@ def _fit(
         callback = TrialCallback(trial, curves=storage.curves, **{**given, **options})
         trainer = lightning.Trainer(
             max_epochs=EPOCHS,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
             callbacks=[*callbacks, callback],
-            **{"enable_checkpointing": False, **(trainer_options or {})},
+            **{**QUIET, **(trainer_options or {})},
         )
         loader = DataLoader(_data(), batch_size=BATCH_SIZE)
         valid = DataLoader(_data(), batch_size=EXAMPLES)
@@ -93,7 +98,8 @@ def _fit(
         storage=storage.optuna, direction="maximize", pruner=pruner or optuna.pruners.NopPruner()
     )
     study.optimize(objective, n_trials=1, catch=catch)
-    return study.trials[0]
+    trial = study.trials[0]
+    return trial, storage.curves.load([trial._trial_id])[trial._trial_id]
 
 
 def _by_hand(**options: Any) -> tuple[list[float], nn.Module]:
@@ -125,9 +131,8 @@ def test_lightning_reports_what_a_plain_loop_reports(
     storage: Storage, average: float, schedule: str
 ) -> None:
     module = Module()
-    trial = _fit(storage, module, average=average, schedule=schedule)
+    trial, curve = _fit(storage, module, average=average, schedule=schedule)
     accuracies, model = _by_hand(average=average, schedule=schedule)
-    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
     assert [point.accuracy for point in curve] == pytest.approx(accuracies)
     assert [point.averaged for point in curve] == [average > 0] * 3 + [schedule == "constant"]
     assert [point.examples for point in curve] == [40, 80, 120, 160]
@@ -141,28 +146,24 @@ def test_accumulated_gradients_leave_the_loss_as_it_is(storage: Storage) -> None
     losses = []
     for batches in (1, 2):
         options = {"accumulate_grad_batches": batches, "max_steps": -1}
-        trial = _fit(storage, Module(), average=0.0, trainer_options=options)
-        curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+        _, curve = _fit(storage, Module(), average=0.0, trainer_options=options)
         losses.append(curve[0].train_loss)
     # The network begins the same and learns slowly: twice as large would be far off.
     assert losses[1] == pytest.approx(losses[0], rel=0.3)
 
 
 def test_lightnings_own_average_is_reported_as_one(storage: Storage) -> None:
-    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
     if not hasattr(callbacks, "EMAWeightAveraging"):
         pytest.skip("needs Lightning 2.6")
     module, own = Module(), callbacks.EMAWeightAveraging(decay=0.9)
-    trial = _fit(storage, module, average=None, callbacks=[own])
-    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    _, curve = _fit(storage, module, average=None, callbacks=[own])
     assert [point.averaged for point in curve] == [True] * 4
-    plain = _fit(storage, Module(), average=0.0)
-    trained = storage.curves.load([plain._trial_id])[plain._trial_id]
+    _, trained = _fit(storage, Module(), average=0.0)
     assert [point.accuracy for point in curve] != [point.accuracy for point in trained]
 
 
 def test_checkpoints_have_the_trained_weights(storage: Storage, tmp_path: Path) -> None:
-    checkpoint = pytest.importorskip("lightning.pytorch.callbacks").ModelCheckpoint(
+    checkpoint = callbacks.ModelCheckpoint(
         tmp_path, monitor="accuracy", mode="max", save_top_k=-1, save_weights_only=True
     )
     module = Module()
@@ -184,7 +185,7 @@ def test_averages_differ_from_trained_weights_here() -> None:
 
 def test_the_pruner_ends_the_fit(storage: Storage) -> None:
     module = Module()
-    trial = _fit(storage, module, pruner=optuna.pruners.ThresholdPruner(lower=0.99))
+    trial, _ = _fit(storage, module, pruner=optuna.pruners.ThresholdPruner(lower=0.99))
     assert trial.state == TrialState.PRUNED
     assert trial.last_step == 1
     assert "hpo_mab:pruned_because" in trial.user_attrs
@@ -194,11 +195,11 @@ def test_an_error_leaves_the_curve_the_reason_and_the_trained_weights(storage: S
     module = Module(fails_at=2)
     trained: list[torch.Tensor] = []
     module.on_validation_model_eval = lambda: trained.append(module.model[0].weight.clone())
-    without_check = {"num_sanity_val_steps": 0}
-    trial = _fit(storage, module, catch=(OSError,), trainer_options=without_check, average=0.9)
+    options = {"average": 0.9, "trainer_options": {"num_sanity_val_steps": 0}}
+    trial, curve = _fit(storage, module, catch=(OSError,), **options)
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["hpo_mab:reason"].startswith("OSError: shard 3 is gone (")
-    assert len(storage.curves.load([trial._trial_id])[trial._trial_id]) == 2
+    assert len(curve) == 2
     # Lightning calls the hook before the callback exchanges the weights.
     torch.testing.assert_close(module.model[0].weight, trained[-1])
 
@@ -218,9 +219,37 @@ def test_ctrl_c_leaves_no_running_trial(storage: Storage, python_handler: None) 
 
 def test_the_sanity_check_is_no_evaluation(storage: Storage) -> None:
     module = Module()
-    trial = _fit(storage, module, trainer_options={"num_sanity_val_steps": 1})
+    trial, _ = _fit(storage, module, trainer_options={"num_sanity_val_steps": 1})
     assert module.validations == EPOCHS + 1
     assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
+
+
+class Watched(Module):
+    """Keeps the weights of its last validation."""
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        self.validated = self.model[0].weight.clone()
+        super().validation_step(batch, batch_index)
+
+
+def test_validations_outside_of_the_fit_are_no_evaluations(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = lightning.Trainer.fit
+
+    def validate_before_and_after(
+        trainer: Any, module: Watched, loader: Any, valid: Any, **given: Any
+    ) -> None:
+        trainer.validate(module, valid, verbose=False)
+        fit(trainer, module, loader, valid, **given)
+        trainer.validate(module, valid, verbose=False)
+        assert torch.equal(module.validated, module.model[0].weight)
+
+    monkeypatch.setattr(lightning.Trainer, "fit", validate_before_and_after)
+    # After the only evaluation of the fit, another is due.
+    options = {"check_val_every_n_epoch": 3}
+    _, curve = _fit(storage, Watched(), schedule="constant", trainer_options=options)
+    assert len(curve) == 1
 
 
 def test_the_seconds_are_those_of_training(
@@ -240,10 +269,39 @@ def test_the_seconds_are_those_of_training(
     made = functools.partial(TrialReporter, clock=lambda: now[0])
     monkeypatch.setattr("hpo_mab.lightning.TrialReporter", made)
     options = {"num_sanity_val_steps": 1}
-    trial = _fit(storage, Slow(), evaluations=2, trainer_options=options)
-    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    _, curve = _fit(storage, Slow(), evaluations=2, trainer_options=options)
     steps = EXAMPLES // BATCH_SIZE
     assert [point.seconds for point in curve] == [2 * steps, 4 * steps]
+
+
+class TimeFirst(Module):
+    """Gets the batch as the second dimension of its inputs; every fourth batch is None."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if not self.trainer.training:
+            return batch
+        self.batches = getattr(self, "batches", 0) + 1
+        return None if self.batches % 4 == 0 else (batch[0][None], batch[1])
+
+    def training_step(self, batch: Any, batch_index: int) -> Any:
+        return super().training_step((batch[0][0], batch[1]), batch_index)
+
+
+def test_with_a_sampler_each_batch_but_none_counts_as_its_batch_size(storage: Storage) -> None:
+    sampler = MABSampler(_data().tensors[1], batch_size=BATCH_SIZE)
+    _, curve = _fit(storage, TimeFirst(), sampler=sampler, budget_examples=120)
+    assert [point.examples for point in curve] == [30, 60, 90, 120]
+
+
+class Untrained(Module):
+    def configure_optimizers(self) -> None:
+        return None
+
+
+def test_a_module_may_have_no_optimiser(storage: Storage) -> None:
+    trial, _ = _fit(storage, Untrained())
+    assert trial.state == TrialState.COMPLETE
+    assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
 
 
 class Decaying(Module):
@@ -254,8 +312,7 @@ class Decaying(Module):
 
 
 def test_the_learning_rate_is_that_of_the_last_step(storage: Storage) -> None:
-    trial = _fit(storage, Decaying())
-    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    _, curve = _fit(storage, Decaying())
     rates = [0.5 * (1 - (steps - 1) / 16) for steps in (4, 8, 12, 16)]
     assert [point.learning_rate for point in curve] == pytest.approx(rates)
 
@@ -263,7 +320,6 @@ def test_the_learning_rate_is_that_of_the_last_step(storage: Storage) -> None:
 def test_a_training_that_continues_from_a_checkpoint_is_refused(
     storage: Storage, tmp_path: Path
 ) -> None:
-    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
     checkpoint = callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
     options = {"enable_checkpointing": True}
     _fit(storage, Module(), callbacks=[checkpoint], trainer_options=options)
@@ -274,10 +330,9 @@ def test_a_training_that_continues_from_a_checkpoint_is_refused(
 
 def test_lightning_may_look_for_a_learning_rate_first(storage: Storage, tmp_path: Path) -> None:
     # It restores a checkpoint of its own afterwards.
-    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
     finder = callbacks.LearningRateFinder(num_training_steps=5, update_attr=False)
     options = {"default_root_dir": tmp_path}
-    trial = _fit(storage, Module(), callbacks=[finder], trainer_options=options)
+    trial, _ = _fit(storage, Module(), callbacks=[finder], trainer_options=options)
     assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
 
 
@@ -319,15 +374,7 @@ class WithSampler(lightning.LightningModule):
 
 def test_lightning_answers_every_draw(tmp_path: Path) -> None:
     module = WithSampler()
-    lightning.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    ).fit(module)
+    options = {"max_epochs": 2, "use_distributed_sampler": False, "default_root_dir": tmp_path}
+    lightning.Trainer(**QUIET, **options).fit(module)
     assert module.skipped == 4
     assert module.sampler.outstanding == 0

@@ -122,9 +122,6 @@ def mean_limits(
     Returns:
         Lower and upper ends, each [G]; ``-inf`` and ``inf`` where ``n < 2`` and in columns
         without variation: such data give no standard error.
-
-    Raises:
-        ArgumentError: ``confidence`` or ``resamples`` outside its bound.
     """
     check_resampling(confidence=confidence, resamples=resamples)
     n, columns = values.shape

@@ -172,11 +172,7 @@ EvidenceLike = Evidence | Mapping[str, Any] | str | Path
 
 
 def read_evidence(given: EvidenceLike) -> Evidence:
-    """The evidence, from any form of `EvidenceLike`.
-
-    Raises:
-        ArgumentError: The mapping or file is not evidence, or the file cannot be read.
-    """
+    """The evidence, from any form of `EvidenceLike`."""
     if isinstance(given, Evidence):
         return given
     if isinstance(given, Mapping):
@@ -185,13 +181,7 @@ def read_evidence(given: EvidenceLike) -> Evidence:
 
 
 def difference_of_task(evidence: Evidence, data: str, model: str) -> str:
-    """How the data set or the network of evidence differs from a study's; empty if not.
-
-    Args:
-        evidence: The evidence.
-        data: The study's data set; empty if not known.
-        model: Its network, likewise.
-    """
+    """How data set or network of evidence differs from a study's; empty if equal or not known."""
     named = (("data", evidence.data, data), ("network", evidence.model, model))
     for what, one, other in named:
         if one and other and one != other:

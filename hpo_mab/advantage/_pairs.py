@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_mab._attributes import BUDGET_KEY, SAMPLER_KEY
+from hpo_mab._attributes import AUTO, BUDGET_KEY, SAMPLER_KEY, UNIFORM
 from hpo_mab._errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -203,11 +203,13 @@ def pair_curves(
     """Pair the trials of two arms: same study seed, same slot, same common parameters.
 
     The budgets are those of the reference's longest complete trial. Failed trials, and trials that
-    are not marked ``paired``, are left out. If all studies have the same number of evaluations, and
-    all complete trials made equally many, evaluations of equal index are compared, because the
-    batch size may change a trial's budget. Otherwise curves are interpolated, accuracies in the
-    logarithm of the budget, at the same shares of each trial's own budget if it is known. Budgets
-    within 1% count as reached. A curve is NaN beyond its last evaluation and before its first one.
+    are not marked ``paired``, are left out. So are pairs that were not trained by their studies'
+    own samplers, as the first trials of ``auto``. If all studies have the same number of
+    evaluations, and all complete trials made equally many, evaluations of equal index are compared,
+    because the batch size may change a trial's budget. Otherwise curves are interpolated,
+    accuracies in the logarithm of the budget, at the same shares of each trial's own budget if it
+    is known. Budgets within 1% count as reached. A curve is NaN beyond its last evaluation and
+    before its first one.
 
     Args:
         bandit: Studies of the arm in question, one a seed.
@@ -221,12 +223,12 @@ def pair_curves(
     """
     refuse_other_budgets((*bandit, *uniform))
     ours, theirs = _trials_by_slot(bandit), _trials_by_slot(uniform)
-    samplers = [{run.seed: run.settings.sampler.kind for run in runs} for runs in (bandit, uniform)]
+    samplers = [{run.seed: sampler_of(run) for run in runs} for runs in (bandit, uniform)]
     keys = sorted(
         key
         for key in ours.keys() & theirs.keys()
         if same_configuration(ours[key].params, theirs[key].params)
-        and not _is_repeated(ours[key], theirs[key], *(kinds[key[0]] for kinds in samplers))
+        and not compares_nothing(ours[key], theirs[key], *(kinds[key[0]] for kinds in samplers))
     )
     # The last evaluation of a running trial is not the end of its budget.
     complete = [theirs[key] for key in keys if theirs[key].state == "complete"]
@@ -265,11 +267,7 @@ def _grid(
 
 
 def refuse_other_budgets(runs: Sequence[StudyRun]) -> None:
-    """Refuse studies whose trials differ in length by more than rounding to whole steps.
-
-    Raises:
-        ArgumentError: Trials of different full budgets.
-    """
+    """Refuse studies whose trials differ in length by more than rounding to whole steps."""
     for run in runs:
         first = runs[0]
         passes = [(one.settings.epochs, one.training_examples) for one in (first, run)]
@@ -294,15 +292,27 @@ def _steps(run: StudyRun) -> int | None:
     return run.trial_examples // run.largest_batch
 
 
-def _is_repeated(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> bool:
-    """Whether studies of different samplers trained both trials of a pair under one sampler.
+def compares_nothing(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> bool:
+    """Whether a pair does not compare its studies' samplers, ``kind`` and ``other_kind``.
 
-    The first trials of ``auto`` are uniform. Such a pair would compare equal trainings.
+    The first trials of ``auto`` are uniform, whatever sampler the study continues with. Studies of
+    different samplers may also have trained both trials under one sampler.
     """
-    # Own loops store no kind.
-    if "" in (kind, other_kind) or kind == other_kind:
-        return False
-    return bool(one.attrs.get(SAMPLER_KEY, kind) == other.attrs.get(SAMPLER_KEY, other_kind))
+    trained = one.attrs.get(SAMPLER_KEY, kind), other.attrs.get(SAMPLER_KEY, other_kind)
+    if (AUTO, UNIFORM) in ((kind, trained[0]), (other_kind, trained[1])):
+        return True
+    return kind != other_kind and trained[0] == trained[1]
+
+
+def sampler_of(run: StudyRun) -> str:
+    """The batch sampler of a study; of an own loop that of its trials, ``auto`` for a race."""
+    if run.settings.sampler.kind:
+        return run.settings.sampler.kind
+    trained = [(t.twin, t.attrs[SAMPLER_KEY]) for t in run.trials if SAMPLER_KEY in t.attrs]
+    originals = {name for twin, name in trained if not twin}
+    # A race trains its first trials under uniform sampling, and twins of them under others.
+    races = UNIFORM in originals and len({name for _, name in trained}) > 1
+    return AUTO if races else "+".join(sorted(originals))
 
 
 def same_configuration(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -169,9 +169,9 @@ class DeviceEngine(BanditEngine):
         self._draws = torch.zeros(shares.shape, dtype=torch.int32, device=device)
         #: Pulls rewarded, and pulls judged, since `figures`.
         self._tally = torch.zeros(stack, 2, dtype=torch.int64, device=device)
-        # Whether uniform picks are drawn. `begin` may give a network of a stack a floor later; the
-        # engine of a `MABSampler` keeps its settings.
-        self._floors = stack > 1 or capacity is not None or settings.uniform > 0
+        # Whether uniform picks are drawn. With a `capacity`, `begin` may give a network a floor
+        # later; the engine of a `MABSampler` keeps its settings.
+        self._floors = capacity is not None or settings.uniform > 0
 
     def begin(
         self, slot: int, shares: NDArray[np.int32], settings: BanditSettings, *, seed: int

@@ -340,11 +340,7 @@ class TensorThompson(TensorPolicy):
         return logit.masked_fill(~self.held, -torch.inf)
 
     def propensities(self, successes: Tensor, failures: Tensor) -> Tensor:
-        """Probability that an arm's draw beats all others of its bandit, [B, A].
-
-        Raises:
-            ArgumentError: Counts are discounted, so they are not whole.
-        """
+        """Probability that an arm's draw beats all others of its bandit, [B, A]."""
         if self.settings.discount is not None:
             raise ArgumentError(
                 "propensities of policy='thompson' need whole counts, which discount does not "

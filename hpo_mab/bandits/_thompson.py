@@ -201,10 +201,6 @@ def log_upper_quantiles(a: float, b: float) -> NDArray[np.float32]:
     ``(1 - x)^b`` near 1. So linear interpolation is accurate exactly where it is needed; a normal
     approximation is not.
 
-    Args:
-        a: First parameter, positive.
-        b: Second parameter, positive.
-
     Returns:
         ``log(1 - x)`` at `QUANTILE_POINTS` equidistant ``t`` from `LOG_HAZARD_LOW` to
         `LOG_HAZARD_HIGH`.

@@ -83,12 +83,12 @@ def _print(found: Confirmation) -> None:
     from rich.table import Table
 
     from hpo_mab.cli._output import console
-    from hpo_mab.compare._text import length_text, repeats_text
+    from hpo_mab.compare._text import repeats_text, trial_text
 
     table = Table("trial", "value", "trained again", "mean", box=None, padding=(0, 2, 0, 0))
     for one in found.repeated:
         cells = (f"{one.trial.value:.2%}", repeats_text(one.repeats), f"{one.accuracy:.2%}")
-        table.add_row(f"{one.trial.number}{length_text(one.trial.budgets)}", *cells)
+        table.add_row(trial_text(one.trial), *cells)
     out, best, deviation = console(), found.repeated[0], found.deviation
     out.print(table)
     out.print()

@@ -53,7 +53,7 @@ def examples(
     ] = None,
     as_json: opt.Json = False,
 ) -> None:
-    """List the training examples that are likely mislabelled, hardest and most ambiguous.
+    """List the training examples that are most likely mislabelled, hardest and most ambiguous.
 
     Every trial adds what it saw of each example to the study's record. Nothing is trained.
     The score of a likely mislabelled example is another class's logit minus the label's, on

@@ -15,12 +15,8 @@ _SQLITE = b"SQLite format 3\0"
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file that the user requested.
-
-    Raises:
-        ArgumentError: It cannot be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
+    """Write a file that the user requested."""
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     real = path.resolve()
     part = real.with_name(f".{real.name}.part")
     try:
@@ -57,16 +53,7 @@ def _refuse_repeated(paths: Sequence[Path]) -> None:
 
 
 def refuse_unwritable(*paths: Path | None, read: Sequence[str] = ()) -> None:
-    """Refuse, before anything runs, files that cannot be written at its end.
-
-    Args:
-        *paths: Files to write.
-        read: Records or studies that are read.
-
-    Raises:
-        ArgumentError: A path is given twice, is a folder, a read-only file, a database or a record
-            that is read, or its folder does not exist or is not writable.
-    """
+    """Refuse, before anything runs, output files that cannot be written, or that ``read`` names."""
     records = [Path(name) for name in read if name.endswith(".json") and Path(name).is_file()]
     _refuse_repeated([path for path in paths if path is not None])
     for path in filter(None, paths):

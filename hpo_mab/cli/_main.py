@@ -178,7 +178,7 @@ def _without_interrupts(hook: _Hook) -> _Hook:
 def _end_at_once_on_ctrl_c() -> None:
     """Let Ctrl-C end the process from now on, as nothing is left to store.
 
-    The interpreter takes a second to end, in which it would show a traceback of what it interrupts.
+    The interpreter takes a second to end. Ctrl-C would then print a traceback.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -217,7 +217,7 @@ _SECONDS_TO_TIDY = 3.0
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Treat the termination signal, as schedulers and containers send it, like Ctrl-C.
+    """Treat the termination signal, which schedulers and containers send, like Ctrl-C.
 
     The second signal ends the process within seconds. Python alone cannot do that while a library's
     or a driver's call does not return.
@@ -233,11 +233,31 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+#: Where Python writes the signals within `stoppable`; None outside.
+_write_end: int | None = None
+
+
+def _forget_signals() -> None:
+    """In a forked child: it must not report its signals to the command that forked it."""
+    global _write_end
+    if _write_end is not None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.close(_write_end)
+        _write_end = None
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_forget_signals)
+
+
 @contextlib.contextmanager
 def _second_is_final() -> Iterator[None]:
+    global _write_end
     read_end, write_end = os.pipe()
     # Python's handlers wait for the main thread; Python writes to this pipe when the signal comes.
     os.set_blocking(write_end, False)
+    _write_end = write_end
     wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     over = threading.Event()
     listener = threading.Thread(
@@ -249,7 +269,9 @@ def _second_is_final() -> Iterator[None]:
     finally:
         over.set()
         signal.set_wakeup_fd(wakeup)
-        os.close(write_end)
+        if _write_end is not None:  # A forked child has closed it.
+            os.close(write_end)
+        _write_end = None
         listener.join()
         os.close(read_end)
 
@@ -270,14 +292,16 @@ def _end_after_second(read_end: int, over: threading.Event) -> None:
 
 
 def interrupt_at_eof() -> None:
-    """Send this process Ctrl-C as soon as its standard input closes."""
+    """Send this process the termination signal as soon as its standard input closes.
+
+    Not Ctrl-C: a scheduler may have sent Ctrl-C to all processes of the job. A second one is raised
+    at once, perhaps while the database is in use.
+    """
 
     def wait() -> None:
         # Not sys.stdin: its buffer's lock must be free when the interpreter ends.
         while os.read(0, 4096):
             pass
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    # A parent in the background of a shell ignores Ctrl-C, and so would its children.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=wait, name="until-eof", daemon=True).start()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hpo_mab._errors import ArgumentError, json_values, require
+from hpo_mab._errors import ArgumentError, json_values
 from hpo_mab.storage import DEFAULT_URL
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def definition(context: typer.Context) -> StudySpec:
     # Options that were not given must not replace values of the file.
     named = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
     if "training.slots" in named:
-        named["training.slots"] = slot_count(named["training.slots"])
+        named["training.slots"] = slots_of(named["training.slots"])
     # A typed option replaces the same key of --set, because suggested commands add options. An
     # option from the environment does not.
     typed = {key for name, key in _KEYS.items() if is_given(context, name)}
@@ -268,28 +268,17 @@ def storages(given: Sequence[str] | None) -> list[str]:
 
 
 def count(option: str, text: str) -> int | None:
-    """The number that an option has; None for ``auto``.
-
-    Raises:
-        ArgumentError: Neither.
-    """
+    """The number that an option has; None for ``auto``."""
     try:
         return None if text == "auto" else int(text)
     except ValueError:
         raise ArgumentError(f"{option} must be a number or 'auto', got '{text}'.") from None
 
 
-def slot_count(text: str) -> int | Literal["auto"]:
-    """The number of slots, or ``"auto"``.
-
-    Raises:
-        ArgumentError: Neither, or less than 1.
-    """
+def slots_of(text: str) -> int | Literal["auto"]:
+    """The value of ``--slots``; the definition checks its bound."""
     slots = count("--slots", text)
-    if slots is None:
-        return "auto"
-    require(slots >= 1, "--slots", "at least 1", slots)
-    return slots
+    return "auto" if slots is None else slots
 
 
 def silence_optuna() -> None:
@@ -328,13 +317,7 @@ def prints_aside(as_json: bool) -> contextlib.AbstractContextManager[object]:
 def command_line(
     context: typer.Context, command: Callable[..., None], changes: Mapping[str, str] | None = None
 ) -> str:
-    """A command line with the arguments of the current one.
-
-    Args:
-        context: Of the current command.
-        command: The command to suggest; arguments it does not have are left out.
-        changes: Values by parameter name in place of those given.
-    """
+    """A command with those of the current arguments that it has; ``changes`` replaces values."""
     known = inspect.signature(command).parameters
     words: list[str] = []
     for parameter in context.command.params:

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hpo_mab.compare._text import length_text, parameters
+from hpo_mab._attributes import SAMPLER_KEY
+from hpo_mab.compare._text import details_text, parameters
 
 if TYPE_CHECKING:
     from hpo_mab.compare import ComparisonSummary
@@ -22,9 +23,6 @@ def console(*, stderr: bool = False) -> Console:
     """A console without markup, emoji and highlighting in texts.
 
     A styled text is a `rich.text.Text`, or is printed with a style.
-
-    Args:
-        stderr: Whether to print to standard error.
     """
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
@@ -87,13 +85,7 @@ def warn_unpublished(published: Published) -> None:
 
 
 def run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
-    """What ``hpo-mab run`` prints, and what its ``--json`` writes.
-
-    Args:
-        outcome: Result of the run.
-        spec: The definition.
-        wall_seconds: Wall time of the command.
-    """
+    """What ``hpo-mab run`` prints, and what its ``--json`` writes."""
     from hpo_mab._plan import Plan
 
     run, best, weak = outcome.run, outcome.run.best, outcome.weak_rung
@@ -106,6 +98,7 @@ def run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> d
         else {
             "trial": best.number,
             "budgets": best.budgets,
+            "sampler": best.attrs.get(SAMPLER_KEY),
             "validation_accuracy": best.value,
             "test_accuracy": outcome.test_accuracy,
             "params": dict(best.params),
@@ -136,7 +129,7 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Best", f"no complete trial{f': {hint}' if all_diverged else ' yet'}"))
     else:
         accuracy = f"{best['validation_accuracy']:.2%} validation accuracy, trial {best['trial']}"
-        accuracy += length_text(best["budgets"])
+        accuracy += details_text(best["budgets"], best["sampler"])
         if best["test_accuracy"] is not None:
             accuracy += f"; {best['test_accuracy']:.2%} on the test set"
         rows.append(("Best", accuracy))

@@ -66,7 +66,6 @@ class StudyProgress:
         #: When the first trial ended, and the share of the study's total budget spent by then.
         self._spent_first: tuple[float, float] | None = None
         self._state = "no new trial has ended yet"
-        self._ended: set[int] = set()
         #: When each running trial was first seen, and the share of its budget spent by then.
         self._seen: dict[int, tuple[float, float]] = {}
 
@@ -85,11 +84,13 @@ class StudyProgress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # After an error the database might fail again.
-        if not any(error):
-            self._show_changed()
-        if self._live is not None:
-            self._live.stop()
+        try:
+            # After an error the database might fail again.
+            if not any(error):
+                self._show_changed()
+        finally:
+            if self._live is not None:
+                self._live.stop()
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Show the study's state after a trial, now or a little later."""
@@ -121,7 +122,6 @@ class StudyProgress:
             self._done_before = Plan(earlier).finished
         self._state = self._describe(study, trials, plan)
         self._last_state = time.monotonic()
-        self._ended = {each.number for each in trials if each.state.is_finished()}
         if self._live is not None:
             completed = min(done, self._trials)
             self._live.update(
@@ -131,11 +131,12 @@ class StudyProgress:
         elif self._is_time_for_a_line(done):
             self._console.print(f"{self._label}: {self._state}", soft_wrap=True)
 
-    def running(self, shares: Mapping[int, float]) -> None:
+    def running(self, shares: Mapping[int, float], *, again: bool = False) -> None:
         """Show how far running trials are, where they take long.
 
         Args:
             shares: The share of its budget that each has spent, by number.
+            again: Whether it is the best trial, trained again for its test accuracy.
         """
         if self._quiet:
             return
@@ -149,7 +150,7 @@ class StudyProgress:
         if now - self._last_update < _SECONDS_BETWEEN_UPDATES:
             return
         self._last_update = now
-        text = self._describe_running(shares, now)
+        text = self._describe_running(shares, now, again=again)
         if self._live is not None:
             # Another bar, because the study's line has no room for it.
             furthest = max(shares.values())
@@ -157,10 +158,14 @@ class StudyProgress:
         elif self._is_time_for_a_line(0):
             self._console.print(f"{self._label}: {self._state}; {text}", soft_wrap=True)
 
-    def _describe_running(self, shares: Mapping[int, float], now: float) -> str:
+    def running_again(self, shares: Mapping[int, float]) -> None:
+        """Show how far the best trial is, which is trained again for its test accuracy."""
+        self.running(shares, again=True)
+
+    def _describe_running(self, shares: Mapping[int, float], now: float, *, again: bool) -> str:
         number, share = max(shares.items(), key=lambda item: item[1])
         text = f"trial {number} at {share:.0%}"
-        if number in self._ended:  # The best one.
+        if again:
             text = f"training trial {number} again for its test accuracy, {share:.0%}"
         if len(shares) > 1:
             text = f"{len(shares)} trials running, {text}"
@@ -170,7 +175,7 @@ class StudyProgress:
             whole = (now - since) / (share - at_first)
             text += f", {duration(whole * (1 - share))} left of it"
             # Of a study that is continued, others are done already.
-            if self._done_before is None and len(shares) == 1 and number == 0:
+            if self._done_before is None and len(shares) == 1 and number == 0 and not again:
                 text += f", up to {duration(whole * self._trials)} for all"
         return text
 

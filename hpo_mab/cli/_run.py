@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
 import shlex
@@ -30,13 +29,9 @@ _SQLITE_WORKERS = 2
 
 
 def launcher(context: typer.Context, spec: StudySpec, storage: Storage) -> Launch | None:
-    """What shares the trials with other processes; None if all run in this one.
+    """What runs trials in other processes as well; None if this process runs all.
 
     ``--workers auto`` starts others once they are worth it, where they can reach the database.
-
-    Raises:
-        ArgumentError: Options outside their bounds, or that do not go together.
-        StorageError: A database the workers cannot reach.
     """
     options = context.params
     workers = opt.count("--workers", options["workers"])
@@ -171,9 +166,12 @@ def _next_steps(
     from hpo_mab.cli._study import replay
 
     shown = opt.shown_storage(context, storage)
-    if context.params["data_root"] not in (None, spec.data.root):
-        # `--set` has replaced the environment's root, which `hpo-mab confirm` would take.
+    stored = outcome.run.settings
+    # The other commands would take the root of the environment, or the study's first root.
+    if (context.params["data_root"] or stored.data.options.get("root")) != spec.data.root:
         shown["data_root"] = str(spec.data.root)
+    if stored.training.get("device") != spec.training.device:
+        shown["device"] = spec.training.device
     name = {"name": outcome.run.name}
     more = {} if outcome.interrupted else _doubled_limit(outcome, spec.budget)
     # The names of the other arms may be those of other studies.
@@ -201,11 +199,10 @@ def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
     """
     from hpo_mab.compare._runner import comparison_names
 
-    with contextlib.suppress(HpoMabError):
-        try:
-            comparison_names(spec, storage)
-        except StorageError:
-            return False
+    try:
+        comparison_names(spec, storage)
+    except HpoMabError as error:
+        return not isinstance(error, StorageError)
     return True
 
 
@@ -255,8 +252,8 @@ def compare(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Prefix of the studies' names, instead of the definition's name. A study of "
-            "exactly this name is used for its own arm and seed."
+            help="Begins the studies' names, in place of the definition's name. If a study has "
+            "exactly this name, it is used for its arm and seed."
         ),
     ] = None,
     seeds: Annotated[
@@ -308,7 +305,8 @@ def compare(
     from hpo_mab.cli._output import warn_unpublished
     from hpo_mab.cli._progress import StudyProgress, shown_data
     from hpo_mab.compare import comparison_record, report_html, run_comparison
-    from hpo_mab.compare._runner import comparison_names
+    from hpo_mab.compare._runner import arms_of, comparison_names
+    from hpo_mab.search._study import reference_of
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
@@ -346,12 +344,14 @@ def compare(
         typer.echo(text)
     elif not quiet:
         more = {"seeds": str(loaded.compare.seeds + _MORE_SEEDS)}
+        # A reference study has one seed.
+        one_seed = any(map(reference_of, arms_of(loaded).values()))
         _print_comparison(
             summary,
             found,
             store,
             dashboard=command_line(context, dashboard, shown),
-            more_seeds=command_line(context, compare, shown | more),
+            more_seeds=None if one_seed else command_line(context, compare, shown | more),
             verbose=verbose,
         )
     # Last: the result is printed even if the pages cannot be written. Imported here as by `run`.
@@ -367,7 +367,7 @@ def _print_comparison(
     storage: Storage,
     *,
     dashboard: str,
-    more_seeds: str,
+    more_seeds: str | None,
     verbose: bool,
 ) -> None:
     """Print tables and verdict, and where to look next."""
@@ -387,7 +387,7 @@ def _print_comparison(
     given = [one for contrast in summary.contrasts for one in answers(contrast)]
     # Not where nothing was measured, or where both arms trained in the same way.
     unclear = [one for one in given if one.reply == "cannot tell" and not one.reason]
-    if any(one.estimate is not None and one.estimate.n for one in unclear):
+    if more_seeds and any(one.estimate is not None and one.estimate.n for one in unclear):
         steps.append((more_seeds, "more seeds narrow the intervals"))
     print_next(steps)
 

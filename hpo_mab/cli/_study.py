@@ -72,7 +72,7 @@ def worker(
                 study,
                 device=device,
                 data_root=data_root,
-                slots=None if slots is None else opt.slot_count(slots),
+                slots=None if slots is None else opt.slots_of(slots),
                 workers=workers,
                 on_trial=progress,
             )
@@ -106,7 +106,7 @@ def replay(
     tolerance: Annotated[
         float,
         typer.Option(
-            callback=opt.within(0), help="Largest difference of accuracies that counts as equal."
+            callback=opt.within(0), help="Accuracies that differ by at most this count as equal."
         ),
     ] = 0.0,
     save: Annotated[

@@ -1,6 +1,6 @@
 """Compare arms, paired by seed: running them, statistics, figures, reports.
 
-What runs studies is imported on first use: analysis alone needs neither torch nor Optuna.
+What runs studies is imported on first use: importing this package loads neither torch nor Optuna.
 """
 
 from __future__ import annotations
@@ -57,11 +57,4 @@ __all__ = [
     "verdict",
 ]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "run_comparison": "._runner",
-        "evidence_of": "._evidence",
-        "stored_comparison": "._stored",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -31,7 +31,10 @@ _STATEMENTS: dict[Question, tuple[str, str]] = {
     "hyperparameters": ("better hyperparameters", "no, worse"),
 }
 
-_NO_PAIRS = "there are no pairs of trials with learning curves"
+_NO_PAIRS = (
+    "there are no pairs: no configuration with a learning curve was trained by both arms under "
+    "their own samplers"
+)
 _OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
 _OTHER_HARDWARE = "the arms' studies began on different processors or numbers of threads"
 _MID_SCHEDULE = "at equal seconds the slower arm is read before the end of its trials"
@@ -155,10 +158,10 @@ def _reason(contrast: Contrast, question: Question, currency: Currency | None) -
         return "all differences are 0"
     if question == "learns":
         return _reason_of_pairs(contrast, _reply(estimate), at_seconds=currency == "seconds")
-    # Seeds in which an arm has found nothing would be left out.
+    # Seeds in which the arms cannot be compared would be left out.
     of = len(contrast.seeds)
     if estimate is not None and 0 < estimate.n < of:
-        return f"nothing to compare in {of - estimate.n} of {of} seeds"
+        return f"not measured in {of - estimate.n} of {of} seeds"
     return ""
 
 

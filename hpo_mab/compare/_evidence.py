@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import optuna
 
-from hpo_mab._attributes import UNIFORM, StudySettings
+from hpo_mab._attributes import AUTO, UNIFORM, StudySettings
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.advantage import (
     DEFAULT_MARGIN,
@@ -20,7 +20,6 @@ from hpo_mab.advantage import (
 from hpo_mab.compare._stored import _selected
 from hpo_mab.pruners._evidence import pairs_of_trials
 from hpo_mab.search._given import Raced
-from hpo_mab.search._portfolio import AUTO
 from hpo_mab.storage import (
     StudyRun,
     open_study,

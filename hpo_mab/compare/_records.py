@@ -30,7 +30,7 @@ class ArmSummary:
     Attributes:
         arm: Name of the arm.
         seeds: Seeds of its studies, increasing.
-        best_by_seed: Validation accuracy of each study's incumbent; None where no trial finished.
+        best_by_seed: Validation accuracy of each study's incumbent; None without a complete trial.
         best: Mean of those, with its interval over seeds.
         best_median: Median of those; None if there are none.
         trials: Number of trials by state, all seeds together, without twins, interrupted attempts,

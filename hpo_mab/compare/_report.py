@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,11 @@ from hpo_mab.compare._tables import (
     percent,
 )
 from hpo_mab.compare._text import (
-    length_text,
+    FILES,
     parameter,
     parameter_rows,
     study_facts,
+    trial_text,
     weights_evaluated,
 )
 
@@ -162,7 +164,7 @@ def _run_to_json(run: StudyRun) -> dict[str, Any]:
     whole = plain["spec"]
     whole.get("data", {}).pop("root", None)
     for sections in (whole, *whole.get("compare", {}).get("arms", {}).values()):
-        for name, key in (("data", "exclude"), ("sampler", "evidence"), ("pruner", "evidence")):
+        for name, key in itertools.product(("data", "sampler", "pruner"), FILES):
             options = sections.get(name) or {}
             if isinstance(options.get(key), str):
                 options[key] = Path(options[key]).name
@@ -272,7 +274,7 @@ def _winner_html(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[s
         )
     found = (
         f"<p><strong>{trial.value:.2%} validation accuracy</strong>: {html.escape(best.arm)}, "
-        f"seed {best.seed}, trial {trial.number}{length_text(trial.budgets)}."
+        f"seed {best.seed}, trial {html.escape(trial_text(trial))}."
         f"{html.escape(again)}</p>"
     )
     rows = tuple(parameter_rows(best))

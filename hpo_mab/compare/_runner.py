@@ -38,16 +38,13 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
 
     Without ``[compare.arms]`` the arms are the study as it is and the study under uniform sampling.
     ``compare.unpruned`` adds the latter without pruning.
-
-    Raises:
-        SpecError: The reference is not among the arms, or there is nothing to compare.
     """
     uniform = SamplerSection(kind="uniform")
     if not spec.compare.arms:
         if spec.compare.reference != "uniform":
             raise SpecError(
-                f"compare.reference '{spec.compare.reference}' is not an arm: without "
-                "[compare.arms] the study is compared with uniform sampling."
+                "compare.reference must be 'uniform' without [compare.arms], "
+                f"got '{spec.compare.reference}'."
             )
         # A study under uniform sampling is compared with the default sampler.
         bandit = ArmSection(sampler=SamplerSection())
@@ -138,12 +135,7 @@ def comparison_names(
 ) -> dict[tuple[str, int], str]:
     """Names of the studies of a comparison by arm and seed; none may be another study's.
 
-    Reads no data and trains nothing.
-
-    Args:
-        spec: The study definition with its ``[compare]`` section.
-        storage: Where the studies live.
-        name: Begins the names, see `choose_names`.
+    ``name`` begins the names, see `choose_names`. Reads no data and trains nothing.
 
     Raises:
         ArgumentError: Evidence that cannot be read; a pruner's reference with several seeds, or one

@@ -59,7 +59,7 @@ def stored_comparison(
     """A comparison of stored studies; nothing is trained.
 
     Test accuracies of re-trained incumbents are used only if the reference's incumbent of the same
-    seed was re-trained with the same budget.
+    seed was re-trained with the same budget. Of each seed all arms count equally many.
 
     Args:
         studies: Names or patterns, each ``[ARM=][DATABASE#]STUDY``, e.g. ``"digits-*"``,
@@ -166,13 +166,22 @@ def _comparison(given: Iterable[_Found], reference: str | None) -> ComparisonRun
         for one in found
         if one.scores is not None and one.run.arm == chosen
     }
+    used = {
+        (one.run.arm, one.run.seed): one.scores[1]
+        for one in found
+        if one.scores is not None and budgets.get(one.run.seed) == one.scores[0]
+    }
+    # Trainings are paired by number: of each seed, all arms count equally many.
+    fewest = {
+        seed: min(len(scores) for (_, of), scores in used.items() if of == seed) for _, seed in used
+    }
     return ComparisonRuns(
         reference=chosen,
         runs=tuple(
-            one.run
-            if one.scores is None or budgets.get(one.run.seed) != one.scores[0]
-            else dataclasses.replace(one.run, retrained=one.scores[1])
-            for one in found
+            dataclasses.replace(
+                run, retrained=used.get((run.arm, run.seed), ())[: fewest.get(run.seed)]
+            )
+            for run in runs
         ),
     )
 
@@ -232,7 +241,10 @@ def _made_here(databases: Sequence[tuple[Storage, str]]) -> list[tuple[Storage, 
     others = [name for storage, name in databases if (storage, name) not in made]
     # A pattern takes studies of other programs only if it matches none of hpo-mab's.
     if made and others:
-        text = f"{', '.join(others)}: not made by hpo-mab, and left out."
+        text = (
+            f"{', '.join(others)}: left out, because hpo-mab run has not made them. To compare "
+            "studies of your own loop, name them exactly."
+        )
         warnings.warn(text, ForeignStudyWarning, stacklevel=2)
     return made or list(databases)
 

@@ -24,7 +24,12 @@ from hpo_mab.advantage import (
     mean_estimate,
     pair_curves,
 )
-from hpo_mab.advantage._pairs import refuse_other_budgets, same_configuration
+from hpo_mab.advantage._pairs import (
+    compares_nothing,
+    refuse_other_budgets,
+    same_configuration,
+    sampler_of,
+)
 from hpo_mab.compare._records import (
     CONFIDENCE,
     CURRENCIES,
@@ -49,7 +54,7 @@ Floats = NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class IncumbentCurve:
-    """Best validation accuracy so far, a step at each trial that finished.
+    """Best validation accuracy so far, a step at each complete trial.
 
     Attributes:
         spent: What the study had spent when each complete trial finished [n], increasing.
@@ -70,9 +75,9 @@ class IncumbentCurve:
     total: float
 
     def at(self, spent: ArrayLike) -> Floats:
-        """Accuracy of the incumbent at a spend; NaN before the first trial finished."""
+        """Accuracy of the incumbent at a spend; NaN before the first complete trial."""
         position = np.searchsorted(self.spent, np.asarray(spent, dtype=np.float64), side="right")
-        # Position 0 is before the first trial finished.
+        # Position 0 is before the first complete trial.
         return np.concatenate([[np.nan], self.accuracy])[position]
 
     def first_reaching(self, accuracy: float) -> float:
@@ -116,12 +121,7 @@ _Costs = tuple[float, float, bool]
 
 
 def costs_to_target(arm: Runs, reference: Runs) -> tuple[CostToTarget, ...]:
-    """Every cost to target that the runs define; see `CostToTarget`.
-
-    Args:
-        arm: The arm's studies by seed.
-        reference: The reference's studies by seed.
-    """
+    """Every cost to target that the runs define; see `CostToTarget`."""
     found = []
     for target in ("reference", "common", "retrained"):
         for currency in CURRENCIES:
@@ -152,7 +152,7 @@ def _cost_row(target: Target, currency: Currency, costs: Mapping[int, _Costs]) -
 def _cost(target: Target, arm: StudyRun, reference: StudyRun, currency: Currency) -> _Costs | None:
     """Own cost, the reference's cost, and whether the arm reached the target; None if undefined."""
     own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
-    # An arm in which no trial finished has not reached the reference's accuracy.
+    # An arm without a complete trial has not reached the reference's accuracy.
     if not len(other.accuracy) or (target != "reference" and not len(own.accuracy)):
         return None
     wanted = theirs = float(other.accuracy[-1])
@@ -181,11 +181,7 @@ _RESAMPLES = 1000
 
 
 def paired_rows(pairs: PairedCurves) -> tuple[PairedRow, ...]:
-    """One row a budget.
-
-    Args:
-        pairs: The pairs, with their seconds.
-    """
+    """One row a budget, of pairs with their seconds."""
     # The same pairs, with the seconds of the reference as budget.
     clock = pairs.in_seconds()
     columns = zip(
@@ -362,10 +358,12 @@ def _contrast(arm: Runs, reference: Runs) -> Contrast:
 def _early_ends(arm: Runs, reference: Runs, seeds: Sequence[int]) -> dict[str, Any]:
     """``diverged`` and ``stopped`` of a `Contrast`."""
     own, other = (_last_attempts([runs[seed] for seed in seeds]) for runs in (arm, reference))
+    kinds = {seed: (sampler_of(arm[seed]), sampler_of(reference[seed])) for seed in seeds}
     ends = [
         (_end(own[key]), _end(other[key]))
         for key in own.keys() & other.keys()
         if same_configuration(own[key].params, other[key].params)
+        and not compares_nothing(own[key], other[key], *kinds[key[0]])
     ]
     diverged = [tuple(end == "diverged" for end in pair) for pair in ends]
     return {

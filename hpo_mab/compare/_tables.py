@@ -213,13 +213,16 @@ def _gains(summary: ComparisonSummary) -> Grid:
             found = (str(last.advantage.n), p_value(last.advantage_p))
             shown = points(last.advantage, digits=2)
             rows.append((contrast.arm, "same configurations", shown, *found))
-    notes = ["n: seeds; for same configurations, pairs at the end of a trial."]
+    notes = [
+        "best: accuracy of the best configuration. n: seeds; for same configurations, pairs at the "
+        "end of a trial."
+    ]
     if max(len(contrast.seeds) for contrast in summary.contrasts) == FEWEST_FOR_TEST:
         notes.append("Five seeds cannot give a p below 0.0625.")
     if len(summary.contrasts) > 1:
         notes.append("Intervals are not adjusted for the number of arms.")
     return Grid(
-        title=f"Accuracy minus {summary.reference}'s, points; best: of the best configuration",
+        title=f"Accuracy minus {summary.reference}'s, points",
         columns=("arm", "measure", "difference", "n", "p (Wilcoxon)"),
         rows=tuple(rows),
         caption=" ".join(notes),
@@ -336,17 +339,14 @@ def _other_fidelities(contrast: Contrast) -> Grid:
 
 def _both_arms(row: PairedRow, statistic: str) -> str:
     found = row.agreement(statistic)
+    if statistic == "recall" and found.arm.n <= 3:
+        return "-"  # Of three pairs, all are among the top 3.
     shown = percent if statistic == "regret" else coefficient
     return " / ".join(shown(estimate, interval=False) for estimate in (found.arm, found.reference))
 
 
 def terminal_table(grid: Grid, *, styles: Sequence[str] = ()) -> Table:
-    """A grid as a rich table.
-
-    Args:
-        grid: What it shows.
-        styles: A style for each row; empty for none.
-    """
+    """A grid as a rich table, with a style for each row unless ``styles`` is empty."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab._attributes import Section, StudySettings, is_range
+from hpo_mab._attributes import SAMPLER_KEY, Section, StudySettings, is_range
 
 if TYPE_CHECKING:
-    from hpo_mab.storage import StudyRun
+    from hpo_mab.storage import StudyRun, TrialRun
 
 #: Settings of the loop that are facts of a study, by their keys in the definition.
 _TRAINING = ("batch_size", "warmup", "label_smoothing", "average")
+#: Options that are files. A page that can be sent has no path of the machine.
+FILES = ("exclude", "evidence")
 #: What an option of a data set is called where its name alone is not clear.
 _OPTION_NAMES = {"validation": "validation share"}
 
@@ -49,8 +52,7 @@ def weights_evaluated(runs: Iterable[StudyRun]) -> str:
 def study_facts(run: StudyRun) -> list[tuple[str, str]]:
     """Label and text of each fact of a study, from its definition and its trials.
 
-    Args:
-        run: The study. Of one without a definition only the budget and the weights are known.
+    Of a study without a definition only the budget and the weights are known.
     """
     settings = run.settings
     if not run.spec:
@@ -83,7 +85,8 @@ def study_facts(run: StudyRun) -> list[tuple[str, str]]:
 def _section_text(section: Section, *, hide: Sequence[str] = ()) -> str:
     """A section of a definition: its kind, then its options and ranges but the hidden ones."""
     shown = [
-        f"{_OPTION_NAMES.get(key, key)} {value_in_words(value)}"
+        f"{_OPTION_NAMES.get(key, key)} "
+        + value_in_words(Path(value).name if key in FILES and isinstance(value, str) else value)
         for key, value in section.options.items()
         if value is not None and key not in hide
     ]
@@ -123,17 +126,19 @@ def repeats_text(repeats: Sequence[float]) -> str:
     return ", ".join(f"{value:.2%}" if value else "diverged" for value in repeats)
 
 
-def length_text(budgets: int) -> str:
-    """What follows the number of a trial that is longer than one budget; else empty."""
-    return f", {budgets} budgets long" if budgets > 1 else ""
+def trial_text(trial: TrialRun) -> str:
+    """A trial's number, and what `details_text` says of it."""
+    return f"{trial.number}{details_text(trial.budgets, trial.attrs.get(SAMPLER_KEY))}"
+
+
+def details_text(budgets: int, sampler: str | None) -> str:
+    """What follows a trial's number: its length beyond one budget, its batch sampler if stored."""
+    length = f", {budgets} budgets long" if budgets > 1 else ""
+    return f"{length}, batch sampler {sampler}" if sampler else length
 
 
 def parameter_rows(run: StudyRun) -> list[tuple[str, str, str]]:
-    """Name, best trial's value and searched range of each parameter; "-" for what there is not.
-
-    Args:
-        run: The study.
-    """
+    """Name, best trial's value and searched range of each parameter; "-" for what there is not."""
     best = {} if run.best is None else run.best.params
     ranges = {name: value_in_words(value) for name, value in run.settings.ranges.items()}
     return [

@@ -9,13 +9,7 @@ from typing import Any, cast
 
 import optuna
 
-from hpo_mab._attributes import (
-    EVIDENCE_KEY,
-    FIDELITY_KEY,
-    GIVEN_KEY,
-    UNIFORM,
-    StudySettings,
-)
+from hpo_mab._attributes import AUTO, EVIDENCE_KEY, FIDELITY_KEY, GIVEN_KEY, UNIFORM, StudySettings
 from hpo_mab.advantage import Evidence, Rung
 from hpo_mab.compare._tables import coefficient, points, ratio
 from hpo_mab.dashboard._notes import escaped, markdown_table
@@ -23,7 +17,6 @@ from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.pruners._advantage_pruner import Placement, place
 from hpo_mab.search import create_pruner
 from hpo_mab.search._choice import Choice, stored_choice
-from hpo_mab.search._portfolio import AUTO
 from hpo_mab.search._pruners import always_averages
 
 
@@ -31,10 +24,6 @@ def evidence_note(study: optuna.Study, settings: StudySettings) -> str:
     """A study's evidence and what the pruner and ``auto`` decided by it, in Markdown.
 
     The fidelity that was measured in the study is part of it.
-
-    Args:
-        study: The study.
-        settings: Its definition.
 
     Returns:
         The section; empty for a study that neither uses evidence nor has any.

@@ -29,11 +29,7 @@ _FEWEST_TRIALS = 10
 
 
 def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
-    """Figures of studies that have data, by name; the names sort in the order of display.
-
-    Args:
-        runs: The studies.
-    """
+    """Figures of studies that have data, by name; the names sort in the order of display."""
     by_arm: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     for run in runs:
         if shares := importances(run):
@@ -53,11 +49,7 @@ def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
 
 
 def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
-    """Figures of a comparison that have data, by name; the names sort in the order of display.
-
-    Args:
-        summary: From `hpo_mab.compare.summarise`.
-    """
+    """Figures of a comparison that have data, by name; the names sort in the order of display."""
     return _with_data(
         {
             "02-advantage-examples": figures.paired_advantage(summary),
@@ -75,8 +67,7 @@ def importances(run: StudyRun) -> dict[str, float]:
 
     PED-ANOVA: the evaluator of Optuna whose time hardly grows with the number of trials.
 
-    Args:
-        run: A study; the ranges of its definition are the search space.
+    The ranges of the study's definition are the search space.
     """
     # Not the definition: a package that it names may be missing by now.
     distributions = searched(run.settings.ranges)

@@ -45,22 +45,14 @@ LARGE = 1_000
 
 
 class Artifacts(FileSystemArtifactStore):
-    """Optuna's store of a storage's files; their folder, see `files_folder`, is made on first use.
-
-    Args:
-        storage: The storage.
-    """
+    """Optuna's store of a storage's files; the folder, see `files_folder`, is made on first use."""
 
     def __init__(self, storage: Storage) -> None:
         self._folder = files_folder(storage, "artifacts")
         super().__init__(self._folder)
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Write a file.
-
-        Raises:
-            StorageError: The folder cannot be made.
-        """
+        """Write a file."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -78,11 +70,6 @@ class Artifacts(FileSystemArtifactStore):
 
 def save_curves(study: optuna.Study, run: StudyRun, store: Artifacts) -> str:
     """Write all learning curves of a study as a CSV artifact, in place of an earlier one.
-
-    Args:
-        study: The study.
-        run: The same study, read.
-        store: Where the file is kept.
 
     Returns:
         The artifact's id.
@@ -232,10 +219,7 @@ def draw_listed(
 def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], store: Artifacts) -> None:
     """Write images in a row as one PNG artifact, in place of an earlier one.
 
-    Args:
-        study: The study.
-        pictures: Grey or RGB, uint8 [channels, height, width] on the CPU.
-        store: Where the file is kept.
+    They are grey or RGB, uint8 [channels, height, width] on the CPU.
     """
     from PIL import Image
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from hpo_mab._attributes import PROMOTES_KEY, PRUNED_KEY
 from hpo_mab._plan import Plan
-from hpo_mab.compare._text import length_text, parameter_rows, repeats_text, study_facts
+from hpo_mab.compare._text import parameter_rows, repeats_text, study_facts, trial_text
 from hpo_mab.pruners import why_pruned
 from hpo_mab.search._confirm import best_first
 
@@ -29,7 +29,7 @@ SEPARATOR = "*Regenerated after each run; your text below this line is kept.*"
 _HINTS = (
     "Figures are on the study's first page. A pruned trial's note has the reason. A trial's "
     "attribute `hpo_mab:slot` is the number of its configuration, which repeated trials keep. "
-    "`hpo_mab:paired` says whether every arm of a comparison trains it."
+    "`hpo_mab:paired` says whether it may be in a pair of a comparison."
 )
 
 
@@ -83,11 +83,9 @@ def escaped(text: str) -> str:
 
 
 def keep_users_part(ours: str, existing: str) -> str:
-    """Our new note above what the user has written.
+    """Our new note above the user's text.
 
-    Args:
-        ours: The new note.
-        existing: The note as it is: an earlier one of ours with or without additions, or a user's.
+    ``existing`` is that text, alone or below an earlier note.
     """
     _, found, below = existing.partition(SEPARATOR)
     users = below.strip() if found else existing.strip()
@@ -99,16 +97,13 @@ def _best_line(run: StudyRun, test_accuracy: float | None) -> str:
     if best is None:
         return "No trial is complete yet."
     scored = "" if test_accuracy is None else f", {test_accuracy:.2%} on the test set"
-    number = f"{best.number}{length_text(best.budgets)}"
-    return f"**Best: {best.value:.2%} validation accuracy** in trial {number}{scored}."
+    return f"**Best: {best.value:.2%} validation accuracy** in trial {trial_text(best)}{scored}."
 
 
 def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str:
     """The configurations that ``hpo-mab confirm`` has trained again, in Markdown.
 
-    Args:
-        run: The study.
-        repeats: Validation accuracies of these trainings, by number of the trial.
+    ``repeats`` holds their validation accuracies by number of the trial.
 
     Returns:
         The section; empty if there is no such training.
@@ -122,7 +117,7 @@ def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str
         best += f"; trial {candidates[0].trial.number}, which was trained once, may be better"
     rows = [
         (
-            f"{one.trial.number}{length_text(one.trial.budgets)}",
+            trial_text(one.trial),
             f"{one.trial.value:.2%}",
             repeats_text(one.repeats),
             f"{one.accuracy:.2%}",
@@ -149,10 +144,10 @@ def _cost_rows(run: StudyRun) -> list[tuple[str, str]]:
     examples, seconds, saved = run.examples, run.seconds, run.saved_examples
     if examples is None or seconds is None or saved is None:
         return [("spent", f"not known: the curves of {run.missing_curves} trials are missing")]
-    share = saved / max(saved + examples, 1)
+    share = f"{saved / max(saved + examples, 1):.0%} of what the same trials would have spent"
     return [
         ("spent", f"{examples:,} training examples, {seconds:,.0f} s of training"),
-        ("saved by pruning", f"{saved:,} training examples, {share:.0%} of an unpruned study"),
+        ("saved by pruning", f"{saved:,} training examples, {share} unpruned"),
     ]
 
 
@@ -165,7 +160,10 @@ def storage_option(storage: Storage) -> str:
 
 
 def _next_steps(run: StudyRun, storage: Storage) -> str:
-    report = f"hpo-mab report {shlex.quote(run.name)}{storage_option(storage)}"
+    # In a pattern of `hpo-mab report`, these would mean an arm, a database, a set of characters, or
+    # a record.
+    pattern = re.sub(r"[=#\[]|(?<=\.jso)n$", "?", run.name)
+    report = f"hpo-mab report {shlex.quote(pattern)}{storage_option(storage)}"
     text = f"## Next\n\n```bash\n{report}   # one HTML file\n```"
     if run.spec:
         more = f"`--trials {2 * max(len(run.trials), 1)}`"
@@ -184,11 +182,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def pruning_notes(run: StudyRun) -> dict[int, str]:
-    """Why each pruned trial of a study ended, in Markdown, by trial number.
-
-    Args:
-        run: The study.
-    """
+    """Why each pruned trial of a study ended, in Markdown, by trial number."""
     earlier: dict[int, list[float]] = collections.defaultdict(list)
     trials = {trial.number: trial for trial in run.trials}
     notes = {}

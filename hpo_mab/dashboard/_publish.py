@@ -157,9 +157,13 @@ def publish_comparison(
 def refresh(storage: Storage) -> Published:
     """Publish every study of ours that has new trials since it was published, or never was.
 
+    In a database that may only be read, nothing.
+
     Args:
         storage: The database.
     """
+    if storage.is_archive:
+        return Published(studies=())
 
     def write(name: str) -> bool:
         study = open_study(storage, name)
@@ -179,9 +183,7 @@ def refresh(storage: Storage) -> Published:
 def _publish_all(names: Iterable[str], write: Callable[[str], bool]) -> Published:
     """Write the pages of each study; an error in one does not affect the others.
 
-    Args:
-        names: Names of the studies.
-        write: Writes a study's pages; returns whether there was anything to write.
+    ``write`` writes a study's pages, and returns whether there was anything to write.
     """
     written: list[str] = []
     problems: list[str] = []

@@ -151,13 +151,7 @@ class _ThreadedServer(ThreadingMixIn, simple_server.WSGIServer):
 def make_server(app: WSGIApplication, *, host: str, port: int) -> simple_server.WSGIServer:
     """A server that listens, and answers requests once its ``serve_forever`` is called.
 
-    Args:
-        app: From `application`.
-        host: Address to listen on.
-        port: Port; if it is in use, the system chooses a free one.
-
-    Raises:
-        ArgumentError: The address is not of this machine, or the port may not be used.
+    If the port is in use, the system chooses a free one.
     """
     refused = ArgumentError(
         f"--host must be an address of this machine, such as 127.0.0.1, got {host!r}."

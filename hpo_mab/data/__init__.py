@@ -35,14 +35,4 @@ __all__ = [
     "split",
 ]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "labels_of": "hpo_mab._labels",
-        "DataWarning": "._folder",
-        "DataIdentity": "._identity",
-        "Augmentation ImageData Normalization": "._images",
-        "available default_augmentation load load_splits options": "._load",
-        "DatasetSplits Exclusion ImageSplits split": "._splits",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__)

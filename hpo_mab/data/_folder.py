@@ -81,9 +81,9 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
 
     Raises:
         ArgumentError: ``size`` out of bounds.
-        DataError: No such folder, fewer than two classes, or a class or part without images. Test
-            or validation classes that the training part lacks, a file that the system refuses to
-            read, or more images than fit into memory.
+        DataError: No such folder, fewer than two classes, a class without images, or a part whose
+            images are all damaged. Test or validation classes that the training part lacks, a file
+            that the system refuses to read, or more images than fit into memory.
     """
     if size is not None:
         check_integer("size", size, _SMALLEST)
@@ -220,6 +220,8 @@ def _find_files(root: Path) -> _Layout:
                 f"got also {', '.join(sorted(unknown))}."
             )
         files[part] = _class_files(below, classes, walk)
+    empty = (folder.name for part, folder in splits.items() if files.get(part) == [])
+    notes += [f"{name}/ has no image; training images take its place." for name in empty]
     if base != root:
         unused = [n for n, path in folders.items() if path not in (base, *splits.values())]
         notes += [f"Folders not used: {', '.join(unused)}."] if unused else []
@@ -265,11 +267,7 @@ def _class_files(folders: Mapping[str, Path], classes: tuple[str, ...], walk: _W
 
 
 def _checked_size(paths: Sequence[Path], size: int | None) -> int:
-    """The size of the images to make, which fit into memory.
-
-    Raises:
-        DataError: They do not fit; nothing has been decoded yet.
-    """
+    """The size of the images to make, which fit into memory."""
     # Evenly spaced files, because opening all of a large folder would take long.
     step = max(1, len(paths) // _SAMPLED)
     headers = [found for path in paths[::step] if (found := _pictures.header(path)) is not None]

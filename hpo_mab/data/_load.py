@@ -133,19 +133,11 @@ _ARCHIVES = {".gz", ".mat"}
 
 
 def load_torchvision(name: str, *, root: Path, download: bool) -> Parts:
-    """A data set of torchvision, fetched and decoded at most once.
+    """A data set of `_SOURCES`, in torchvision's layout, fetched and decoded at most once.
 
     The files are fetched into a temporary folder and moved into place when complete. So a broken
     download leaves nothing behind. Pickled files (CIFAR) are read by torchvision alone, which
     compares their checksums first.
-
-    Args:
-        name: One of `_SOURCES`.
-        root: Root folder in torchvision's layout.
-        download: Whether to fetch what is missing.
-
-    Raises:
-        DataError: The files are not there and cannot be had, or cannot be read.
     """
     source = _SOURCES[name]
     present = _files_of(source, root)

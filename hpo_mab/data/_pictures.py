@@ -26,7 +26,6 @@ _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
 #: Formats that Pillow registers without decoding them itself. EPS starts Ghostscript.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-_ORIENTATION = 0x0112
 _WHITE = 255.0
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -90,11 +89,7 @@ def header(path: Path) -> tuple[int, bool, int] | None:
 
 
 def read_all(paths: Sequence[Path], *, size: int) -> list[Picture | str]:
-    """Decode files in parallel.
-
-    Args:
-        paths: The files.
-        size: Height and width to scale and crop to, in pixels.
+    """Decode files in parallel, scaled and cropped to ``size`` pixels in height and width.
 
     Returns:
         For each file the picture, or the reason why it cannot be read.
@@ -106,16 +101,13 @@ def read_all(paths: Sequence[Path], *, size: int) -> list[Picture | str]:
 
 
 def read(path: Path, size: int) -> Picture | str:
-    """Decode one file: the picture, or the reason why it cannot be read.
-
-    Raises:
-        DataError: The system refuses to read the file.
-    """
+    """Decode one file: the picture, or the reason why it cannot be read."""
     from PIL import Image
 
     try:
         with Image.open(path, formats=readable()[1]) as image:
-            return Picture(_fitted_pixels(_upright(image), size), min(image.size))
+            _make_upright(image)
+            return Picture(_fitted_pixels(image, size), min(image.size))
     except Exception as error:  # Decoders raise errors of every type on damaged files.
         # A system error, or too little memory, may not occur next time, but the cache would leave
         # the image out for good. EINVAL is no system error: decoders raise it for a negative offset
@@ -131,28 +123,20 @@ def read(path: Path, size: int) -> Picture | str:
         return _error_text(error, path)
 
 
-def _upright(image: Image) -> Image:
-    """The image, rotated or mirrored as its metadata say."""
-    from PIL.Image import Transpose
+def _make_upright(image: Image) -> None:
+    """Rotate or mirror an image as its metadata say."""
+    from PIL import ImageOps
 
     # Loading a TIFF rotates it, and removes the tag.
     image.load()
     try:
-        turn = image.getexif().get(_ORIENTATION)
-    except Exception:  # Damaged metadata raise errors of every type; the pixels may be intact.
-        turn = None
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    # Not Pillow's exif_transpose: it also rewrites the metadata, and raises where it cannot.
-    method = turns.get(turn) if isinstance(turn, int) else None
-    return image if method is None else image.transpose(method)
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:
+        # Damaged metadata raise errors of every type. The pixels are turned before Pillow rewrites
+        # the metadata.
+        pass
 
 
 def _fitted_pixels(image: Image, size: int) -> _Array:
@@ -214,9 +198,6 @@ class Rendering:
     of images have the same scale of brightness.
 
     Transparent parts show a background: white, or black where what is visible is light.
-
-    Args:
-        pictures: All pictures of the data set.
 
     Attributes:
         channels: 1 where all pictures are grey, otherwise 3.

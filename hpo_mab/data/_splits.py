@@ -316,10 +316,6 @@ def split_datasets(
         validation: Share of the training examples to validate on, in (0, 1), each class in
             proportion.
         seed: Seed of that split. The test part is a fixed fifth.
-
-    Raises:
-        ArgumentError: As `stratified_split`; items that are not ``(input, class)``, or a class
-            that the training examples lack.
     """
     found = dict(parts)
     labels = labels_of(found["train"], name="the training set in data")
@@ -358,9 +354,6 @@ def channel_statistics(data: ImageData) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel of images, pixels scaled to [0, 1].
 
     Computed from a histogram of the 256 values, which is exact and needs no float copy.
-
-    Args:
-        data: The images.
 
     Returns:
         ``mean`` and ``std``, float32 [channels]; a constant channel has ``std`` 1.

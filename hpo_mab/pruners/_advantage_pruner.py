@@ -156,14 +156,15 @@ class AdvantagePruner(BasePruner):
         evidence: Evidence of this data set and network: an `hpo_mab.advantage.Evidence`, its JSON
             mapping, or the path of its JSON file. It is not measured again.
         reference: Name of a uniform study in the same storage. Its trials are paired with this
-            study's of the same slot (or number) and parameters.
+            study's of the same slot (or number) and parameters; if some are marked
+            ``hpo_mab:paired``, only with these.
         min_resource: Step of the first rung under uniform training, at least 1. Study definitions
             take a quarter of a trial if all trials report averaged weights, else
             three eighths. The quarter saved budget on three data sets (``studies/rungs``).
         reduction_factor: One in this many trials is promoted, and the next rung lies this many
             times later; at least 2.
         max_resource: Step that a full trial reports last; None takes it from the study's
-            definition, else from its longest complete trial.
+            definition, else from its longest complete trial; before one is complete no rung moves.
         margin: Largest accepted loss of fidelity (Kendall tau), in [0, 1].
         refresh: Trials that must finish before evidence is measured again, at least 1.
         fidelity: Whether the first rung may move later by the ranking of the first trials.

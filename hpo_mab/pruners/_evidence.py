@@ -20,7 +20,9 @@ from hpo_mab._attributes import (
     CHOICE_KEY,
     EVIDENCE_KEY,
     FIDELITY_KEY,
+    PAIRED_KEY,
     RACE_KEY,
+    TWIN_KEY,
     UNIFORM,
     StudySettings,
 )
@@ -56,16 +58,20 @@ def pairs_of_trials(
         trials: A study's trials: bandit-trained ones, and uniform twins of some of them.
         reference: Trials of a uniform study.
         full: Step that a full trial reports last.
-        direction: Of the study. Where it minimizes, values change their sign. Wherever any is
-            negative, all are raised so that the smallest is 0.
+        direction: Of the study. Where it minimizes, the sign of the values is changed. If any is
+            then negative, all are raised so that the smallest is 0.
         sampler: Sampler whose trials are paired with the uniform ones; None: every other sampler.
 
     Returns:
         Curves over the steps up to ``full`` that every complete uniform trial of the pairs has
         reported; NaN from where a trial was stopped.
     """
+    own = [t for t in trials if _has_curve(t) and _is_trained_by(t, sampler)]
+    # A pruner selects trials by their early values. So those that it cannot stop are taken, if
+    # there are enough.
+    safe = [t for t in own if t.user_attrs.get(PAIRED_KEY) or TWIN_KEY in t.user_attrs]
     # Reversed: of several trials of one slot the first counts.
-    bandit = {_slot(t): t for t in reversed(trials) if _has_curve(t) and _is_trained_by(t, sampler)}
+    bandit = {_slot(t): t for t in reversed(safe if len(safe) >= FEWEST_PAIRS else own)}
     uniform = {_slot(t): t for t in reference if _has_curve(t)}
     # A study's own twins count before the trials of the reference.
     uniform.update({_slot(t): t for t in trials if _has_curve(t) and Attempt.of(t).uniform})
@@ -256,7 +262,7 @@ class EvidenceKeeper:
 
     Examples:
         >>> from hpo_mab.advantage import Evidence
-        >>> from hpo_mab.pruners import EvidenceKeeper
+        >>> from hpo_mab.pruners._evidence import EvidenceKeeper
         >>> keeper = EvidenceKeeper(given=Evidence.load("studies/fashion_mnist/evidence.json"))
     """
 
@@ -290,10 +296,6 @@ class EvidenceKeeper:
     def refresh_if_due(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
         """Refresh the evidence if enough trials have finished since the last update.
 
-        Args:
-            study: The study.
-            trials: Its trials as they are now.
-
         Returns:
             Whether evidence, fidelity or the length of a trial became known or changed.
         """
@@ -304,12 +306,7 @@ class EvidenceKeeper:
         return before != (self.evidence, self.fidelity, self.full)
 
     def read_trials(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        """Read the study's evidence, measure again where trials were added, and store the result.
-
-        Args:
-            study: The study.
-            trials: Its trials as they are now.
-        """
+        """Read the study's evidence, measure again if trials were added, and store the result."""
         attrs = study.user_attrs
         first, self._seen = self._seen is None, _count_ended(trials)
         if first:
@@ -324,7 +321,7 @@ class EvidenceKeeper:
         self._store(study, attrs)
 
     def _stored(self, attrs: Mapping[str, Any]) -> Evidence | None:
-        """The study's evidence, if it was measured with this margin and reference."""
+        """The study's evidence; None if its margin, or the reference if given, is another one."""
         if EVIDENCE_KEY not in attrs:
             return None
         stored = Evidence.from_json(attrs[EVIDENCE_KEY])
@@ -386,15 +383,9 @@ class EvidenceKeeper:
         source: str,
         known: int = 0,
     ) -> Evidence | None:
-        """Evidence from the pairs of a sampler; the study must have been read.
+        """Evidence from `pairs_of_trials` of a sampler; the study must have been read.
 
-        Args:
-            trials: See `pairs_of_trials`.
-            reference: See `pairs_of_trials`.
-            direction: See `pairs_of_trials`.
-            sampler: See `pairs_of_trials`.
-            source: Where the pairs come from.
-            known: Pairs of the present evidence; 0 if there is none.
+        ``source`` says where the pairs come from; the present evidence has ``known`` pairs.
 
         Returns:
             None with fewer than 4 pairs, with no more than ``known``, and while the length of a

@@ -68,7 +68,7 @@ class TopKPruner(BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """See `optuna.pruners.BasePruner`."""
-        if trial.last_step is None or Attempt.of(trial).promotion:
+        if trial.last_step is None or Attempt.of(trial).promotes is not None:
             return False
         return trial.last_step >= self.stop_step
 

@@ -231,10 +231,7 @@ class WeakRung(NamedTuple):
         Median, percentile and successive halving are checked. Hyperband has late brackets, a paused
         trial can continue, and `AdvantagePruner` moves such a rung by itself.
 
-        Args:
-            pruner: The study's pruner.
-            trials: The study's trials.
-            full: Evaluations of a full trial.
+        A full trial has ``full`` evaluations.
         """
         settings = settings_of(pruner)
         if type(pruner) in (MedianPruner, PercentilePruner):

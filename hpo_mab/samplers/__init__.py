@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpo_mab._registry import lazy_names
-from hpo_mab.samplers._registry import NAMES, available, create, knobs
+from hpo_mab.samplers._registry import available, create, knobs
 
 if TYPE_CHECKING:
     from hpo_mab.samplers._base import BatchSampler, CommonArguments
@@ -47,9 +47,4 @@ __all__ = [
     "knobs",
 ]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {name: module for module, name in (path.split(":") for path in NAMES.values())}
-    | dict.fromkeys(("BatchSampler", "CommonArguments"), "hpo_mab.samplers._base")
-    | dict.fromkeys(("Draw", "FeedbackError"), "hpo_mab.samplers._feedback"),
-)
+__getattr__, __dir__ = lazy_names(__name__)

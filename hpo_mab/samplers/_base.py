@@ -67,7 +67,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     order: not with ``in_order=False``. A batch without losses (skipped, or out of memory before
     `update`) is taken off the queue with `discard`. Otherwise later losses would reward other
     examples. `update` raises on a mismatch if it has ``indices`` or ``targets`` to compare. Else
-    the pass warns once, when more draws wait for losses than at its first answer. Starting a new
+    the sampler warns once, when more draws wait for losses than at its first answer. Starting a new
     pass (``iter(sampler)``) drops draws that were never answered, with one warning, and ends the
     pass before it.
 
@@ -77,8 +77,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             rank, ``N // world_size``.
         seed: Seed of every random choice. Same seed, same stream on the same device.
         device: Where indices are drawn and losses are expected. Losses elsewhere are copied.
-        rank: This process's share among ``world_size``; shares are class-stratified, and every
-            rank has the same number of batches a pass.
+        rank: Number of this process, in [0, world_size). Each process draws from its own
+            class-stratified share; all have the same number of batches a pass.
         world_size: Number of processes that split the examples, at most ``N``.
 
     Raises:
@@ -168,6 +168,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._passes_begun = 0
         #: Draws answered or discarded since this pass began.
         self._answers = 0
+        #: Draws that waited before the first answer: how far a loader draws ahead.
+        self._ahead = 0
 
     @property
     def batch_size(self) -> int:
@@ -255,10 +257,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             if self._learns:
                 self._outstanding.warn(
                     f"A pass begins while {len(self._outstanding)} draws of the last one wait for "
-                    "their losses; they are dropped"
+                    "their losses; they are dropped",
+                    kind="dropped",
                 )
             self._outstanding.clear()
-        self._answers = ahead = 0
+        self._answers = self._ahead = 0
         for _ in range(len(self)):
             if self._passes_begun != this:
                 raise FeedbackError(
@@ -266,19 +269,21 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
                     "loaded; look at batches and evaluate with a DataLoader that has no such "
                     "batch_sampler."
                 )
-            # Before the first answer a loader has drawn its maximum ahead. More outstanding draws
-            # later mean that a batch was not answered.
-            if not self._answers:
-                ahead = len(self._outstanding)
-            elif len(self._outstanding) > ahead and self._learns:
-                self._outstanding.warn(
-                    f"{len(self._outstanding)} draws of this pass wait for their losses where "
-                    f"{ahead} did before: a batch had no answer, or is answered later than others"
-                )
             yield self.draw().tolist()
 
     def draw(self) -> Tensor:
         """Draw a batch of indices, int64 [B]; the draw is kept until `update` answers it."""
+        waiting = len(self._outstanding)
+        # Before the first answer a loader draws its maximum ahead. More outstanding draws later
+        # mean that a batch was not answered.
+        if not self._answers:
+            self._ahead = waiting
+        elif waiting > self._ahead and self._learns:
+            self._outstanding.warn(
+                f"{waiting} draws wait for their losses where {self._ahead} did before: a batch "
+                "had no answer, or is answered later than others",
+                kind="unanswered",
+            )
         return self.next_draw().indices
 
     def next_draw(self) -> Draw:
@@ -376,7 +381,12 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._known_labels.check_outputs(logits, targets)
 
     def set_progress(self, share: float) -> None:
-        """Set the share of the training budget that is spent, in [0, 1]."""
+        """Set the share of the training budget that is spent, in [0, 1].
+
+        Raises:
+            ArgumentError: A share outside its bound.
+        """
+        require(0 <= share <= 1, "share", "in [0, 1]", share)
         self._progress = float(share)
 
     def statistics(self) -> dict[str, float]:
@@ -409,8 +419,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """Continue the stream that `state_dict` interrupted, on a sampler with the same arguments.
 
         Raises:
-            ArgumentError: The state's sampler has another class, seed, batch size, rank, device
-                type or option, or other labels; names what differs.
+            ArgumentError: The state's sampler has another class, seed, batch size, rank, number of
+                processes, device type or option, or other labels; names what differs.
         """
         found = state.get("sampler") if isinstance(state, Mapping) else None
         if not isinstance(found, dict) or "state" not in state:

@@ -56,29 +56,17 @@ class Draw:
 class DrawQueue(collections.deque[Draw]):
     """Draws that wait for their losses, the oldest first."""
 
-    _warned = False
+    #: Kinds of warnings given.
+    _warned: frozenset[str] = frozenset()
 
     def oldest(self, caller: str) -> Draw:
-        """The draw that the next answer is for.
-
-        Raises:
-            FeedbackError: No draw waits; the message names the caller.
-        """
+        """The draw that the next answer is for."""
         if not self:
             raise FeedbackError(f"{caller} answers a draw, but no draw is outstanding.")
         return self[0]
 
     def check(self, name: str, fits: Callable[[Draw, _Given], bool], given: _Given) -> None:
-        """Raise unless an answer is for the oldest draw.
-
-        Args:
-            name: ``"indices"`` or ``"targets"``, by which draws and answers are compared.
-            fits: Whether indices or targets are those of a draw.
-            given: Indices or targets of the answer.
-
-        Raises:
-            FeedbackError: The answer is for a later draw or for none; the message says which.
-        """
+        """Raise unless an answer's indices or targets, ``name``, are those of the oldest draw."""
         if fits(self[0], given):
             return
         later = [place for place, draw in enumerate(self) if fits(draw, given)]
@@ -92,11 +80,11 @@ class DrawQueue(collections.deque[Draw]):
         )
         raise FeedbackError(f"{name} are not those of the oldest unanswered draw. {hint}{other}.")
 
-    def warn(self, what: str) -> None:
-        """Warn once of draws without an answer, for the caller of the sampler's method."""
-        if self._warned:
+    def warn(self, what: str, *, kind: str) -> None:
+        """Warn of draws without an answer, once a kind."""
+        if kind in self._warned:
             return
-        self._warned = True
+        self._warned |= {kind}
         warnings.warn(
             f"{what}. Call update for each batch that was trained on, and discard for batches "
             "without losses; with indices= or targets= a wrong answer raises. This warning is "
@@ -106,11 +94,7 @@ class DrawQueue(collections.deque[Draw]):
 
 
 def check_draw(draw: Any, count: int, *, owner: str) -> None:
-    """Raise unless ``_draw`` has returned ``count`` indices, and ``count`` weights or None.
-
-    Raises:
-        ArgumentError: Anything else; the message names the sampler, ``owner``.
-    """
+    """Raise unless ``_draw`` has returned ``count`` indices, and ``count`` weights or None."""
     found = draw.indices if isinstance(draw, Draw) else draw
     is_tensor = isinstance(draw, Draw) and isinstance(found, Tensor)
     if is_tensor and found.shape == (count,):
@@ -125,11 +109,7 @@ def check_draw(draw: Any, count: int, *, owner: str) -> None:
 
 
 def check_losses(losses: Tensor, count: int) -> None:
-    """Raise unless losses are one floating-point number an example, [count].
-
-    Raises:
-        FeedbackError: Another type or shape.
-    """
+    """Raise unless losses are one floating-point number an example, [count]."""
     if not isinstance(losses, Tensor):
         raise FeedbackError(f"losses must be a tensor, got {type(losses).__name__}.")
     shape = list(losses.shape)
@@ -147,11 +127,7 @@ def check_losses(losses: Tensor, count: int) -> None:
 
 
 def checked_targets(targets: Tensor, count: int) -> Tensor:
-    """Targets as int64 [count], on their device; values are checked on the host only.
-
-    Raises:
-        FeedbackError: Targets that are not integers, or another shape.
-    """
+    """Targets as int64 [count], on their device; values are checked on the host only."""
     try:
         if not isinstance(targets, Tensor) or targets.is_cpu:
             targets = class_labels(targets, name="targets")

@@ -36,9 +36,6 @@ def foreign_sampler(
 
     Returns:
         The sampler itself if it is a `BatchSampler` of this package, else a `ForeignSampler`.
-
-    Raises:
-        ArgumentError: What was made cannot be iterated over, or draws batches of another size.
     """
     given = {one: arguments.pop(one) for one in CommonArguments.__annotations__ if one in arguments}
     bound = inspect.signature(BatchSampler).bind(labels, **given)
@@ -81,14 +78,13 @@ class ForeignSampler(BatchSampler):
     A state is the number of batches drawn: a sampler that loads it draws as many again.
 
     Args:
+        **common: Arguments of every sampler, see `BatchSampler`; the sampler itself must split
+            the examples among ranks.
         sampler: Iterable of indices, or of batches of indices, which can be iterated over more than
             once. Its random choices follow from its own seed or from PyTorch's global state.
-        labels: Class of each training example, integers [N].
         name: The sampler's name.
         random: Random state in which the sampler was made.
         options: Options that it was made with; a state is only loaded with the same ones.
-        **common: Arguments of every sampler, see `BatchSampler`; the sampler itself must split
-            the examples among ranks.
 
     Raises:
         ArgumentError: A sampler that cannot be iterated over; at a draw, a batch of another size

@@ -55,17 +55,13 @@ class GradNormSampler(LearningSampler):
     Importance Sampling", ICML 2018, algorithm 1 and equations 20 and 26.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         presample: Candidates for each example of the batch, at least 1.
         threshold: ``tau`` above which importance sampling is on; None for the break-even.
         tau_decay: Decay of the smoothing of ``tau``, in [0, 1).
-        **common: Arguments of every sampler, see `BatchSampler`.
 
     Attributes:
         scorer: Function from indices to logits, or None.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
 
     Examples:
         >>> from hpo_mab.samplers import GradNormSampler
@@ -184,14 +180,10 @@ class AdamBSSampler(LearningSampler):
     algorithms 1 and 2.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         step: Learning rate of the distribution, at least 0; 0 is uniform sampling.
         floor: Least probability in units of ``1 / n``, in (0, 1]; weights are at most about
             ``1 / floor``.
-        **common: Arguments of every sampler, see `BatchSampler`.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
 
     Examples:
         >>> from hpo_mab.samplers import AdamBSSampler

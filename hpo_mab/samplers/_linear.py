@@ -170,13 +170,9 @@ class LinearSampler(LearningSampler):
     A batch with a loss that is not finite changes nothing.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         decay: Share of the regression's past kept at each batch, in (0, 1].
         loss_decay: Decay of the moving average of the loss, in [0, 1).
-        **common: Arguments of every sampler, see `BatchSampler`.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
     """
 
     def __init__(
@@ -238,16 +234,12 @@ class ContextualSampler(LinearSampler):
     subsets are additions.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         candidates: Candidates a slot, at least 1; 1 is uniform sampling.
         scale: Width of the posterior draws, at least 0.
         floor: Probability of a uniform pick, in [0, 1].
         decay: Share of the regression's past kept at each batch, in (0, 1].
         loss_decay: Decay of the moving average of the loss, in [0, 1).
-        **common: Arguments of every sampler, see `BatchSampler`.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
 
     Examples:
         >>> from hpo_mab.samplers import ContextualSampler
@@ -286,15 +278,11 @@ class ContextualSampler(LinearSampler):
         with torch.autocast(features.device.type, enabled=False):
             predicted = torch.bmm(slots, coefficients[:, :, None]).squeeze(2)
         # The first candidate of a slot is a uniform choice, because candidates come from a shuffle.
-        chosen = predicted.argmax(dim=1).masked_fill(self._uniform_slots(), 0) + self._starts
+        uniform = torch.rand(self.batch_size, generator=self._generator, device=self.device)
+        chosen = predicted.argmax(dim=1).masked_fill(uniform < self.floor, 0) + self._starts
         positions = candidates[chosen]
         self._features.drawn(positions)
         return Draw(self._count(positions), context=(positions, features[chosen]))
-
-    def _uniform_slots(self) -> Tensor:
-        """Slots that take a uniform candidate, bool [B]."""
-        tickets = torch.rand(self.batch_size, generator=self._generator, device=self.device)
-        return tickets < self.floor
 
     def _learn(
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
@@ -330,16 +318,12 @@ class ImponSampler(LinearSampler):
     is additive, and a linear model replaces their recurrent network.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         presample: Candidates for each example of the batch, at least 1.
         smoothing: Uniform part, in means of the scores, above 0.
         decay: Share of the regression's past kept at each batch, in (0, 1].
         loss_decay: Decay of the moving average of the loss, in [0, 1).
         weighted: Whether to weight losses to be unbiased.
-        **common: Arguments of every sampler, see `BatchSampler`.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
 
     Examples:
         >>> from hpo_mab.samplers import ImponSampler

@@ -57,7 +57,7 @@ class MABSampler(BatchSampler):
     "the paper" below. It does not state the prior and the decay of the moving average.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         policy: ``"thompson"``: the arm of the greatest draw from the posteriors.
             ``"epsilon_greedy"``: the arm of the best posterior mean, with probability ``epsilon``
             any arm. ``"softmax"``: probability proportional to ``exp(mean / temperature)``.
@@ -91,7 +91,6 @@ class MABSampler(BatchSampler):
         reward: Which losses of a batch are rewarded: ``"above_average"``, those that reach the
             moving average; or another rule like
             `hpo_mab.bandits.above_average`: the function, or its name ``"package.module:name"``.
-        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound, a negative ``seed``, or ``memory`` together

@@ -181,14 +181,10 @@ class PSGDSampler(ArazoSampler):
     deep budgeted training?", BMVC 2021, and its code, github.com/EricArazo/ImportanceSampling.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         budget: Share of the examples drawn a pass, in (0, 1]. Smaller reacts faster.
         smoothing: Uniform part, in means of the scores, at least 0.
         corrected: Whether to draw with replacement.
-        **common: Arguments of every sampler, see `BatchSampler`.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
 
     Examples:
         >>> from hpo_mab.samplers import PSGDSampler
@@ -222,14 +218,10 @@ class CSGDSampler(ArazoSampler):
     threshold closeness: Chang, Learned-Miller, McCallum, "Active Bias", NIPS 2017.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         budget: Share of the examples drawn a pass, in (0, 1]. Smaller reacts faster.
         smoothing: Uniform part, in means of the scores, at least 0.
         corrected: Whether to give unseen examples the largest score, and to draw with replacement.
-        **common: Arguments of every sampler, see `BatchSampler`.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
 
     Examples:
         >>> from hpo_mab.samplers import CSGDSampler
@@ -275,15 +267,13 @@ class PredictionVarianceSampler(PassSampler):
     Emphasizing High Variance Samples", NIPS 2017, section 3.3.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         budget: Share of the examples drawn between two updates of probabilities, in (0, 1].
         smoothing: ``eps`` in means of the scores, at least 0; with 0 an example whose prediction
             never changes is drawn with probability below 2**-24 of the largest.
         form: ``"sample"`` or ``"weight"``.
-        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
-        ArgumentError: An argument outside its bound.
         UnknownNameError: No such form.
 
     Examples:

@@ -90,7 +90,7 @@ def create(
         batch_size: Examples a batch, ``B``.
         seed: Seed of every random choice.
         device: Where indices are drawn and losses are expected.
-        rank: This process's share among ``world_size``.
+        rank: Number of this process, in [0, world_size).
         world_size: Number of processes that split the examples.
         difficulty: Difficulty of each example in earlier trainings, float [N], for samplers with a
             `BatchSampler.record_column`; others ignore it.
@@ -113,10 +113,6 @@ def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:
 
     A class or function from elsewhere is called with those of these arguments that it takes, see
     `hpo_mab.samplers._foreign.foreign_sampler`.
-
-    Raises:
-        UnknownNameError: No such kind.
-        ArgumentError: It cannot be imported.
     """
     found = SAMPLERS.load(kind)
     if SAMPLERS.name(kind) in SAMPLERS:
@@ -127,10 +123,6 @@ def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:
 
 
 def record_column(make: Callable[..., Any]) -> str | None:
-    """Which mean of a study's record of examples a sampler takes; None for one that takes none.
-
-    Args:
-        make: Makes the sampler, from `sampler_maker`.
-    """
+    """Which mean of a study's record of examples the samplers of a maker take; None for none."""
     cls: Any = make.args[0] if isinstance(make, functools.partial) else make
     return getattr(cls, "record_column", None)

@@ -42,13 +42,9 @@ class InfoBatchSampler(LearningSampler):
     ICLR 2024, sections 3.2 and 3.3, and github.com/NUS-HPC-AI-Lab/InfoBatch.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         ratio: Probability of skipping a well-learned example, in [0, 1).
         delta: Share of the budget after which nothing is skipped, in [0, 1].
-        **common: Arguments of every sampler, see `BatchSampler`.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
 
     Examples:
         >>> from hpo_mab.samplers import InfoBatchSampler
@@ -121,15 +117,11 @@ class HardMiningSampler(LearningSampler):
     Networks", 2016, arXiv:1511.06343.
 
     Args:
-        labels: Class of each training example, integers [N].
-        presample: Candidates for each example of the batch, at least 1.
         **common: Arguments of every sampler, see `BatchSampler`.
+        presample: Candidates for each example of the batch, at least 1.
 
     Attributes:
         scorer: Function from indices to logits, or None.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
 
     Examples:
         >>> from hpo_mab.samplers import HardMiningSampler
@@ -194,9 +186,6 @@ def checked_difficulty(difficulty: Tensor | Sequence[float], count: int) -> Tens
     Args:
         difficulty: A higher number is harder, [N]; NaN where not known.
         count: Number of examples, ``N``.
-
-    Raises:
-        ArgumentError: Another shape, or infinite values.
     """
     if isinstance(difficulty, np.ndarray):
         difficulty = np.ascontiguousarray(difficulty)  # torch refuses a reversed array.
@@ -237,11 +226,10 @@ class CurriculumSampler(UniformSampler):
 
     Until `set_progress` gets a share of at least ``end``, passes hold the easiest share ``start``
     of each class; after that they hold all examples. A loop that never calls it stays with the
-    easiest.
-    The hardest share ``trim`` of each class is always left out. This is curriculum learning with
-    single-step pacing (Bengio et al. 2009; Hacohen & Weinshall 2019), with a difficulty that
-    earlier trainings have measured. With ``start = 1`` it is training on a trimmed loss (Shen &
-    Sanghavi 2019) with a constant trim.
+    easiest. The hardest share ``trim`` of each class is always left out. This is curriculum
+    learning with single-step pacing (Bengio et al. 2009; Hacohen & Weinshall 2019), with a
+    difficulty that earlier trainings have measured. With ``start = 1`` it is training on a trimmed
+    loss (Shen & Sanghavi 2019) with a constant trim.
 
     If a part is smaller than a batch, the next larger one is used: all but the hardest, or all.
 
@@ -252,16 +240,12 @@ class CurriculumSampler(UniformSampler):
     on data and budget, see ``studies/examples``.
 
     Args:
-        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
         start: Share of each class that is drawn at first, in (0, 1].
         end: Share of the budget after which all are drawn, in [0, 1].
         trim: Share of the hardest of each class that is never drawn, in [0, 1).
-        difficulty: A higher number is harder, float [N]; NaN where not known. None: not known for
-            any example.
-        **common: Arguments of every sampler, see `BatchSampler`.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
+        difficulty: A higher number is harder, float [N]; NaN where not known; infinities raise.
+            None: not known for any example.
 
     Examples:
         >>> from hpo_mab.samplers import CurriculumSampler

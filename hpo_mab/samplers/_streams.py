@@ -96,9 +96,10 @@ class StreamSampler(BatchSampler):
 
     def set_progress(self, share: float) -> None:
         """Set the share of the budget spent; drop the rest of the plan where plans change."""
-        if self._progress < self._turn <= share:
-            self._order = self._order[:0]
+        turns = self._progress < self._turn <= share
         super().set_progress(share)
+        if turns:
+            self._order = self._order[:0]
 
     def _state(self) -> dict[str, Any]:
         stream = {"order": self._order.clone()}
@@ -121,11 +122,7 @@ class UniformSampler(StreamSampler):
     nothing from losses and has no reward rate.
 
     Args:
-        labels: Class of each training example, integers [N].
         **common: Arguments of every sampler, see `BatchSampler`.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
 
     Examples:
         >>> from hpo_mab.samplers import UniformSampler

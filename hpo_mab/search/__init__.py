@@ -53,22 +53,4 @@ __all__ = [
     "replay",
 ]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "Candidate Confirmation confirm": "._confirm",
-        "Copied copy_study": "._copy",
-        "StudySpec": "._definition",
-        "builtin_names load_spec make_spec": "._load",
-        "TrainingObjective": "._objective",
-        "load_splits make_objective": "._prepare",
-        "create_pruner": "._pruners",
-        "Replay load_network replay": "._replay",
-        "recorded_trial": "._recorded",
-        "ShortTrialWarning TrialReporter": "._reporter",
-        "RunOutcome StudyRunner join_study": "._runner",
-        "SearchSpace": "._space",
-        "TrialCallback": "._trial_loop",
-        "StudyFailedError": "._claim",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__)

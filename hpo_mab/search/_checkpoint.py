@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import os
-import tempfile
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # code.
 
 #: Version of the files.
-_VERSION = 4
+_VERSION = 5
 
 
 class CheckpointWarning(UserWarning):
@@ -61,8 +61,7 @@ class Checkpoints:
     def sweep(self, study: optuna.Study) -> None:
         """Remove the files of slots that have their result or are given up.
 
-        Args:
-            study: The study. If its database does not answer, the files stay until the next call.
+        If the database does not answer, the files stay until the next call.
         """
         # Listed first: a slot that is begun afterwards has no file in the list.
         with contextlib.suppress(OSError, *STORAGE_ERRORS):
@@ -76,7 +75,8 @@ class Checkpoints:
                 # A temporary file of a killed writer begins with the name of the final file.
                 name = path.name.partition(".pt")[0]
                 if name.startswith(key) and name not in kept:
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # It may be another user's.
+                        path.unlink()
 
 
 def _promotable(study: optuna.Study) -> set[Place]:
@@ -180,15 +180,16 @@ class SlotCheckpoint:
 
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file under another name first: a process that is killed leaves the last one whole."""
-    handle, scratch = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    # Not `tempfile`, whose files only their owner may read: workers of others continue the trial.
+    scratch = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with scratch.open("xb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        Path(scratch).replace(path)
+        scratch.replace(path)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
 
 
@@ -215,5 +216,5 @@ def warn_of_misfit(error: Exception) -> None:
     """Warn that the state of a checkpoint does not fit its training."""
     warn_of_checkpoint(
         f"A checkpoint does not fit its trial, and is not used: {failure_reason(error)}. "
-        "One saved in slots fits only slots, one saved alone only a trial that is trained alone."
+        "One saved in a slot fits only a slot; one of a trial trained alone fits only such a trial."
     )

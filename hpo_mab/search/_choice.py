@@ -57,13 +57,7 @@ def signed_rank_estimate(differences: Sequence[float], *, error: float) -> Estim
 
 
 def can_be_shown(differences: Sequence[float], *, pairs: int, error: float) -> bool:
-    """Whether the interval of `signed_rank_estimate` can lie above 0 once there are more pairs.
-
-    Args:
-        differences: Those of the pairs so far.
-        pairs: Pairs in the end.
-        error: As in `signed_rank_estimate`.
-    """
+    """Whether the interval of `signed_rank_estimate` can lie above 0 after ``pairs`` pairs."""
     means = _walsh_means(differences)
     # The interval lies above 0 if the number of means <= 0 is below the rank of its lower end.
     # At best, further differences are so large that every mean with one of them is above 0.
@@ -115,9 +109,7 @@ class Ended:
         Both are compared at the time of the other trial's second-to-last evaluation, or of its only
         one. Its last evaluation may use other weights and more validation images.
 
-        Args:
-            other: The other trial.
-            cost: Seconds of this trial divided by those of the other one.
+        ``cost`` is this trial's seconds divided by those of the other one.
         """
         steps = sorted(other.curve)
         share = steps[-2] / steps[-1] if len(steps) > 1 else 1.0
@@ -196,11 +188,7 @@ class Standing:
         )
 
     def judged(self, by: str) -> tuple[Estimate, ...]:
-        """The gains that must lie above 0: at equal examples; by seconds, also at equal seconds.
-
-        Args:
-            by: What both spend equally, ``"examples"`` or ``"seconds"``.
-        """
+        """The gains that must lie above 0: at equal examples; by seconds, also at equal seconds."""
         return (self.examples, self.seconds) if by == "seconds" else (self.examples,)
 
 

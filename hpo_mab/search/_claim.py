@@ -55,8 +55,8 @@ def claim(
 ) -> Next | None:
     """Take the study's next trials with one lock: those that wait, else new ones.
 
-    Finished and running trials together, twins not counted, never exceed the study's target; but a
-    running trial of another program, which has no slot, counts only when it has finished. A new
+    Finished and running trials together, twins not counted, never exceed the study's target. A
+    running trial of another program has no slot; it counts only when it has finished. A new
     trial takes the slot after the highest that a trial has had.
 
     Args:
@@ -77,7 +77,7 @@ def claim(
         target = Target.load(study)
         close_lost(study, storage)
         if target.total is None:
-            # Complete trials would continue for ever.
+            # Without a total budget, complete trials would continue without end.
             is_saved = None
         spending = None if target.total is None else Spending(study, target, storage.curves)
         most = len(taken) + count
@@ -127,8 +127,8 @@ def _start_next(
 ) -> optuna.trial.Trial | None:
     """Begin a trial; None if none has begun.
 
-    None has begun if Optuna's own loop, which takes no lock, has begun the waiting one, or if the
-    study's sampler raised; the trial has then failed.
+    Optuna's own loop takes no lock, so it may have begun the waiting one. Or the study's sampler
+    raised, and the trial has failed.
 
     Raises:
         StudyFailedError: Three trials in a row failed.
@@ -216,11 +216,7 @@ class StudyFailedError(HpoMabError):
 
 
 def raise_if_failing(study: optuna.Study) -> None:
-    """Give up after three failures in a row.
-
-    Raises:
-        StudyFailedError: The last three trials failed by themselves.
-    """
+    """Give up after three failures in a row."""
     failed = Plan.of(study).failed_in_a_row()
     if len(failed) >= _FAILURES_IN_A_ROW:
         last = study.get_trials(deepcopy=False)[failed[-1]]

@@ -22,6 +22,7 @@ from hpo_mab._plan import derive_seed
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._stored import reopen, train_recorded
 from hpo_mab.storage import Storage, StudyRun, TrialRun, open_study, read_run
+from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training import TrainingDiverged
 
 #: Degrees of freedom from which a standard deviation is given: with fewer it may be 0 by chance.
@@ -109,9 +110,7 @@ def best_first(
     Trials that were added with a value and not trained are left out. Of a trial and its
     continuations, the one with the highest value is the candidate.
 
-    Args:
-        trials: The study's trials.
-        repeats: Accuracies of trainings with other seeds, by number of the trial.
+    ``repeats`` holds accuracies of trainings with other seeds, by number of the trial.
     """
     best: dict[tuple[int, Any], TrialRun] = {}
     for trial in trials:
@@ -171,17 +170,18 @@ def confirm(
     run, study = read_run(storage, name), open_study(storage, name)
     objective: TrainingObjective | None = None
     repeats = stored_repeats(study.user_attrs)
-    for done in itertools.count():
-        found = Confirmation(candidates=candidates_of(run, repeats), trainings=trainings)
-        if found.finished or done == max_trainings:
-            break
-        if objective is None:
-            _, objective = reopen(storage, name, device=device, data_root=data_root)
-        leader = found.candidates[0]
-        trained = dataclasses.replace(leader, repeats=(*leader.repeats, _train(objective, leader)))
-        repeats = _store(storage, study, trained)
-        if on_training is not None:
-            on_training(trained)
+    with deletion_is_an_error(storage, name):
+        for done in itertools.count():
+            found = Confirmation(candidates=candidates_of(run, repeats), trainings=trainings)
+            if found.finished or done == max_trainings:
+                break
+            if objective is None:
+                _, objective = reopen(storage, name, device=device, data_root=data_root)
+            best = found.candidates[0]
+            trained = dataclasses.replace(best, repeats=(*best.repeats, _train(objective, best)))
+            repeats = _store(storage, study, trained)
+            if on_training is not None:
+                on_training(trained)
     return found
 
 

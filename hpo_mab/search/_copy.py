@@ -66,7 +66,8 @@ def copy_study(
     Raises:
         ArgumentError: The copy would be the study itself, or its name is one that commands could
             not take.
-        StorageError: A study of that name exists, or trials of this one are running.
+        StorageError: A study of that name exists, trials of this one are running, or it is to be
+            moved out of a database that may only be read.
         UnknownNameError: There is no such study.
     """
     chosen = to_name or name
@@ -77,10 +78,15 @@ def copy_study(
             f"A copy of '{name}' in the same database needs another name (--name), or name another "
             "database (--to)."
         )
+    if move and source.is_archive:
+        raise StorageError(
+            f"{source.shown_url} may only be read: '{name}' can be copied, not moved."
+        )
     with source.lock(name):
         study = open_study(source, name)
-        close_lost(study, source)
-        _refuse_running(study)
+        if not source.is_archive:
+            close_lost(study, source)
+        _refuse_running(study, source)
         copy = _create_copy(study, target, chosen)
         here, there = (files_folder(each, "artifacts").resolve() for each in (source, target))
         files: dict[str, str] = {}
@@ -104,13 +110,14 @@ def copy_study(
     return copied
 
 
-def _refuse_running(study: optuna.Study) -> None:
+def _refuse_running(study: optuna.Study, source: Storage) -> None:
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     if running:
         numbers = ", ".join(str(trial.number) for trial in running[:5])
+        gone = "; if they are gone, first copy the database file to a folder that may be written"
         raise StorageError(
             f"'{study.study_name}' has {len(running)} running trials ({numbers}); copy it when its "
-            "workers have ended."
+            f"workers have ended{gone if source.is_archive else ''}."
         )
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hpo_mab._attributes import NAMING_KEYS, UNIFORM, TotalBudget
+from hpo_mab._attributes import AUTO, NAMING_KEYS, UNIFORM, TotalBudget
 from hpo_mab._errors import ArgumentError, plain
-from hpo_mab.search._portfolio import AUTO, PORTFOLIO
+from hpo_mab.search._portfolio import PORTFOLIO
 from hpo_mab.search._ranges import parse_value, without_none
 from hpo_mab.training import DEFAULT_AVERAGE, Budget
 

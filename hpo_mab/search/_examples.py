@@ -76,27 +76,14 @@ class StudyExamples:
 
     @classmethod
     def read(cls, storage: Storage, name: str, *, data_root: str | None = None) -> Self:
-        """Read a study's record and load its data.
-
-        Args:
-            storage: The database.
-            name: Optuna's study name.
-            data_root: Folder of the data here; None takes the definition's.
-
-        Raises:
-            ArgumentError: The data are no images.
-            DataError: The data are not there.
-            StorageError: The study was not made by this product, has no record, or the data here
-                differ from its own.
-            UnknownNameError: There is no such study.
-        """
+        """Read a study's record and load its data; a ``data_root`` of None is the definition's."""
         study = open_study(storage, name)
         definition = StoredDefinition.load(study)
         record = storage.examples.load(id_of(study))
         if record is None:
             raise StorageError(
-                f"'{name}' has no record of examples: no trial has ended since it was begun with "
-                "this version, or training.examples is off."
+                f"'{name}' has no record of examples: none of its trials has ended yet, or "
+                "training.examples is off."
             )
         spec = stored_spec(definition, data_root=data_root)
         splits = load_splits(spec)
@@ -112,12 +99,7 @@ class StudyExamples:
         return cls(name=name, data=spec.data.name, record=record, splits=splits, excluded=excluded)
 
     def top(self, ranking: str, count: int) -> list[Example]:
-        """The first examples of a ranking, the highest score first.
-
-        Args:
-            ranking: One of `RANKINGS`.
-            count: How many; fewer where fewer were visited.
-        """
+        """The first of one of `RANKINGS`, highest score first; fewer where fewer were visited."""
         scores = self.scores(ranking)
         # Examples that no trial drew have no score.
         visited = np.flatnonzero(self.record.counts.visits > 0)
@@ -138,9 +120,6 @@ class StudyExamples:
 
         The list also has the examples that the study's own definition excludes. Of each class the
         last example stays.
-
-        Raises:
-            ArgumentError: ``count`` is below 1, or fewer examples were visited.
         """
         found = self.top("suspicious", count)
         if count < 1 or len(found) < count:

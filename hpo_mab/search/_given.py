@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import optuna
 
 from hpo_mab._attributes import (
+    AUTO,
     BUDGET_KEYS,
     CHOICE_KEY,
     EVIDENCE_KEY,
@@ -23,7 +24,7 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Evidence
 from hpo_mab.advantage._evidence import difference_of_task, read_evidence
 from hpo_mab.search._choice import Choice, judged_at, stored_choice
-from hpo_mab.search._portfolio import AUTO, parse_portfolio, uses_record
+from hpo_mab.search._portfolio import parse_portfolio, uses_record
 from hpo_mab.storage import StoredDefinition
 
 if TYPE_CHECKING:
@@ -56,12 +57,7 @@ class Raced:
 
     @classmethod
     def of(cls, study: optuna.Study) -> Self:
-        """The outcome of a study's race.
-
-        Raises:
-            ArgumentError: There is none that a later study could use.
-            StorageError: The study was not made by this product.
-        """
+        """The outcome of a study's race."""
         choice, definition = stored_choice(study), StoredDefinition.load(study)
         if choice is None:
             why = "its race is not over"
@@ -81,11 +77,7 @@ class Raced:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """The outcome that `to_json` wrote.
-
-        Raises:
-            ArgumentError: The mapping is no such outcome.
-        """
+        """The outcome that `to_json` wrote."""
         try:
             return cls(
                 study=str(stored["study"]),
@@ -98,9 +90,7 @@ class Raced:
     def difference(self, spec: Mapping[str, Any], *, data: str) -> str:
         """How another study differs in what the choice depends on; empty if it does not.
 
-        Args:
-            spec: The other study's definition as JSON values.
-            data: Digest of its data.
+        ``spec`` is that study's definition as JSON values, ``data`` the digest of its data.
         """
         there, here = self.task, _task_of(spec)
         for key in sorted(there.keys() | here.keys()):
@@ -185,11 +175,7 @@ def take_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
 
 
 def given_race(spec: StudySpec) -> tuple[str, Raced] | None:
-    """Digest of the evidence that ``auto`` is given, and the race in it; None if there is none.
-
-    Raises:
-        ArgumentError: ``sampler.evidence`` cannot be read or holds no race.
-    """
+    """Digest of the evidence that ``auto`` is given, and the race in it; None if there is none."""
     if spec.sampler.kind != AUTO:
         return None
     named = spec.sampler.evidence

@@ -88,7 +88,7 @@ def _path_of(source: str | Path) -> Path:
     if path.suffix == ".toml" or path.is_file() or (path.exists() and str(source) not in builtin):
         if path.is_dir():
             raise SpecError(f"{source} is a folder; name the definition (.toml) in it.")
-        if not path.is_file():
+        if not path.exists():
             raise SpecError(f"{source}: no such file. Definitions: {', '.join(builtin_names())}.")
         return path
     if str(source) not in builtin:
@@ -107,11 +107,7 @@ def _builtin_paths() -> dict[str, Path]:
 
 
 def _in_order(overrides: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Overrides as they must be set: sections before their keys, kinds before their options.
-
-    Raises:
-        SpecError: Two units of a trial's budget, of which only one would count.
-    """
+    """Overrides as they must be set: sections before their keys, kinds before their options."""
     units = [key for key in BUDGET_KEYS if key in overrides]
     if len(units) > 1:
         raise SpecError(f"{' and '.join(units)} cannot both be set: a budget has one unit.")

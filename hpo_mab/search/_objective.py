@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hpo_mab._attributes import (
+    AUTO,
     BUDGET_KEY,
     LEARNED_KEY,
     PAIRED_KEY,
@@ -32,7 +33,7 @@ from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.data._identity import source_digest
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._choice import judged_at
-from hpo_mab.search._portfolio import AUTO, parse_portfolio, trained_kind, uses_record
+from hpo_mab.search._portfolio import parse_portfolio, trained_kind, uses_record
 from hpo_mab.search._queue import queue_twin, requeue
 from hpo_mab.search._race import Race
 from hpo_mab.search._recorder import (
@@ -42,10 +43,11 @@ from hpo_mab.search._recorder import (
     follow,
     mark_pair,
     store_end,
+    warn_of_other_lengths,
 )
 from hpo_mab.search._space import Assignment, Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, files_folder
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, StoredDefinition, files_folder
 from hpo_mab.storage._optuna import queued_params
 from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged, select_device
 
@@ -107,7 +109,7 @@ class TrainingObjective:
         initial: Trials in the first ``initial`` slots are never pruned, so that trials of another
             study can be paired with them.
         pilot: Whether twin trials train the first ``initial`` configurations under uniform sampling
-            as well; not with ``"auto"``.
+            as well; needs ``initial``; not with ``"auto"``.
         portfolio: The samplers of ``"auto"``, each a kind, or a mapping with ``kind``, knobs and a
             ``name``; ``"uniform"`` among them. None takes the default.
         trials: Trials of the study without twins, where known; they limit the race of ``"auto"``.
@@ -229,6 +231,7 @@ class TrainingObjective:
         auto = chosen["kind"] == AUTO
         taken, kind = auto or portfolio is None, self.space.sampler.name
         require(taken, "portfolio", f"None for sampler '{kind}', which holds no race", portfolio)
+        require(not pilot or initial > 0, "initial", "at least 1 with pilot", initial)
         # Uniform sampling would be paired with itself, and "auto" has pairs of its own.
         require(not pilot or kind != UNIFORM, "pilot", f"False for '{chosen['kind']}'", pilot)
         #: Digest of the data of ``"auto"``, the same for all splits; empty if not known.
@@ -239,16 +242,13 @@ class TrainingObjective:
         #: The race of ``"auto"``; None for another kind.
         self.race: Race | None = None
         if auto:
-            if trials is None and initial == 0:
-                raise ArgumentError(
-                    "sampler 'auto' needs trials, how many the study will have, or initial; with "
-                    "neither it holds no race."
-                )
             judged = judged_at(total)
             self.race = Race(
                 self.portfolio, initial=initial, trials=trials, judged=judged, data=self.source
             )
         self._has_twins = self.pilot or auto
+        #: Whether trials of other lengths were looked for.
+        self._warned = False
         #: Where its trials are kept; a `TrialLoop` replaces it while it runs.
         self.recording = Recording(curves=curves)
         #: Why trials were not trained many at a time or from a CUDA graph, each reason once.
@@ -319,7 +319,8 @@ class TrainingObjective:
             self.workload.check_evaluations(self.space.batch_sizes)
             if self._has_twins:
                 # There is no lock: several processes may queue the same trial twice.
-                # Optuna's own loop does not repeat what Ctrl-C has cut off; pairs need it.
+                # Optuna's own loop does not repeat a trial that Ctrl-C ended. Its pair would then
+                # be missing.
                 requeue(trial.study, Plan.of(trial.study))
                 self.queue_twins(trial.study)
         slot = slot_of(trial.study, trial)
@@ -334,13 +335,7 @@ class TrainingObjective:
                 stacklevel=2,
             )
         if not self.recording.in_loop:
-            # The study has no definition, see `hpo_mab.storage.StoredDefinition.of`.
-            length = self.workload.trial_examples(suggested.batch_size)
-            trial.set_user_attr(BUDGET_KEY, length)
-            if not self._has_twins:
-                # A retry has the name of the first attempt, perhaps of another objective.
-                trial.set_user_attr(SAMPLER_KEY, suggested.sampler.name)
-            mark_pair(trial, initial=self.initial)
+            self._store_settings(trial, suggested)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
         # Pairs need trials that ran to their end, so the pruner is not asked about the first ones.
@@ -351,9 +346,29 @@ class TrainingObjective:
             slot=slot,
             configuration=self._with_record(trial, suggested),
             seed=trial_seed(self.seed, slot),
-            may_prune=slot >= first_prunable,
+            # Nor are twins, which an objective with another ``initial`` may have queued.
+            may_prune=slot >= first_prunable and TWIN_KEY not in trial.user_attrs,
             budgets=budgets_of(trial.user_attrs),
         )
+
+    def _store_settings(self, trial: optuna.trial.Trial, suggested: Configuration) -> None:
+        """Store with a trial what a definition would hold; remove old checkpoints.
+
+        See `StoredDefinition.of`.
+        """
+        length = self.workload.trial_examples(suggested.batch_size)
+        if not (self._warned or StoredDefinition.is_in(trial.study.user_attrs)):
+            evaluations = min(self.workload.loop.evaluations, length // suggested.batch_size)
+            warn_of_other_lengths(trial, length, evaluations)
+            self._warned = True
+        trial.set_user_attr(BUDGET_KEY, length)
+        if not self._has_twins:
+            # A retry has the name of the first attempt, perhaps of another objective.
+            trial.set_user_attr(SAMPLER_KEY, suggested.sampler.name)
+        mark_pair(trial, initial=self.initial)
+        # In our own loop `TrialLoop` removes them.
+        if self.recording.checkpoints is not None:
+            self.recording.checkpoints.sweep(trial.study)
 
     def queue_pilot_twin(self, trial: optuna.trial.Trial, slot: int) -> None:
         """Queue the twin of a trial of the pilot that has reached the end of its budget."""
@@ -470,7 +485,9 @@ class TrainingObjective:
             return configuration.with_sampler(UNIFORM)
         own = configuration.sampler.name
         known = ", ".join(self.portfolio) or own
-        require(name == own, "portfolio", f"one with the trial's sampler '{name}'", known)
+        argument = "portfolio" if self.portfolio else "sampler"
+        wanted = f"one with the trial's sampler '{name}'" if self.portfolio else f"'{name}'"
+        require(name == own, argument, f"{wanted}, as in the objective that queued it", known)
         return configuration
 
     def _with_record(
@@ -483,7 +500,8 @@ class TrainingObjective:
             if needed and uses_record(configuration.sampler):
                 raise ArgumentError(
                     f"Trial {trial.number} needs the study's record of examples for sampler "
-                    f"'{configuration.sampler.name}': continue the study with hpo-mab run."
+                    f"'{configuration.sampler.name}': continue the study with hpo-mab run and "
+                    "training.examples = true."
                 )
             return configuration
         if not uses_record(configuration.sampler):

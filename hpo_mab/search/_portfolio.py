@@ -6,14 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpo_mab._attributes import UNIFORM
+from hpo_mab._attributes import AUTO, UNIFORM
 from hpo_mab._errors import ArgumentError
 from hpo_mab._registry import Named
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
 from hpo_mab.search._ranges import parse_value, ranges, without_none
 from hpo_mab.search._space import Part, check_options
-
-AUTO = "auto"
 
 #: The samplers that ``"auto"`` chooses from. With few trials only the first ones race.
 PORTFOLIO: tuple[str | dict[str, Any], ...] = (
@@ -36,11 +34,6 @@ def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Part]:
     Args:
         entries: Each is a batch sampler's name, or a table with ``kind``, its options and ``name``
             (the kind by default). None takes `PORTFOLIO`.
-
-    Raises:
-        ArgumentError: A name twice, no uniform sampling, options that are ranges, or a sampler that
-            cannot be imported.
-        UnknownNameError: An unknown sampler or option.
     """
     found: dict[str, Part] = {}
     for entry in PORTFOLIO if entries is None else entries:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from hpo_mab import data
-from hpo_mab._attributes import UNIFORM
+from hpo_mab._attributes import AUTO, UNIFORM
 from hpo_mab._errors import (
     ArgumentError,
     HpoMabError,
@@ -27,7 +27,7 @@ from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._portfolio import AUTO, PORTFOLIO, parse_portfolio, trained_kind, uses_record
+from hpo_mab.search._portfolio import PORTFOLIO, parse_portfolio, trained_kind, uses_record
 from hpo_mab.search._pruners import PRUNERS, create_pruner, is_continuable
 from hpo_mab.search._ranges import extremes, integers, parse_value
 from hpo_mab.search._searchers import SEARCHERS, sampler_factory
@@ -131,11 +131,7 @@ def _trained_name(section: str, name: str) -> Named:
 
 
 def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
-    """Refuse a definition under which the best could not be found or trained in full.
-
-    Raises:
-        SpecError: Too few trials, or a total budget.
-    """
+    """Refuse a definition under which the best could not be found or trained in full."""
     fewest = spec.search.initial + 2 * pruner.k
     if spec.budget.trials < fewest:
         raise SpecError(
@@ -173,11 +169,7 @@ def early_part(
     evaluated example counts as a third of a trained one. There are at least 2,000. Nothing is
     timed: the number follows from the definition and the data.
 
-    Args:
-        wanted: ``budget.early_validation`` of the definition.
-        trial_examples: Training examples of a trial.
-        evaluations: Evaluations of a trial.
-        validation: Validation examples.
+    ``wanted`` is ``budget.early_validation`` of the definition.
     """
     if wanted == "auto":
         paid_for = EVALUATION_SHARE * trial_examples / _FORWARD
@@ -253,12 +245,7 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
 
 
 def check_ends(objective: TrainingObjective) -> None:
-    """Make a network, a sampler and an optimiser at both ends of every range, training none.
-
-    Raises:
-        ArgumentError: A value that one of them refuses, an error in a user's own code, or a network
-            that does not fit into memory.
-    """
+    """Make a network, a sampler and an optimiser at both ends of every range, training none."""
     low, high = objective.space.corners()
     raced = [dataclasses.replace(low, sampler=part) for part in objective.portfolio.values()]
     for configuration in (low, high, *raced):
@@ -284,7 +271,7 @@ def check_ends(objective: TrainingObjective) -> None:
 def _trial_examples(spec: StudySpec, budget: Budget, num_examples: int) -> int:
     """Training examples of a trial with the largest batch size that the definition has."""
     sizes = integers(parse_value("training.batch_size", spec.training.batch_size))
-    # Before they are counted, which could take for ever.
+    # Checked first: to go through all sizes of a wide range could take hours.
     bound = f"in [1, {num_examples}], the number of training examples"
     require(len(sizes) <= num_examples, "training.batch_size", bound, spec.training.batch_size)
     return max(budget.num_steps(num_examples=num_examples, batch_size=b) * b for b in sizes)

@@ -8,15 +8,10 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.pruners import BasePruner
 
-from hpo_mab._attributes import (
-    EVIDENCE_KEY,
-    GIVEN_KEY,
-    UNIFORM,
-)
+from hpo_mab._attributes import AUTO, EVIDENCE_KEY, GIVEN_KEY, UNIFORM
 from hpo_mab._errors import ArgumentError, check_integer, name_of, require
 from hpo_mab._registry import Named, Registry
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
-from hpo_mab.search._portfolio import AUTO
 from hpo_mab.search._ranges import extremes, parse_value
 from hpo_mab.storage._optuna import quietly
 
@@ -138,10 +133,7 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
     Uniform trials have no measured advantage. For them the advantage pruner is successive halving,
     whose first rung the study's own fidelity may move.
 
-    Args:
-        spec: The definition.
-        attrs: User attributes of the study. Its copy of the evidence, if it has one, is used
-            instead of the file.
+    A copy of the evidence in ``attrs``, the study's user attributes, is used instead of a file.
 
     Raises:
         ArgumentError: Evidence that cannot be read, and the study has no copy.

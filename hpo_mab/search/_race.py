@@ -36,10 +36,11 @@ from hpo_mab._attributes import (
     TWIN_KEY,
     UNIFORM,
 )
-from hpo_mab._errors import require
+from hpo_mab._errors import ArgumentError, require
 from hpo_mab._plan import Plan
 from hpo_mab.advantage import Estimate, Evidence
-from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
+from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.pruners._evidence import EvidenceKeeper
 from hpo_mab.search._choice import Choice, Ended, Standing, fewest_pairs, stored_choice
 from hpo_mab.search._portfolio import uses_record
 from hpo_mab.search._queue import queue_twin
@@ -177,6 +178,11 @@ class Race:
         judged: Literal["examples", "seconds"] = "examples",
         data: str = "",
     ) -> None:
+        if trials is None and initial == 0:
+            raise ArgumentError(
+                "sampler 'auto' needs trials, how many the study will have, or initial; with "
+                "neither it holds no race."
+            )
         self._samplers = samplers
         self._initial = initial
         self._trials = trials

@@ -46,15 +46,7 @@ def parse_value(name: str, value: Any) -> Any:
     A table with ``choices`` is categorical. A table with ``low`` and ``high`` is an integer range
     if both and ``step`` are integers, and a float range otherwise; ``type = "float"`` makes
     integers floats. ``log`` and ``step`` are as in Optuna. The items of a list may be ranges, too.
-    Everything else is a constant.
-
-    Args:
-        name: The value's name, for messages, e.g. ``"optimizer.lr"``.
-        value: A plain value, or a distribution.
-
-    Raises:
-        ArgumentError: A range that holds nothing, or keys that do not go together.
-        UnknownNameError: A key that a range does not have.
+    A distribution is kept. Everything else is a constant.
     """
     if isinstance(value, list | tuple):
         return [parse_value(f"{name}.{index}", item) for index, item in enumerate(value)]

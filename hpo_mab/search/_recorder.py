@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 import optuna
 from optuna.study import StudyDirection
 
 from hpo_mab._attributes import (
+    BUDGET_KEY,
     EVALUATION_KEY,
     EXAMPLES_KEY,
     INTERRUPTED_KEY,
@@ -24,13 +26,15 @@ from hpo_mab._attributes import (
     RESUMED_KEY,
     SECONDS_KEY,
     UNREPORTED_KEY,
+    has_spent_budget,
 )
 from hpo_mab._errors import ArgumentError, failure_reason
 from hpo_mab._interrupts import interruptible
-from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.pruners import AdvantagePruner, PromotionPruner
 from hpo_mab.pruners._reasons import reason_of
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.storage import CurveStore, ExampleWriter
+from hpo_mab.storage._definition import batch_size_of, have_one_budget
 from hpo_mab.storage._optuna import id_of, startup_trials, storage_of
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
 from hpo_mab.training._tally import ExampleTally
@@ -58,11 +62,7 @@ class Recording:
 
 
 def check_direction(study: optuna.Study) -> None:
-    """Refuse a study that does not maximize the accuracy that its trials report.
-
-    Raises:
-        ArgumentError: The study minimizes, or has several objectives.
-    """
+    """Refuse a study that does not maximize the accuracy that its trials report."""
     if study.directions != [StudyDirection.MAXIMIZE]:
         given = ", ".join(f"'{direction.name.lower()}'" for direction in study.directions)
         raise ArgumentError(
@@ -72,13 +72,10 @@ def check_direction(study: optuna.Study) -> None:
 
 
 def mark_pair(trial: optuna.trial.Trial, *, initial: int = 0) -> None:
-    """Store whether a trial is one of the first, which are not pruned: only these may be in a pair.
+    """Store whether a trial is one of the first, never pruned: only these may be in a pair.
 
-    Pairs that the pruner may stop would be a biased selection.
-
-    Args:
-        trial: A running trial.
-        initial: Trials at the start of the study about which the pruner is not asked.
+    Pairs that the pruner may stop would be a biased selection. The first are the pruner's startup
+    trials; of a pruner without such a number, the first ``initial``.
     """
     pruner = trial.study.pruner
     never = isinstance(pruner, optuna.pruners.NopPruner)
@@ -108,9 +105,6 @@ class TrialRecord:
     Args:
         trial: Optuna's trial. Nothing is stored of one that is not running.
         curves: Where its learning curve is kept; None keeps none.
-
-    Raises:
-        ArgumentError: The curves are those of another database.
     """
 
     def __init__(self, trial: optuna.trial.BaseTrial, curves: CurveStore | None) -> None:
@@ -191,11 +185,7 @@ class TrialRecord:
 
 
 def store_reason(trial: optuna.trial.Trial) -> None:
-    """Store why the study's pruner has stopped a trial, unless the pruner has stored it itself.
-
-    Args:
-        trial: A running trial whose ``should_prune()`` was true.
-    """
+    """Store why the study's pruner stops a running trial, unless the pruner has stored it."""
     study, pruner = trial.study, trial.study.pruner
     # This pruner stores each reason with its decision.
     if isinstance(pruner, AdvantagePruner):
@@ -203,6 +193,38 @@ def store_reason(trial: optuna.trial.Trial) -> None:
     storage, frozen = storage_of(study), storage_of(study).get_trial(id_of(trial))
     if PRUNED_KEY not in frozen.user_attrs:
         storage.set_trial_user_attr(id_of(trial), PRUNED_KEY, reason_of(pruner, study, frozen))
+
+
+def warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: int) -> None:
+    """Warn if an earlier trial of the study has another budget or number of evaluations."""
+    earlier = [t for t in trial.study.get_trials(deepcopy=False) if t.number != trial.number]
+    size = batch_size_of(trial) if earlier else 0
+    for other in earlier:
+        attrs = other.user_attrs
+        if other.intermediate_values and BUDGET_KEY not in attrs:
+            warnings.warn(
+                f"Trial {other.number} was reported by another loop. TrialReporter and "
+                "TrainingObjective count steps from 1, and pruners compare trials at equal steps, "
+                "so begin another study.",
+                stacklevel=4,
+            )
+            return
+        # A trial that was stopped, or whose loop ended early, has made fewer than it was to make.
+        made = other.last_step if has_spent_budget(attrs) else evaluations
+        known_budget = attrs.get(BUDGET_KEY, budget)
+        same = have_one_budget([budget, known_budget], [size, batch_size_of(other)])
+        for name, given, known in (
+            ("budget in examples", budget, budget if same else known_budget),
+            ("number of evaluations", evaluations, made),
+        ):
+            if known is not None and known != given:
+                warnings.warn(
+                    f"The {name} is {given:,}, of trial {other.number} it was {known:,}. Pruners "
+                    "compare trials at equal numbers of evaluations, so begin another study; "
+                    "'hpo-mab report' refuses one with several budgets.",
+                    stacklevel=4,
+                )
+                return
 
 
 #: Why the continuation of a complete trial ends. Trained from zero, it would repeat the complete
@@ -242,25 +264,27 @@ def follow(
         # Written before the curve: a worker that dies in between has no curve and no cost.
         trial.set_user_attr(RESUMED_KEY, training.resumed_at)
     with contextlib.closing(TrialRecord(trial, recording.curves)) as record:
-        while (evaluation := _next_of(training, record)) is not None:
+        while True:
+            evaluation = _next_of(training, record)
             record.add(evaluation)
             pruned = may_prune and not training.ended and record.should_prune()
             stops = pruned or training.ended
-            if stops:
+            # A paused trial continues from the same checkpoint, which still has its visits.
+            paused = isinstance(trial.study.pruner, PromotionPruner)
+            if stops and not (paused and evaluation.index <= training.resumed_at):
                 offer(trial, training.examples, recording.examples)
             if checkpoint is not None and training.has_state:
                 checkpoint.save_if_due(record, training.state_dict, stops=stops, pruned=pruned)
             if pruned:
                 raise optuna.TrialPruned
-    if record.last is None:
-        raise RuntimeError("training ended without an evaluation")
-    return record.last
+            if training.ended:
+                return evaluation
 
 
-def _next_of(training: Training, record: TrialRecord) -> Evaluation | None:
+def _next_of(training: Training, record: TrialRecord) -> Evaluation:
     try:
         with interruptible():
-            return next(training, None)
+            return next(training)
     except TrainingDiverged as error:
         record.diverged(error)
         raise

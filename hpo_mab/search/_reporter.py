@@ -17,13 +17,17 @@ from hpo_mab._attributes import (
     BUDGET_KEY,
     SAMPLER_KEY,
     UNIFORM,
-    has_spent_budget,
 )
 from hpo_mab._errors import ArgumentError, check_integer, is_integer, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, UniformSampler
-from hpo_mab.search._recorder import TrialRecord, check_direction, mark_pair, store_end
+from hpo_mab.search._recorder import (
+    TrialRecord,
+    check_direction,
+    mark_pair,
+    store_end,
+    warn_of_other_lengths,
+)
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore
-from hpo_mab.storage._definition import batch_size_of, have_one_budget
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, TrainingDiverged, WeightAverage
 from hpo_mab.training._average import shared_copy, tensor_at, tensors_of
 from hpo_mab.training._device import to_evaluation
@@ -140,7 +144,7 @@ class TrialReporter:
         self._averaged = False
         if isinstance(trial, optuna.trial.Trial):
             check_direction(trial.study)
-            _warn_of_other_lengths(trial, budget_examples, evaluations)
+            warn_of_other_lengths(trial, budget_examples, evaluations)
             mark_pair(trial)
         self._record = TrialRecord(trial, curves)
         self._may_wait = False
@@ -219,9 +223,8 @@ class TrialReporter:
     @property
     def due(self) -> bool:
         """Whether the next evaluation is due."""
-        share = (self._reported + 1) / self.evaluations
-        # Rounding may have made the product larger than the examples that are due.
-        return not self.done and self.examples >= share * self.budget_examples - 1e-6
+        next_at = (self._reported + 1) * self.budget_examples
+        return not self.done and self.examples * self.evaluations >= next_at
 
     @property
     def averages(self) -> bool:
@@ -229,7 +232,7 @@ class TrialReporter:
 
         False once the budget is spent, if the learning rate decays.
         """
-        return not (self._decays and self.examples >= self.budget_examples - 1e-6)
+        return not (self._decays and self.examples >= self.budget_examples)
 
     @property
     def network(self) -> nn.Module:
@@ -268,20 +271,22 @@ class TrialReporter:
         Raises:
             ArgumentError: ``examples`` is no whole number, or the loss no number.
         """
+        # Before anything is counted: a loop may catch the error and repeat the step.
+        counted, number = _whole(examples), None if loss is None else _number(loss)
         if self._running_since is None:
             # Nothing was reported, so the loop has gone on training.
             self._running_since = self._stopped_at
         self._steps += 1
-        self.examples += _whole(examples)
+        self.examples += counted
         if self._model is not None and self._window > 0:
             if self._average is None:
                 # Not made earlier, because the model may still be moved to another device.
                 self._average = WeightAverage(self._model, window=self._window)
             self._average.update()
-        if loss is not None:
+        if number is not None:
             # A sum, not a list: small tensors between large ones would keep the memory of each step
             # from being reused. On another device the host must not wait for the value.
-            self._losses = self._losses + _number(loss)
+            self._losses = self._losses + number
             self._counted += 1
         if self._sampler is not None:
             self._sampler.set_progress(min(1.0, self.examples / self.budget_examples))
@@ -332,8 +337,8 @@ class TrialReporter:
             self._running_since = self._clock()
             return
         # A loop that evaluates rarely may have passed several points. This is the last of them.
-        share = self.examples / self.budget_examples
-        self._reported = min(self.evaluations, math.floor(share * self.evaluations + 1e-6))
+        passed = self.examples * self.evaluations // self.budget_examples
+        self._reported = min(self.evaluations, passed)
         self.accuracy = accuracy
         if averaged is not None:
             self._averaged = averaged
@@ -406,36 +411,6 @@ def _checked_accuracy(accuracy: float) -> float:
     # NaN is neither.
     require(not (accuracy < 0 or accuracy > 1), "accuracy", bound, accuracy)
     return accuracy
-
-
-def _warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: int) -> None:
-    """Warn if an earlier trial of the study has another budget or number of evaluations."""
-    size = batch_size_of(trial)
-    for other in trial.study.get_trials(deepcopy=False):
-        attrs = other.user_attrs
-        if other.intermediate_values and BUDGET_KEY not in attrs:
-            warnings.warn(
-                f"Trial {other.number} was reported without TrialReporter, which counts steps from "
-                "1. Pruners compare trials at equal steps, so begin another study.",
-                stacklevel=4,
-            )
-            return
-        # A trial that was stopped, or whose loop ended early, has made fewer than it was to make.
-        made = other.last_step if has_spent_budget(attrs) else evaluations
-        known_budget = attrs.get(BUDGET_KEY, budget)
-        same = have_one_budget([budget, known_budget], [size, batch_size_of(other)])
-        for name, given, known in (
-            ("budget_examples", budget, budget if same else known_budget),
-            ("evaluations", evaluations, made),
-        ):
-            if known is not None and known != given:
-                warnings.warn(
-                    f"{name} is {given:,}, of trial {other.number} it was {known:,}. Pruners "
-                    "compare trials at equal numbers of evaluations, so begin another study; "
-                    "'hpo-mab report' refuses one with several budgets.",
-                    stacklevel=4,
-                )
-                return
 
 
 def _whole(examples: int) -> int:

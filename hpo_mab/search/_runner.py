@@ -12,14 +12,13 @@ from typing import Any
 
 import optuna
 
-from hpo_mab._attributes import TEST_KEY
+from hpo_mab._attributes import AUTO, TEST_KEY
 from hpo_mab._errors import failure_reason
 from hpo_mab._machine import environment
 from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
 from hpo_mab.search._definition import Slots, StudySpec
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._portfolio import AUTO
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._pruners import PRUNERS
 from hpo_mab.search._slots import note_alone, run_trials
@@ -170,7 +169,8 @@ class StudyRunner:
             keep_target: Whether a stored study keeps a target that is higher than the definition's.
 
         Raises:
-            ArgumentError: See `check` and `make_study`.
+            ArgumentError: See `check`; or a study of that name minimizes, or the pruner's reference
+                cannot be paired with the study.
             StorageError: See `check`; or the database fails.
             StudyFailedError: Three trials in a row failed.
             UnknownNameError: The pruner's reference is no study.
@@ -206,7 +206,9 @@ class StudyRunner:
         accuracy = None
         if score and run.best is not None and run.best.was_run and not interrupted:
             try:
-                accuracy = self._test_score(study, run.best, getattr(on_trial, "running", None))
+                accuracy = self._test_score(
+                    study, run.best, getattr(on_trial, "running_again", None)
+                )
             except KeyboardInterrupt:
                 # The trials have finished: their summary is still printed.
                 interrupted = True

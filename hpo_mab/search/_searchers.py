@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -56,6 +55,8 @@ class OwnHistory(StudyView):
     @functools.cached_property
     def _numbers(self) -> set[int] | None:
         """Numbers of the trials to show; None shows all."""
+        if not self._repeats and self._most is None:
+            return None
         trials, once = all_trials(self.study), None
         if self._repeats:
             # Hyperband passes the study of one bracket.
@@ -150,21 +151,15 @@ class PlannedSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """See `optuna.samplers.BaseSampler`."""
-        if slot_of(study, trial) < self._initial:
-            return {}
-        sampler, seen = self._sampler(study, trial)
-        with _errors_named(sampler):
-            return sampler.infer_relative_search_space(seen, trial)
+        fixed = slot_of(study, trial) < self._initial
+        return {} if fixed else self._ask(study, trial, "infer_relative_search_space")
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """See `optuna.samplers.BaseSampler`."""
-        if slot_of(study, trial) < self._initial:
-            return {}
-        sampler, seen = self._sampler(study, trial)
-        with _errors_named(sampler):
-            return sampler.sample_relative(seen, trial, search_space)
+        fixed = slot_of(study, trial) < self._initial
+        return {} if fixed else self._ask(study, trial, "sample_relative", search_space)
 
     def sample_independent(
         self,
@@ -177,9 +172,7 @@ class PlannedSampler(BaseSampler):
         slot = slot_of(study, trial)
         # QMC draws such a value from its seed alone, which is equal for all trials.
         if slot >= self._initial and not self._is_sequence:
-            sampler, seen = self._sampler(study, trial)
-            with _errors_named(sampler):
-                return sampler.sample_independent(seen, trial, param_name, param_distribution)
+            return self._ask(study, trial, "sample_independent", param_name, param_distribution)
         random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
         return random.sample_independent(study, trial, param_name, param_distribution)
 
@@ -188,9 +181,7 @@ class PlannedSampler(BaseSampler):
         if self._is_grid and (trial.params or slot_of(study, trial) < self._initial):
             # The grid would count a point that is not trained.
             return
-        sampler, seen = self._sampler(study, trial)
-        with _errors_named(sampler):
-            sampler.before_trial(seen, trial)
+        self._ask(study, trial, "before_trial")
 
     def after_trial(
         self,
@@ -200,15 +191,24 @@ class PlannedSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """See `optuna.samplers.BaseSampler`."""
-        if self._is_grid and "grid_id" not in trial.system_attrs:
+        try:
+            if not self._is_grid or "grid_id" in trial.system_attrs:
+                self._ask(study, trial, "after_trial", state, values)
+        finally:
             self._asked.pop((study.study_name, trial.number), None)
-            return
+
+    def _ask(self, study: optuna.Study, trial: FrozenTrial, method: str, *given: Any) -> Any:
+        """What the trial's sampler answers. Its errors name it: it may be a user's own."""
         sampler, seen = self._sampler(study, trial)
-        # Samplers of grids stop the study, which Optuna allows in its own loop only.
-        view = seen if isinstance(seen, StudyView) else cast(optuna.Study, StudyView(study))
-        self._asked.pop((study.study_name, trial.number), None)
-        with _errors_named(sampler):
-            sampler.after_trial(view, trial, state, values)
+        try:
+            return getattr(sampler, method)(seen, trial, *given)
+        except (HpoMabError, OptunaError, *STORAGE_ERRORS):
+            raise
+        except Exception as error:
+            if is_of_deleted(error):
+                raise
+            name = type(sampler).__name__
+            raise ArgumentError(f"search.sampler {name} failed: {failure_reason(error)}") from error
 
     def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> tuple[BaseSampler, optuna.Study]:
         """The trial's sampler, and the study as that sampler sees it."""
@@ -217,29 +217,12 @@ class PlannedSampler(BaseSampler):
             # All trials take their points from one sequence, or from one order of a grid.
             shared = self._is_sequence or self._is_grid
             place = [] if shared else [slot_of(study, trial)]
-            seed = derive_seed(self._seed, "sampler", *place)
-            sampler = self._factory(seed=seed)
-            most = _most_shown(sampler)
-            seen = study
-            if self._repeats or most is not None:
-                view = OwnHistory(study, repeats=self._repeats, most=most)
-                seen = cast(optuna.Study, view)
-            self._asked[key] = sampler, seen
+            sampler = self._factory(seed=derive_seed(self._seed, "sampler", *place))
+            # A view also where it shows all: samplers of grids stop the study, which Optuna allows
+            # in its own loop only.
+            view = OwnHistory(study, repeats=self._repeats, most=_most_shown(sampler))
+            self._asked[key] = sampler, cast(optuna.Study, view)
         return self._asked[key]
-
-
-@contextlib.contextmanager
-def _errors_named(sampler: BaseSampler) -> Iterator[None]:
-    """Name a search sampler that raises: it may be a user's own, or not suit the search space."""
-    try:
-        yield
-    except (HpoMabError, OptunaError, *STORAGE_ERRORS):
-        raise
-    except Exception as error:
-        if is_of_deleted(error):
-            raise
-        name = type(sampler).__name__
-        raise ArgumentError(f"search.sampler {name} failed: {failure_reason(error)}") from error
 
 
 def _most_shown(sampler: BaseSampler) -> int | None:
@@ -277,10 +260,6 @@ def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., Ba
         kind: ``"tpe"``, ``"random"``, ``"gp"`` or ``"qmc"``; ``package.module:Name`` of another
             sampler for Optuna, or its class.
         options: Arguments of the Optuna class.
-
-    Raises:
-        UnknownNameError: No such sampler, or no such option of it.
-        ArgumentError: An option's value that the sampler refuses.
     """
     SEARCHERS.check(kind, {key: [value] for key, value in options.items()}, section="search")
     for key, least in _LEAST.items():

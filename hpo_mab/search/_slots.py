@@ -72,7 +72,7 @@ def run_trials(
 
 
 def note_alone(objective: TrainingObjective, *, slots: Slots) -> None:
-    """Keep for the summary why no trial is trained on a stack, where ``slots`` requests one."""
+    """If ``slots`` requests a stack and none is possible, keep the reason for the summary."""
     reason = _why_all_alone(objective)
     on_gpu = objective.workload.device.type == "cuda"
     if reason is not None and (on_gpu if slots == "auto" else slots > 1):
@@ -118,7 +118,7 @@ def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
     if target.continues(study):
         return most
     plan = Plan.of(study)
-    # Those that wait, or will be tried again.
+    # Twins that wait, or will be tried again.
     twins = sum(
         sampler != "" and all(one.state != "running" for one in plan.places[slot, sampler])
         for slot, sampler in plan.unsettled()
@@ -144,7 +144,12 @@ def choose_slots(objective: TrainingObjective, *, most: int) -> int:
     try:
         alone = seconds_alone(workload, configuration)
         while most > 1:
-            seconds = _seconds_if_it_fits(workload, configuration, slots=most)
+            try:
+                seconds = seconds_stacked(workload, configuration, slots=most)
+            except Exception as error:
+                if memory_reason(error) is None:
+                    raise
+                seconds = None
             release_memory()
             if seconds is not None:
                 return most if seconds < _WORTH_IT * alone else 1
@@ -154,18 +159,6 @@ def choose_slots(objective: TrainingObjective, *, most: int) -> int:
     objective.note(f"trials are trained one at a time: {why}")
     release_memory()
     return 1
-
-
-def _seconds_if_it_fits(
-    workload: Workload, configuration: Configuration, *, slots: int
-) -> float | None:
-    """`seconds_stacked`; None if the stack does not fit into memory."""
-    try:
-        return seconds_stacked(workload, configuration, slots=slots)
-    except Exception as error:
-        if memory_reason(error) is None:
-            raise
-    return None
 
 
 #: Three parts. The first has what happens once, such as the capture of the graph. The second is

@@ -96,21 +96,12 @@ class Assignment:
 class PartSpace:
     """The search space of a `Part`: what a section names, with constants and ranges as options.
 
-    Args:
-        section: Of the definition, ``"optimizer"`` or ``"sampler"``.
-        registry: The names that the section may hold.
-        maker: Returns the class or function of a name.
-        given: The section: a name, or a class or function in place of it, and options as
-            `parse_value` takes them.
+    ``given`` is the section ``"optimizer"`` or ``"sampler"``: a name, or a class or function in its
+    place, and options as `parse_value` takes them.
 
     Attributes:
         name: Its name as text.
         values: Its options, parsed.
-
-    Raises:
-        ArgumentError: A range that holds nothing, a value of another type, or what cannot be
-            imported.
-        UnknownNameError: An unknown name or option.
     """
 
     def __init__(

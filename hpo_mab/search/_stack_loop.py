@@ -68,13 +68,7 @@ class StackLoop(TrialLoop):
     (`why_alone`) are trained alone, while the others wait. Out of memory halves the slots. With one
     slot, and if the network cannot be stacked, all trials are trained alone.
 
-    Args:
-        study: The study, with the sampler and pruner of its definition.
-        storage: Its database.
-        objective: Assigns each trial what it trains.
-        slots: Trials at the same time, at least 2.
-        examples: Whether trials add to the study's record of examples.
-        on_trial: Called with study and trial after each trial.
+    The study has the sampler and pruner of its definition; ``slots`` is at least 2.
     """
 
     def __init__(
@@ -338,7 +332,7 @@ class StackLoop(TrialLoop):
 
     def _make_room(self, trial: optuna.trial.Trial) -> bool:
         # After out of memory a trial is repeated once, with half the slots: it may be too large
-        # even alone. Only an attempt that failed by itself has both a reason and the mark.
+        # even alone. Of the interrupted attempts, only one that itself had no memory has a reason.
         place = Attempt.of(storage_of(self._study).get_trial(id_of(trial))).place
         attempts = [] if place is None else Plan.of(self._study).places[place]
         failed = any(one.interrupted and REASON_KEY in one.attrs for one in attempts)

@@ -55,15 +55,7 @@ def reopen(
 ) -> tuple[StudySpec, TrainingObjective]:
     """Definition and objective of a stored study, its data loaded.
 
-    Args:
-        storage: The database.
-        name: Optuna's study name.
-        device: Where to train; None takes the definition's device.
-        data_root: Folder of the data here; None takes the definition's.
-        slots: Trials at the same time on a CUDA device; None takes the definition's.
-
-    Raises:
-        StorageError: The data set here is another than the study's.
+    A ``device``, ``data_root`` or ``slots`` of None is the definition's.
     """
     study = open_study(storage, name)
     definition = StoredDefinition.load(study)

@@ -13,12 +13,11 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner
 
-from hpo_mab._attributes import BUDGET_KEYS, UNIFORM, StudySettings, flat_spec
+from hpo_mab._attributes import AUTO, BUDGET_KEYS, UNIFORM, StudySettings, flat_spec
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError, require
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._given import given_race, is_its_evidence, take_evidence
-from hpo_mab.search._portfolio import AUTO
 from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._ranges import searched
 from hpo_mab.search._recorder import check_direction
@@ -50,16 +49,7 @@ def default_name(spec: StudySpec, arm: str, *, base: str | None = None) -> str:
 
 
 def choose_name(spec: StudySpec, *, arm: str, name: str | None = None) -> str:
-    """A study's name: as given, or from definition, arm and seed.
-
-    Args:
-        spec: The definition.
-        arm: The study's arm in a comparison.
-        name: A name of the user's choice.
-
-    Raises:
-        ArgumentError: A name that cannot be printed.
-    """
+    """A study's name: as given, or from definition, arm and seed."""
     chosen = name or default_name(spec, arm)
     check_name(chosen)
     return chosen
@@ -73,15 +63,8 @@ def choose_names(
 ) -> dict[tuple[str, int], str]:
     """Names of the studies of a comparison, by arm and seed.
 
-    A stored study of exactly this ``name`` is used for its arm and seed.
-
-    Args:
-        storage: The studies' database; read only with a name of the user's choice.
-        studies: Their definitions by arm and seed.
-        name: Begins the names, in place of the definition's name.
-
-    Raises:
-        ArgumentError: A name that cannot be printed.
+    ``name`` begins the names, in place of the definition's name. Only with it the database is read:
+    a stored study of exactly this ``name`` is used for its arm and seed.
     """
     chosen = {(arm, seed): default_name(s, arm, base=name) for (arm, seed), s in studies.items()}
     for one in (name or "", *chosen.values()):
@@ -99,11 +82,7 @@ def choose_names(
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that commands could not take: ``hpo-mab report`` reads ``ARM=DATABASE#STUDY``.
-
-    Raises:
-        ArgumentError: It is such a name.
-    """
+    """Refuse a name that no command could take: ``hpo-mab report`` reads ``ARM=DATABASE#STUDY``."""
     # A tab or a line break would change the commands that are printed.
     fits = name.isprintable() and not {*"=#"} & {*name} and not name.endswith(".json")
     require(
@@ -133,12 +112,6 @@ def make_study(
         source: Digest of the data, see `hpo_mab.data._identity.source_digest`; empty if not known.
         keep_target: Whether to only raise the target that the study has; else it becomes the
             spec's.
-
-    Raises:
-        ArgumentError: A study of that name minimizes, or the pruner's reference cannot be paired
-            with the study.
-        StorageError: A study of that name exists and is defined otherwise, or has other data.
-        UnknownNameError: The pruner's reference is no study.
     """
     # Several processes may start the same study at once.
     with storage.lock(name):
@@ -200,16 +173,17 @@ def _take_changes(
 ) -> None:
     """Store what may change in the study's definition, for workers that are started from now on.
 
-    In a comparison also the arm.
+    In a comparison also the arm and the comparison's own settings.
     """
     stored = StoredDefinition.load(study)
     before = stored.settings.training
     training = {**before, **{key: getattr(spec.training, key) for key in _FOR_WORKERS}}
-    taken = dataclasses.replace(
-        stored,
-        arm=definition.arm if takes_arm else stored.arm,
-        spec={**stored.spec, "training": training},
-    )
+    taken = dataclasses.replace(stored, spec={**stored.spec, "training": training})
+    if takes_arm:
+        compare = spec.compare.model_dump(mode="json")
+        taken = dataclasses.replace(
+            taken, arm=definition.arm, spec={**taken.spec, "compare": compare}
+        )
     if taken != stored:
         taken.save(study)
 
@@ -230,17 +204,7 @@ def check_study(
 ) -> None:
     """Refuse the name of another study, and evidence that cannot be used.
 
-    A missing database is not made.
-
-    Args:
-        storage: The database.
-        name: Optuna's study name.
-        spec: The study's definition.
-        definition: What is stored of it, with its data; None before the data are loaded.
-
-    Raises:
-        ArgumentError: The evidence cannot be read, and no study of that name has a copy.
-        StorageError: A study of that name exists and is defined otherwise, or has other data.
+    ``definition`` is None before the data are loaded. A missing database is not made.
     """
     known: Mapping[str, Any] = {}
     if name in study_names(storage):
@@ -261,16 +225,7 @@ def check_reference(
 ) -> None:
     """Refuse a pruner's reference that does not exist or cannot be paired with the study.
 
-    A missing database is not made.
-
-    Args:
-        storage: The database.
-        spec: The study's definition.
-        planned: Definitions of studies that will be run before it, by name.
-
-    Raises:
-        ArgumentError: The reference cannot be paired with the study.
-        UnknownNameError: It does not exist.
+    ``planned`` are studies that run before it, by name. A missing database is not made.
     """
     reference, planned = reference_of(spec), planned or {}
     if reference is None:

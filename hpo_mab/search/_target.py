@@ -169,13 +169,7 @@ def _curve_numbers(trials: Sequence[FrozenTrial]) -> list[int]:
 
 
 class Spending:
-    """What the trials of a study have spent of its total budget, read once.
-
-    Args:
-        study: The study.
-        target: Its target.
-        curves: Its learning curves.
-    """
+    """What the trials of a study have spent of its total budget, read once."""
 
     def __init__(self, study: optuna.Study, target: Target, curves: CurveStore) -> None:
         self._study, self._target = study, target

@@ -26,8 +26,9 @@ from hpo_mab.storage._process import release
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training._device import release_memory
 
-#: Called with study and trial after each trial. In between its method ``running``, if any, gets the
-#: spent share of each running trial's budget, by number.
+#: Called with study and trial after each trial. During trials its method
+#: ``running``, if it has one, is called with the spent share of each one's budget, by number.
+#: ``running_again`` is called likewise while the best trial is trained again to be tested.
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 _OnProgress = Callable[[Mapping[int, float]], None]
 
@@ -38,12 +39,7 @@ _DATABASE_SECONDS = 300.0
 
 
 class FinishedTrials:
-    """Passes every trial that finishes from now on to a callback, once.
-
-    Args:
-        study: The study.
-        on_trial: Called with study and trial, see `TrialCallback`; None calls nothing.
-    """
+    """Passes every trial that finishes from now on to the callback once, if there is one."""
 
     def __init__(self, study: optuna.Study, on_trial: TrialCallback | None) -> None:
         self._study = study
@@ -114,12 +110,8 @@ def _guarded(callback: _OnProgress | None) -> _OnProgress | None:
 class TrialLoop:
     """Runs trials of a study, alone or together with other workers.
 
-    Args:
-        study: The study, with the sampler and pruner of its definition.
-        storage: Its database.
-        objective: Trains a trial; its checkpoints are removed when they are no longer needed.
-        examples: Whether trials add to the study's record of examples.
-        on_trial: Called with study and trial after each trial.
+    The study has the sampler and pruner of its definition. The objective's checkpoints are removed
+    when they are no longer needed.
     """
 
     def __init__(

@@ -46,10 +46,6 @@ class Loop:
     """Settings of the training loop that no trial changes.
 
     The fields are arguments of `hpo_mab.search.TrainingObjective`, which describes them.
-
-    Raises:
-        ArgumentError: A number below 1.
-        UnknownNameError: No such precision, schedule or ``keep``.
     """
 
     evaluations: int = 8
@@ -81,10 +77,6 @@ class Workload:
         augmentation: Random change of each batch; only with an `ImageSplits`.
         num_workers: Data-loading processes; only with datasets.
         device: Where to train.
-
-    Raises:
-        ArgumentError: Augmentation of datasets, which have their own transforms, or data that are
-            neither images nor two datasets of ``(input, class)``.
     """
 
     def __init__(
@@ -141,17 +133,7 @@ class Workload:
     def check_evaluations(
         self, batch_sizes: Iterable[int], *, needs_all: bool = False, name: str = "evaluations"
     ) -> None:
-        """Refuse more evaluations than steps if trials could then not be compared.
-
-        Args:
-            batch_sizes: Those that trials may have.
-            needs_all: Whether a trial must have all evaluations.
-            name: The argument that the message names.
-
-        Raises:
-            ArgumentError: A trial has fewer steps than evaluations, and either trials differ in
-                their number of steps or ``needs_all`` is true.
-        """
+        """Refuse more evaluations than steps if ``needs_all``, or if trials differ in steps."""
         steps = {self._steps(self.budget, size) for size in batch_sizes}
         most = self.loop.evaluations
         if min(steps) < most and (needs_all or max(steps) > min(steps)):
@@ -246,11 +228,7 @@ class Workload:
     ) -> StackedTrainer:
         """A stack for trials that share the configuration's network, optimiser and batch size.
 
-        Args:
-            configuration: Of one of them.
-            slots: Trials at the same time.
-            seed: Seed of its bandits and augmentation.
-            examples: Whether to add up each network's visits of each example.
+        ``seed`` is that of its bandits and augmentation.
         """
         return StackedTrainer(
             self.network(configuration, seed=seed),
@@ -305,10 +283,7 @@ class Workload:
     ) -> BatchSampler:
         """A trial's batch sampler.
 
-        Args:
-            configuration: Of the trial.
-            seed: Of the trial.
-            stacked: Whether it is for a stack, which takes over what bandits hold on the host.
+        If ``stacked``, a stack takes over what bandits hold on the host.
         """
         part = configuration.sampler
         options = dict(part.options)
@@ -347,9 +322,7 @@ class Workload:
         """What the first trials of the study saw of each example, as a sampler takes it, [N]."""
         column = record_column(sampler.make)
         if self.known is None or column is None:
-            raise ArgumentError(
-                "the trial used the study's record of examples, which is not there any more."
-            )
+            raise ArgumentError("the trial used the study's record of examples, which is gone.")
         means = np.full(self.num_examples, np.nan)
         means[self.known.examples] = self.known.counts.mean(column)
         return torch.from_numpy(means)

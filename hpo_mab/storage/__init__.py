@@ -44,14 +44,4 @@ __all__ = [
     "study_names",
 ]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "CurveStore": "._curves",
-        "ExampleStore ExampleWriter FIRST_TRIALS": "._examples",
-        "STORAGE_ERRORS Storage files_folder": "._open",
-        "StoredDefinition": "._definition",
-        "MissingCurvesWarning StudyRun TrialRun": "._runs",
-        "open_study read_run study_names": "._runs",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__)

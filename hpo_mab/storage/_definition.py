@@ -150,9 +150,7 @@ def have_one_budget(budgets: Sequence[int], sizes: Sequence[int]) -> bool:
     If batch sizes are searched, a budget in examples is rounded to whole steps, and a budget in
     steps gives different numbers of examples.
 
-    Args:
-        budgets: Examples of each trial.
-        sizes: Their batch sizes; 0 where that is no parameter.
+    ``budgets`` are in examples; a size is 0 where the batch size is no parameter.
     """
     steps = {budget // size for budget, size in zip(budgets, sizes, strict=True) if size}
     same_steps = all(sizes) and len(steps) == 1

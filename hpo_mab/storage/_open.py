@@ -18,8 +18,10 @@ import optuna
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
+from hpo_mab._attributes import PREFIX, attrs_of_retry
 from hpo_mab._errors import StorageError, hide_passwords
 from hpo_mab._interrupts import interruptible
 from hpo_mab._machine import expanded
@@ -29,7 +31,7 @@ from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._lean import LeanStorage
 from hpo_mab.storage._process import diagnose, locker
-from hpo_mab.storage._tables import prepare_tables
+from hpo_mab.storage._tables import STUDIES, prepare_tables
 
 
 class JournalledConnection(sqlite3.Connection):
@@ -160,6 +162,11 @@ class Storage:
         return self.is_sqlite and self.file is None
 
     @property
+    def is_archive(self) -> bool:
+        """Whether it is an SQLite file in a folder that may not be written."""
+        return self.file is not None and not _may_be_written(self.file)
+
+    @property
     def exists(self) -> bool:
         """Whether there is a database to read; a missing SQLite file is made on first use."""
         return self.file is None or self.file.exists()
@@ -177,6 +184,8 @@ class Storage:
         An SQLite file has one lock for all names. Raises a `StorageError` on entering where another
         process has held it for ten minutes.
         """
+        if self.is_archive:  # It is only read, and a lock file could not be made.
+            return lambda name: contextlib.nullcontext()
         return locker(self.optuna.engine)
 
     def wait_until_back(self, *, seconds: float) -> bool:
@@ -184,13 +193,14 @@ class Storage:
         deadline = time.monotonic() + seconds
         pause = 0.1
         while True:
-            try:
-                with self.optuna.engine.connect() as connection:
-                    connection.execute(sa.select(1))
-                return True
-            except (*STORAGE_ERRORS, StorageError):
-                if time.monotonic() + pause > deadline:
-                    return False
+            # SQLite would make a missing file. One that is empty answers ``SELECT 1``.
+            with contextlib.suppress(*STORAGE_ERRORS, StorageError, OSError):
+                if self.exists:
+                    with self.optuna.engine.connect() as connection:
+                        connection.execute(sa.select(STUDIES.c.study_id).limit(1))
+                    return True
+            if time.monotonic() + pause > deadline:
+                return False
             with interruptible():
                 time.sleep(pause)
             pause = min(2 * pause, 5.0)
@@ -222,8 +232,7 @@ class Storage:
                 # In memory each thread opens another database, and no process is ever lost.
                 heartbeat_interval=None if self.in_memory else _HEARTBEAT,
                 grace_period=_GRACE,
-                # Queues a lost trial again, with its slot, in a user's own loop.
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+                heartbeat_stale_trial_callback=_Retry(max_retry=RETRIES),
             )
         try:
             prepare_tables(storage.engine)
@@ -232,6 +241,19 @@ class Storage:
             storage.engine.dispose()
             raise
         return storage
+
+
+class _Retry(RetryHeartbeatStaleTrialCallback):
+    """Queues a lost trial again in a user's own loop, as Optuna does, but without its results."""
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        trial.user_attrs = attrs_of_retry(trial.user_attrs)
+        trial.system_attrs = {
+            key: one
+            for key, one in trial.system_attrs.items()
+            if not key.startswith((PREFIX, "completed_rung_"))
+        }
+        super().__call__(study, trial)
 
 
 def _engine_options(url: sa.URL, file: Path | None) -> dict[str, Any]:

@@ -48,10 +48,7 @@ def storage_of(study: optuna.Study) -> BaseStorage:
 def add_running(study: optuna.Study, user_attrs: dict[str, Any], **known: Any) -> int:
     """Add a running trial that has its attributes from the start; returns its id.
 
-    Args:
-        study: The study.
-        user_attrs: The attributes.
-        **known: ``params`` and ``distributions``, if they are not to be suggested.
+    ``known`` are ``params`` and ``distributions``, if they are not to be suggested.
     """
     template = unchecked_trial(state=TrialState.RUNNING, user_attrs=user_attrs, **known)
     return add_copy(study, template)
@@ -145,11 +142,7 @@ def all_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 class StudyView:
-    """A study that shows some of its trials, to be given to one of Optuna's samplers.
-
-    Args:
-        study: The study with all trials.
-    """
+    """A study that shows some of its trials, to be given to one of Optuna's samplers."""
 
     def __init__(self, study: optuna.Study) -> None:
         self.study = study
@@ -181,11 +174,9 @@ class StudyView:
 
 
 class AttributeSink:
-    """Collects the system attributes that ``optuna_dashboard`` sets, in place of a study or trial.
+    """Collects the system attributes that ``optuna_dashboard`` sets, in place of a trial or study.
 
-    Args:
-        known: The study's system attributes.
-        trial_id: Id of the trial; None means the study.
+    ``known`` are those of the study, also for a trial; ``trial_id`` is None for the study.
     """
 
     def __init__(self, known: Mapping[str, Any], trial_id: int | None = None) -> None:

@@ -52,13 +52,24 @@ def is_here(process: str) -> bool:
     """Whether it is local, and `is_gone` knows whether it has ended."""
     # Other systems than Linux reuse a process's number and do not say when it was started. There,
     # heartbeats say whether a worker still runs.
-    return _HAS_PROC and is_local(process)
+    return _HAS_PROC and is_local(process) and not _is_hidden(int(process.split(":")[1]))
 
 
 def is_gone(process: str) -> bool:
     """Whether a process of this machine has ended."""
     _, pid, started = process.split(":")
     return _started(int(pid)) != started
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process runs that /proc does not show: another user's, under ``hidepid``."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not _started(pid)
+    except OSError:
+        pass
+    return False
 
 
 _HAS_PROC = Path("/proc/self/stat").exists()
@@ -75,51 +86,78 @@ def _started(pid: int) -> str:
         return ""
 
 
-#: For each trial that this process runs: the event that ends its heartbeats, and their thread.
-_held: dict[tuple[str, int], tuple[threading.Event, threading.Thread]] = {}
+class _Heartbeats:
+    """A thread that records Optuna's heartbeats of the trials this process runs on one database."""
+
+    def __init__(self, interval: int | None) -> None:
+        self.trials: dict[int, RDBStorage] = {}
+        # Held while a heartbeat is written, so that none follows the release of its trial.
+        self._writing = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._beat, args=(interval,), name="heartbeats", daemon=True
+        )
+        self._thread.start()
+
+    def _beat(self, interval: int | None) -> None:
+        # A database in memory has no interval: then this waits for the end.
+        while not self._stop.wait(interval):
+            for trial_id, storage in list(self.trials.items()):
+                # Training continues without a database; the next heartbeat may be written.
+                with self._writing, contextlib.suppress(Exception):
+                    if trial_id in self.trials:
+                        storage.record_heartbeat(trial_id)
+                storage.remove_session()
+
+    def forget(self, trial_id: int) -> None:
+        with self._writing:
+            self.trials.pop(trial_id, None)
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+_heartbeats: dict[str, _Heartbeats] = {}
+#: Held while `_heartbeats` changes: threads of one process may train trials side by side.
+_changing = threading.Lock()
 
 
 def hold(storage: RDBStorage, trial_id: int) -> None:
     """Note that this process runs a trial, and record Optuna's heartbeat of it until `release`.
 
     Unlike Optuna's own thread it continues after a heartbeat that could not be written.
-
-    Args:
-        storage: Storage of the trial.
-        trial_id: Optuna's trial id.
     """
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(storage.get_heartbeat_interval()):
-            # Training continues without a database; the next heartbeat may be written.
-            with contextlib.suppress(Exception):
-                storage.record_heartbeat(trial_id)
-        storage.remove_session()
-
-    thread = threading.Thread(target=beat, name=f"heartbeat-{trial_id}", daemon=True)
-    thread.start()
-    _held[_key(storage, trial_id)] = stop, thread
+    with _changing:
+        beating = _heartbeats.get(_key(storage))
+        if beating is None:
+            beating = _heartbeats[_key(storage)] = _Heartbeats(storage.get_heartbeat_interval())
+        beating.trials[trial_id] = storage
 
 
 def release(storage: RDBStorage, trial_id: int) -> None:
     """Note that this process no longer runs a trial, or never has."""
-    if held := _held.pop(_key(storage, trial_id), None):
-        stop, thread = held
-        stop.set()
-        thread.join()
+    with _changing:
+        beating = _heartbeats.get(_key(storage))
+        if beating is None:
+            return
+        beating.forget(trial_id)
+        if not beating.trials:
+            _heartbeats.pop(_key(storage)).end()
 
 
 def is_held(storage: RDBStorage, trial_id: int) -> bool:
     """Whether this process runs a trial."""
-    return _key(storage, trial_id) in _held
+    beating = _heartbeats.get(_key(storage))
+    return beating is not None and trial_id in beating.trials
 
 
-def _key(storage: RDBStorage, trial_id: int) -> tuple[str, int]:
-    return str(storage.engine.url), trial_id
+def _key(storage: RDBStorage) -> str:
+    """The database's URL: this process may have opened it several times."""
+    return str(storage.engine.url)
 
 
-_FREE = "Free some space, then give the same command again; what is stored stays."
+_FREE = "Free some space, then run the same command again; what is stored is kept."
 #: What the user can do, by a text that the database's message contains.
 _HINTS = {
     "unable to open database file": "Its folder must exist, and you must be able to write to it.",
@@ -137,21 +175,17 @@ _HINTS = {
     "certificate file": "Check sslmode and sslrootcert in the URL.",
     "does not exist": "Make the database first: createdb NAME.",
     "permission denied for schema": "Allow it to make tables: GRANT CREATE ON SCHEMA public TO ...",
+    "readonly database": "You must be able to write to it and to its folder.",
     "disk is full": _FREE,
     "no space left": _FREE,
-    "disk i/o error": "Is the disk full, or gone? Then give the same command again.",
+    "disk i/o error": "Is the disk full, or gone? Correct that, then run the same command again.",
 }
 #: Server and extra by the module of its driver.
 _DRIVER_EXTRAS = {"psycopg": ("PostgreSQL", "postgres"), "pymysql": ("MySQL", "mysql")}
 
 
 def diagnose(error: BaseException, url: sa.URL | None = None) -> str:
-    """Why a database failed, in one line.
-
-    Args:
-        error: The exception.
-        url: URL of the database; its password is replaced by asterisks.
-    """
+    """Why a database failed, in one line; shows the URL without its password."""
     cause = error.__cause__ or error
     origin = getattr(cause, "orig", None) or cause
     # The arguments of a MySQL error are a number and the text.
@@ -186,15 +220,9 @@ def locker(engine: sa.Engine) -> Callable[[str], AbstractContextManager[None]]:
     operating system releases it when the process ends. The empty file is not removed: a process
     that has it open would then lock the removed file, and another one a new file.
 
-    Args:
-        engine: The database.
-
     Returns:
         A function that waits for the lock of a name and holds it. This process must not hold it
         already. It raises a `StorageError` if another process has held it for ten minutes.
-
-    Raises:
-        StorageError: A database of another kind.
     """
     kind, database = engine.dialect.name, engine.url.database
     if kind == "postgresql":
@@ -210,12 +238,13 @@ def locker(engine: sa.Engine) -> Callable[[str], AbstractContextManager[None]]:
         # No other process can reach a database in memory, so it needs no lock.
         return lambda name: contextlib.nullcontext()
     # Of the file itself: another process may use it through a symbolic link.
-    file = Path(f"{os.path.realpath(database)}.lock")
-    return lambda name: _file_lock(file)
+    real = Path(os.path.realpath(database))
+    return lambda name: _file_lock(real)
 
 
 @contextlib.contextmanager
-def _file_lock(file: Path) -> Iterator[None]:
+def _file_lock(database: Path) -> Iterator[None]:
+    file = Path(f"{database}.lock")
     # Not thread-local: otherwise a signal handler or callback would get the lock again.
     lock = filelock.FileLock(file, thread_local=False)
     try:
@@ -224,10 +253,13 @@ def _file_lock(file: Path) -> Iterator[None]:
         raise StorageError(_timeout_text(str(file))) from None
     except OSError as error:
         raise StorageError(
-            f"{file} cannot be made: {diagnose(error)} The study's lock is kept in it, so its "
-            "folder must be writable."
+            f"{file} cannot be opened: {diagnose(error)} The study's lock is kept in it: you must "
+            "be able to write to it and to its folder."
         ) from None
     try:
+        # The rights of the database, which a group may share. Only the owner may change them.
+        with contextlib.suppress(OSError):
+            file.chmod(0o600 | (database.stat().st_mode & 0o777))
         yield
     finally:
         lock.release()
@@ -273,4 +305,4 @@ def _digest(name: str) -> bytes:
 
 
 def _timeout_text(what: str) -> str:
-    return f"{what} has been locked for {_WAIT_SECONDS} s; is a stopped process holding it?"
+    return f"{what} has been locked for {_WAIT_SECONDS} s; is a suspended process holding it?"

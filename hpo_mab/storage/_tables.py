@@ -87,9 +87,7 @@ CHILDREN_BETWEEN = _all_parts(
 def frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:
     """Optuna's trials from rows of its tables, in the order of ``trials``.
 
-    Args:
-        trials: Rows of Optuna's table of trials.
-        children: Rows of `CHILDREN_OF` that belong to them, and maybe to other trials.
+    ``children`` are rows of `CHILDREN_OF`, maybe also of other trials.
     """
     wanted: dict[int, list[Any]] = {row.trial_id: [] for row in trials}
     for child in children:

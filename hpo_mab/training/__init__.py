@@ -53,17 +53,4 @@ __all__ = [
     "select_device",
 ]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "WeightAverage": "._average",
-        "Batches DeviceBatches DeviceSweep LoaderBatches LoaderSweep Sweep "
-        "TrainingDiverged": "._batches",
-        "select_device": "._device",
-        "evaluate": "._evaluate",
-        "available_optimizers create_optimizer optimizer_options": "._optimizers",
-        "Budget DEFAULT_AVERAGE Evaluation Schedule": "._schedule",
-        "StackedTrainer": "._stack",
-        "Training": "._training",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__)

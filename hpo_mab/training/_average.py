@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +24,7 @@ COUNTS = "the network changes a number that it keeps in Python"
 
 
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
-    """Call a network with other parameters and buffers, by name; the network keeps its own.
-
-    Raises:
-        RuntimeError: In training, the network assigns a new tensor to one of them.
-    """
+    """Call a network with other parameters and buffers, by name; the network keeps its own."""
     first: dict[int, str] = {}
     given = {}
     for layer, module in model.named_modules():
@@ -60,22 +59,54 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-class PythonNumbers:
-    """The numbers that are attributes of a network's modules, such as a count of calls."""
+def python_numbers(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """Numbers in attributes of a network's modules, such as a count of calls, by (module, name)."""
+    return {
+        (name, key): value.item() if isinstance(value, np.number) else value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        # Not bools, such as whether a module is in training mode, nor members of an `enum.IntEnum`.
+        if type(value) in (int, float, complex) or isinstance(value, np.number)
+    }
+
+
+class NetworkWatch:
+    """Finds changes that a network makes in Python: a graph would repeat them, slots share them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._last: list[float] | None = None
+        self._tensors: list[Tensor] = []
+        self._last: dict[str, Any] = {}
 
-    def changed(self) -> bool:
-        """Whether the numbers after a step differ from those at the last call; at first, False.
+    def change(self) -> str | None:
+        """Why the network can be neither captured nor stacked, by what changed since the last call.
 
-        The first step may assign numbers such as the size of its input.
+        None at the first call: the first step may make buffers, or set numbers such as the size of
+        its input.
         """
-        held = [one for module in self._model.modules() for one in vars(module).values()]
-        # Not `isinstance`: that a module is in training mode is a bool.
-        before, self._last = self._last, [one for one in held if type(one) in (int, float)]
-        return before not in (None, self._last)
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        now = {
+            ASSIGNS: list(map(id, tensors)),
+            DRAWS: _generator_states(self._model),
+            COUNTS: python_numbers(self._model),
+        }
+        last, self._last = self._last, now
+        # Kept until the next call: a new tensor may get the id of one that is freed.
+        self._tensors = tensors
+        return next((why for why in now if last and last[why] != now[why]), None)
+
+
+def _generator_states(model: nn.Module) -> list[bytes]:
+    """States of the random generators of the host that modules have as attributes."""
+    kinds = (random.Random, np.random.Generator, np.random.RandomState)
+    held = [one for module in model.modules() for one in vars(module).values()]
+    # That of the operating system has no state.
+    held = [one for one in held if not isinstance(one, random.SystemRandom)]
+    return [
+        one.get_state().numpy().tobytes() if isinstance(one, torch.Generator) else pickle.dumps(one)
+        for one in held
+        if isinstance(one, kinds) or (isinstance(one, torch.Generator) and one.device.type == "cpu")
+    ]
 
 
 def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
@@ -198,11 +229,7 @@ def owner_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of a network whose parameters and buffers are new, and share the network's memory.
-
-    Raises:
-        ArgumentError: The network cannot be copied.
-    """
+    """A copy of a network whose parameters and buffers are new, and share the network's memory."""
     # `copy.deepcopy` takes what this mapping holds in place of a copy.
     shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.buffers()}
     try:

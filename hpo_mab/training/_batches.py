@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hpo_mab._errors import ArgumentError, HpoMabError, plain_arguments, require
 from hpo_mab._labels import class_labels
@@ -49,11 +49,7 @@ class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome
 
 
 class LossMeter:
-    """Mean training loss since the last reading, without waiting for the device.
-
-    Args:
-        device: Where losses are computed.
-    """
+    """Mean training loss since the last reading, without waiting for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._total = torch.zeros((), device=device)
@@ -94,14 +90,10 @@ def _require_finite(loss: float, step: int) -> None:
 
 
 class TimedSampler:
-    """Passes draws and feedback to a sampler and adds up the host time they take.
+    """Passes draws and feedback to a sampler and adds up the host seconds they take.
 
     On a GPU the host time of an operation is that of its launch. Use it as ``batch_sampler`` of a
-    ``DataLoader``, or call `draw`.
-
-    Args:
-        sampler: The sampler to time.
-        clock: Returns seconds.
+    ``DataLoader``, or call `next_draw`.
 
     Attributes:
         sampler: The sampler timed.
@@ -122,10 +114,6 @@ class TimedSampler:
         batches = iter(self.sampler)
         while (batch := self._timed(lambda: next(batches, None))) is not None:
             yield batch
-
-    def draw(self) -> Tensor:
-        """The sampler's next batch of indices, int64 [B]."""
-        return self._timed(self.sampler.draw)
 
     def next_draw(self) -> Draw:
         """The sampler's next batch with its weights."""
@@ -207,7 +195,7 @@ class DeviceBatches:
         """Endless batches: draw, gather, augment, normalise."""
         device = self.data.device
         while True:
-            yield self.fetch(sampler.draw().to(device, non_blocking=True))
+            yield self.fetch(sampler.next_draw().indices.to(device, non_blocking=True))
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Gather, augment, normalise: inputs and targets of the examples [B], on the device."""
@@ -268,8 +256,8 @@ class LoaderBatches:
             num_workers=self.num_workers,
             # New processes for each pass would cost more than a short pass.
             persistent_workers=self.num_workers > 0,
-            # Only copies from pinned memory can overlap with the step.
-            pin_memory=self.device.type == "cuda" and not _is_on_cuda(self.dataset),
+            # With loader processes a thread of this process pins; without them `to_device` does.
+            pin_memory=self.device.type == "cuda" and self.num_workers > 0,
             generator=torch.Generator().manual_seed(self.seed),
         )
         while True:
@@ -283,17 +271,13 @@ class LoaderBatches:
         return batch.to(self.device)
 
 
-def _is_on_cuda(dataset: Any) -> bool:
-    """Whether a data set holds tensors on a CUDA device, which cannot be pinned."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return isinstance(dataset, TensorDataset) and any(one.is_cuda for one in dataset.tensors)
-
-
 def to_device(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """A loaded batch on the training device, targets as int64."""
     if not isinstance(targets, Tensor) or targets.is_cpu:
         targets = class_labels(targets, name="targets")
+    if device.type == "cuda" and inputs.is_cpu and not inputs.is_pinned():
+        # Only copies from pinned memory can overlap with the step.
+        inputs = inputs.pin_memory()
     return (
         inputs.to(device, non_blocking=True),
         targets.to(device, torch.int64, non_blocking=True),

@@ -165,9 +165,9 @@ class Captured:
                 # A graph releases only the pool of a capture that has ended.
                 torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
             raise
-        # A capture begins by writing each generator's seed and an offset of 0 to the device, on the
-        # capture's stream. Each replay writes its offset on the current stream. The current stream
-        # waits here, so that the offset of 0 does not overwrite that of the first replay.
+        # Up to PyTorch 2.12 a capture begins by writing each generator's seed and an offset of 0,
+        # on the capture's stream. Each replay writes its offset on the current stream. The current
+        # stream waits here, so that the offset of 0 does not overwrite that of the first replay.
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
         self._graph = graph
@@ -202,8 +202,8 @@ def _streams(device: torch.device) -> _Streams:
     become part of that thread's graph. So a thread reuses its pairs. High priority is rarely used
     elsewhere, which leaves its 32 streams for 16 pairs.
 
-    Some versions of PyTorch free a stream's cuBLAS workspace with any graph captured on it. Another
-    graph of that stream would still write there.
+    Some versions of PyTorch free a stream's cuBLAS workspace when a graph captured on it is
+    deleted. Another graph of that stream would still write there.
     """
     free = _free_streams(device)
     return free.pop() if free else (_new_stream(device), _new_stream(device))

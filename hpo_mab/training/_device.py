@@ -130,10 +130,10 @@ def to_channels_last(model: nn.Module) -> None:
 def to_evaluation(model: nn.Module) -> None:
     """Set a network to evaluation mode.
 
-    Some networks keep values of their weights in evaluation mode until they are set to training
-    mode. Values of other weights are then forgotten.
+    Some networks cache values of their weights in evaluation mode and drop them in training mode.
+    So training mode is set first: the cache may be of other weights.
     """
-    model.train()
+    model.train(True)
     model.eval()
 
 
@@ -202,7 +202,7 @@ def why_no_graph(batches: Batches, sampler: BatchSampler, optimizer: Optimizer) 
         return f"{type(sampler).__name__} weighs a batch by its own losses"
     # Only a capture needs the fused form, and only CUDA captures.
     if batches.data.device.type == "cuda" and not is_fused(optimizer):
-        return f"the optimiser {type(optimizer).__name__} has no fused form"
+        return f"the optimiser {type(optimizer).__name__} is not fused"
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.training._average import ASSIGNS, COUNTS, PythonNumbers, WeightAverage
+from hpo_mab.training._average import NetworkWatch, WeightAverage
 from hpo_mab.training._batches import DeviceBatches, LossMeter, TimedSampler
 from hpo_mab.training._captured import Captured
 from hpo_mab.training._device import logits_of
@@ -88,7 +87,7 @@ class DeviceStep:
         #: ``weights`` and, of a sampler in the graph, ``context``. Empty before the first step.
         self._held: dict[str, Tensor] = {}
         self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
-        self._numbers = PythonNumbers(forward)
+        self._watch = NetworkWatch(forward)
         if drawn is not None:
             self._continue(drawn)
         optimizer.zero_grad(set_to_none=True)
@@ -121,23 +120,16 @@ class DeviceStep:
             # A capture that fails after its backward pass leaves gradients without values.
             self._optimizer.zero_grad(set_to_none=True)
 
-        before = self._network_tensors() if self._step.will_capture else []
         self._step(self._body, undo=undo)
-        if self._step.will_capture and not all(map(operator.is_, before, self._network_tensors())):
-            # Each replay would read the first tensor and write to another.
-            self._step.give_up(ASSIGNS)
-        if self._step.will_capture and self._numbers.changed():
-            self._step.give_up(COUNTS)
+        if self._step.will_capture and (reason := self._watch.change()) is not None:
+            self._step.give_up(reason)
         if not self._sampler_in_graph and self._outputs is not None:
-            losses, logits, targets = self._outputs
+            # Copies, because a sampler may keep them and the next replay overwrites these.
+            losses, logits, targets = (one.clone() for one in self._outputs)
             self._sampler.update(losses, logits=logits, targets=targets)
         if self._examples is not None:
             self._examples.count()
         self._meter.count(step=step)
-
-    def _network_tensors(self) -> list[Tensor]:
-        """Parameters and buffers of the network as they are now."""
-        return [*self._forward.parameters(), *self._forward.buffers()]
 
     def _body(self) -> None:
         """The step itself: operations on tensors at fixed addresses only."""

@@ -103,12 +103,7 @@ class DrawRows:
         return fits and window_of(sampler) <= self._capacity
 
     def begin(self, slot: int, sampler: BatchSampler) -> None:
-        """Reset the stack's bandits for a sampler if they draw for it; else plan its batches.
-
-        Raises:
-            ArgumentError: The sampler needs the network, or has bandits or candidates that do not
-                fit the stack's.
-        """
+        """Reset the stack's bandits for a sampler if they draw for it; else plan its batches."""
         if not self.takes(sampler):
             raise ArgumentError(
                 f"{type(sampler).__name__} does not fit this stack: it needs a Training, or a "
@@ -153,7 +148,9 @@ class DrawRows:
         """Update the samplers that learn: losses [K, B], logits [K, B, C], targets [K, B]."""
         for slot, sampler in self.samplers.items():
             if _learns(sampler):
-                sampler.update(losses[slot], logits=logits[slot], targets=targets[slot])
+                # Copies, because a sampler may keep them and the next replay overwrites these.
+                own = losses[slot].clone(), logits[slot].clone(), targets[slot].clone()
+                sampler.update(own[0], logits=own[1], targets=own[2])
 
     def learn_and_draw(self, losses: Tensor) -> None:
         """Reward the bandits' arms by the losses [K, B] and store their batch of the next step."""

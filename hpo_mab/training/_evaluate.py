@@ -121,9 +121,9 @@ def evaluate(
                     )
                 ]
     finally:
-        # By `train`, whose override may do more than set modes; first to training mode, which
-        # forgets values kept of other weights.
-        model.train()
+        # An override of `train` may do more than set modes. Training mode comes first, because
+        # networks then drop values cached of other weights.
+        model.train(True)
         model.train(modes[0][1])
         for module, mode in modes:
             module.training = mode

@@ -75,11 +75,7 @@ _FUSED_ON = ("cpu", "cuda")
 
 
 def _make_fused(kind: type[Optimizer], params: Iterable[Parameter], **knobs: Any) -> Optimizer:
-    """An optimiser with checked knobs; its fused form where the parameters' device has one.
-
-    Raises:
-        ArgumentError: A knob outside its bound.
-    """
+    """An optimiser with checked knobs; its fused form where the parameters' device has one."""
     # Here: a search space checks names and types of knobs, not the values that it suggests.
     _check_bounds(kind.__name__.lower(), knobs)
     if "beta1" in knobs:
@@ -222,9 +218,6 @@ class RowOptimizer:
     Args:
         name: One of `available_optimizers`.
         weights: Weights of ``K`` networks, float32 [K, P]; changed in place.
-
-    Raises:
-        UnknownNameError: No such optimiser.
     """
 
     def __init__(self, name: str, weights: Tensor) -> None:
@@ -247,10 +240,6 @@ class RowOptimizer:
 
         Returns:
             Its peak learning rate.
-
-        Raises:
-            UnknownNameError: No such knob.
-            ArgumentError: A knob outside its bound.
         """
         _check_options(self._name, options)
         _check_bounds(self._name, options)
@@ -327,9 +316,9 @@ class RowOptimizer:
         self._weights.addcmul_(lr, moment, value=-1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that make the state; the first dimension is the row."""
+        """The tensors that steps change; the first dimension is the row."""
         moments = {f"moment{number}": moment for number, moment in enumerate(self._moments)}
-        return {**self.knobs, **moments, "steps": self._steps, "product": self._product}
+        return {**moments, "steps": self._steps, "product": self._product}
 
 
 #: The step of each optimiser, and how many moments it keeps.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, require
 from hpo_mab.models import stackable
 from hpo_mab.samplers._feedback import check_logits, check_range
 from hpo_mab.training._average import average_share, averaged_buffers, call_with
@@ -41,7 +42,7 @@ class NetworkRows:
 
     def __init__(self, model: nn.Module, slots: int, device: torch.device, *, half: bool) -> None:
         require_trainable(model)
-        self._layers = repr(model)
+        self._layers = _layers_of(model)
         model = stackable(copy.deepcopy(model)).to(device)
         self.model = model
         self._half = half
@@ -84,7 +85,7 @@ class NetworkRows:
         held = {name: buffer.shape[1:] for name, buffer in self.buffers.items()}
         same = (_shapes_of(trained), _shapes_of(rest)) == (self._shapes, held)
         # All rows are trained with the dropout of one network.
-        if not same or repr(model) != self._layers:
+        if not same or _layers_of(model) != self._layers:
             raise ArgumentError(
                 "model must have the layers, parameters and buffers of the stack's networks, and "
                 "the same parameters frozen."
@@ -125,9 +126,12 @@ class NetworkRows:
 
         Networks that were kept are first copied back into their rows.
         """
+        begun = sorted(self._kept)
+        for slot in slots:
+            require(slot in self._kept, "slot", f"one in which a training began, {begun}", slot)
         tensors = self.tensors()
         for slot in slots:
-            for name, kept in self._kept.get(slot, {}).items():
+            for name, kept in self._kept[slot].items():
                 tensors[name][slot] = kept
         where = torch.tensor(slots, device=self.weights.device)
         weights = (self._averaged if averaged else self.weights).index_select(0, where)
@@ -166,11 +170,7 @@ class NetworkRows:
         return outputs.float()
 
     def logits(self, inputs: Tensor, *, highest: int) -> Tensor:
-        """Logits [K, n, C] of inputs [K * n, ...]: the n of network 0, then those of network 1.
-
-        Raises:
-            ArgumentError: The networks have no output for the ``highest`` label.
-        """
+        """Logits [K, n, C] of inputs [K * n, ...]: the n of network 0, then those of network 1."""
         inputs = inputs.view(len(self.weights), -1, *inputs.shape[1:])
         logits = self.forward(self.leaves, self.buffers, inputs, in_dim=0)
         check_range(0, highest, outputs=logits.shape[2])
@@ -235,6 +235,11 @@ def _parts(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     for name, parameter in model.named_parameters():
         (trained if parameter.requires_grad else rest)[name] = parameter
     return trained, rest
+
+
+def _layers_of(model: nn.Module) -> str:
+    # Lists of parameters name their device and data type, in which networks may differ.
+    return re.sub(r" containing: \[[^]]*\]", "", repr(model))
 
 
 def _shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -328,13 +333,7 @@ def matched(
 ) -> list[tuple[Tensor, Tensor]]:
     """Tensors of a row of a stack, each with its value in a saved state.
 
-    Args:
-        row: The row's tensors, by name.
-        saved: Those of the state.
-        window: Pulls that a bandit of the row remembers.
-
-    Raises:
-        ArgumentError: They have other names or shapes.
+    ``window`` is how many pulls a bandit of the row remembers.
     """
     own, other = dict(row), dict(saved)
     # ``training.examples`` may change when a study is continued; the sums then begin at zero.

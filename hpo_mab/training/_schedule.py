@@ -306,11 +306,7 @@ class LearningCurve:
         return (self.average > 0 and not (self.at_end and self.schedule.decays),)
 
     def stored(self, points: Iterable[Mapping[str, Any]]) -> list[Evaluation]:
-        """The points of a saved state, for a curve without points.
-
-        Raises:
-            ArgumentError: They are those of another training, or there are none.
-        """
+        """The points of a saved state, for a curve without points."""
         found = [Evaluation(**point) for point in points]
         if not found or [point.steps for point in found] != list(self.stops[: len(found)]):
             raise ArgumentError("the state is of a training that is evaluated at other steps.")

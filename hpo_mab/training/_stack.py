@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
-from hpo_mab.training._average import COUNTS, DRAWS, PythonNumbers
+from hpo_mab.training._average import DRAWS, NetworkWatch
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._captured import Captured, python_random_states
 from hpo_mab.training._device import (
@@ -45,13 +45,14 @@ class StackedTrainer:
     the next one in its slot has new weights and numbers in the same memory.
 
     A training has the same schedule, losses, averages, evaluations and distribution of batches as
-    by `Training`. With the same batches, both agree to rounding. The draws of `MABSampler` depend
-    on the stack's seed, number of slots and steps so far, and on a CPU on the losses of the other
-    slots. Other samplers draw as in `Training`. A training that diverges does not end the others.
+    by `Training`. With the same batches, both agree to rounding, except that weights which the
+    network does not use decay only here. The draws of `MABSampler` depend on the stack's seed,
+    number of slots and steps so far, and on a CPU on the losses of the other slots. Other samplers
+    draw as in `Training`. A training that diverges does not end the others.
 
-    ``vmap`` does not support networks whose control flow depends on data, or that mix the examples
-    of different calls. For these the first `advance` raises the error of ``vmap``. `advance`
-    also raises if the network changes a number that it keeps in Python: slots would share it.
+    ``vmap`` does not support networks whose control flow depends on data, or that use tensors of an
+    earlier call. For these the first `advance` raises the error of ``vmap``. `advance` also raises
+    if the network changes a number that it keeps in Python: slots would share it.
 
     Args:
         model: A network of the common shape; it is copied. All slots use its code and options, such
@@ -139,7 +140,7 @@ class StackedTrainer:
         #: Trainings by slot. Those that ended at the last `advance` are among them, so that their
         #: states can still be saved.
         self._running: dict[int, SlotTraining] = {}
-        self._python_numbers = PythonNumbers(self._networks.model)
+        self._watch = NetworkWatch(self._networks.model)
         #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
         self._outputs: tuple[Tensor, Tensor, Tensor]
         self._step = self._new_step()
@@ -237,7 +238,7 @@ class StackedTrainer:
 
         All bandits share policy, reward, replacement, way of forgetting and, with a correction, the
         prior. They draw from equally many examples, and remember at most as many pulls as a bandit
-        has arms, or as those of the first sampler do. All samplers choose among equally many
+        has arms; more only if those of the first sampler do. All samplers choose among equally many
         candidates, and none needs a `Training`.
         """
         return self._draws.takes(sampler)
@@ -257,6 +258,9 @@ class StackedTrainer:
         """The tensors of the ``state_dict`` of a slot's network, as of now; copies.
 
         A slot keeps them after its training has ended, until the next one starts there.
+
+        Raises:
+            ArgumentError: No training has begun in the slot.
         """
         return self._networks.state(slot, averaged=averaged)
 
@@ -366,8 +370,8 @@ class StackedTrainer:
                 self._draws.plan(slot, progress)
             self._draws.rewind()
             for step in range(count):
-                if begin + step == min(1, steps - 1):
-                    self._take_checked()
+                if begin + step < 2 and not self._step.captured:
+                    self._take_checked(compare=begin + step == 1 or steps == 1)
                 else:
                     self._step(self._body)
                 if self._step.reason == DRAWS:
@@ -377,21 +381,25 @@ class StackedTrainer:
                 self._draws.learn(*self._outputs)
             self._draws.count_chosen(steps=count)
         if self.examples is not None:
-            # Here, because the caller handles out of memory by halving the slots.
+            # Here and not later: the caller of `advance` halves the slots if memory runs out.
             self.examples.add_up()
 
-    def _take_checked(self) -> None:
+    def _take_checked(self, *, compare: bool) -> None:
         """A step that raises if the network changes what its slots would share.
 
-        The network is called once for all slots. One step of a round is checked, because reading
-        the states takes time.
+        The network is called once for all slots. The first two steps of a round are checked, not
+        all, because reading the states takes time. A graph runs no Python.
+
+        Without ``compare`` there is no comparison with the last checked step: an evaluation in
+        between may have set other numbers.
         """
         states = python_random_states()
         self._step(self._body)
         if states != python_random_states():
             raise RuntimeError(DRAWS)
-        if self._python_numbers.changed():
-            raise RuntimeError(COUNTS)
+        reason = self._watch.change()
+        if compare and reason is not None:
+            raise RuntimeError(reason)
 
     def _body(self) -> None:
         """One step of all networks: operations on tensors at fixed addresses only."""
@@ -401,7 +409,7 @@ class StackedTrainer:
             indices = self._draws.choose(indices, self._candidate_losses(indices))
         inputs, targets = self._batches.fetch(indices.flatten())
         targets = targets.view(self.slots, self.batch_size)
-        networks.model.train()
+        networks.model.train(True)
         logits = networks.logits(inputs, highest=self._highest_label)
         losses = stacked_cross_entropy(logits, targets, numbers.label_smoothing)
         # A reference is kept until the step's end. Without it a kernel of the main stream could get
@@ -472,5 +480,8 @@ class StackedTrainer:
             slots: Which networks; a slot keeps its network after its training has ended.
             averaged: Whether to evaluate their averaged weights.
             examples: What to evaluate on; None takes the validation images.
+
+        Raises:
+            ArgumentError: No training has begun in one of the slots.
         """
         return self._networks.scores(slots, examples or self._validation, averaged=averaged)

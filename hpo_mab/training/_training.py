@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from hpo_mab._errors import ArgumentError, plain_arguments
 from hpo_mab.samplers._base import BatchSampler
-from hpo_mab.training._average import WeightAverage, owner_of
+from hpo_mab.training._average import WeightAverage, owner_of, python_numbers
 from hpo_mab.training._batches import (
     Batches,
     DeviceBatches,
@@ -267,7 +267,7 @@ class Training(Iterator[Evaluation]):
 
     def _begin(self) -> None:
         self._begun = True
-        self.model.train()
+        self.model.train(True)
         if self.sampler.asks_network:
             self._set_scorer()
         if self._graph and isinstance(self._batches, DeviceBatches):
@@ -365,7 +365,7 @@ class Training(Iterator[Evaluation]):
         with torch.no_grad():
             inputs = self._batches.inputs(indices)
             logits = logits_of(self.model, inputs, precision=self._precision)
-        self.model.train()
+        self.model.train(True)
         return logits
 
     @property
@@ -401,6 +401,7 @@ class Training(Iterator[Evaluation]):
                 "points": [dataclasses.asdict(point) for point in self._curve.points],
                 "model": self.model.state_dict(),
                 "buffers": self._other_buffers(),
+                "numbers": python_numbers(self.model),
                 "optimizer": self._optimizer.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "average": None if self._average is None else self._average.state_dict(),
@@ -429,6 +430,8 @@ class Training(Iterator[Evaluation]):
             else:  # A network may make a buffer, or change its shape, while it is trained.
                 module = self.model.get_submodule(name.rpartition(".")[0])
                 module.register_buffer(key, saved.to(self._device, copy=True), persistent=False)
+        for (path, key), number in state["numbers"].items():
+            vars(self.model.get_submodule(path))[key] = number
         self._optimizer.load_state_dict(state["optimizer"])
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak

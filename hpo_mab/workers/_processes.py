@@ -254,12 +254,7 @@ class _EndsWith:
 class _OthersStarter:
     """Starts the other processes; called after each trial and during trials while there are none.
 
-    Args:
-        study: The study.
-        storage: Its database.
-        watch: Passes trials to the callback. Another thread does so once the others are started.
-        workers: The others.
-        later: Devices of the others, see `ProcessLauncher`.
+    ``watch`` passes trials to the callback; another thread does so once the others are started.
     """
 
     def __init__(
@@ -324,13 +319,12 @@ class _OthersStarter:
 class _Workers:
     """The workers, once they are started.
 
-    Args:
-        start: Starts a worker on a device, given how many processes share the study.
+    ``start`` is called with a device and the number of processes that share the study.
 
     Attributes:
         sharing: Processes that share the study, this one included.
-        started: Set when the workers have been started, or will not be any more.
-        devices: Of the workers; none before they are started.
+        started: Set when the workers have been started, or when none will be.
+        devices: Devices of the workers; empty before they are started.
         members: Workers that run, by their place.
         deaths: Workers that died since one of them last finished a trial.
         last_error: Why a worker ended early, or did not begin; the last such reason.
@@ -397,11 +391,7 @@ class _Workers:
         return False
 
     def stop(self) -> None:
-        """Let every worker end its trial as interrupted; a second Ctrl-C kills them.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C was pressed a second time.
-        """
+        """Let every worker end its trial as interrupted; a second Ctrl-C kills them."""
         for worker in self.members.values():
             worker.stop()
         try:

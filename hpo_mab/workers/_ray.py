@@ -166,11 +166,7 @@ class RayLauncher:
             watch.report_new()
 
     def _stop(self, tasks: list[Any]) -> None:
-        """Let every worker end its trial as interrupted; a second Ctrl-C kills them.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C was pressed a second time.
-        """
+        """Let every worker end its trial as interrupted; a second Ctrl-C kills them."""
         try:
             for task in tasks:
                 self._ray.cancel(task)

@@ -374,18 +374,38 @@ def test_other_numbers_of_evaluations_are_compared_at_equal_examples():
     assert pairs.bandit_seconds[0, 1:].tolist() == pytest.approx([2.0, 3.0, 4.0])
 
 
-def test_what_auto_trained_under_uniform_sampling_is_no_pair_with_uniform_sampling():
+def test_what_auto_trained_under_uniform_sampling_is_in_no_pair():
     def of(kind, sampler, number=0):
         attrs = {} if sampler is None else {"hpo_mab:sampler": sampler}
         made = study(kind, trial(number, [0.3, 0.4, 0.5], attrs=attrs))
         return dataclasses.replace(made, spec={"sampler": {"kind": kind}})
 
     reference = [of("uniform", None)]
-    assert len(pair_curves([of("auto", "uniform")], reference)) == 0
+    for other in (reference, [of("mab", None)], [of("auto", "uniform")]):
+        assert len(pair_curves([of("auto", "uniform")], other)) == 0
+        assert len(pair_curves(other, [of("auto", "uniform")])) == 0
     assert len(pair_curves([of("auto", "mab")], reference)) == 1
     assert len(pair_curves([of("mab", None)], reference)) == 1
     # Arms may differ in the pruner alone.
     assert len(pair_curves(reference, reference)) == 1
+
+
+@pytest.mark.parametrize(
+    ("originals", "twins", "pairs"),
+    [
+        ("uniform", "uniform", 1),
+        ("mab", "uniform", 1),
+        ("uniform", "mab", 0),  # A race.
+    ],
+)
+def test_the_first_trials_of_a_race_in_an_own_loop_are_in_no_pair(originals, twins, pairs):
+    def of(sampler, number, **attrs):
+        return trial(number, [0.3, 0.4, 0.5], slot=0, attrs={"hpo_mab:sampler": sampler, **attrs})
+
+    own = study("own", of(originals, 0), of(twins, 1, **{"hpo_mab:twin_of": 0}))
+    assert len(pair_curves([own], [study("uniform", of("uniform", 0))])) == pairs
+    mabs = [study(arm, of("mab", 0)) for arm in ("median", "hyperband")]
+    assert len(pair_curves(mabs[:1], mabs[1:])) == 1
 
 
 def test_accuracies_must_be_finite_or_unknown():

@@ -154,19 +154,6 @@ def test_counts_of_draws_do_not_wrap_around(make_engine: Callable[..., Any]) -> 
     assert engine._draws.tolist() == [65535] * 4
 
 
-def test_engines_agree_after_a_long_history(
-    make_engine: Callable[..., Any], train: Callable[..., Any]
-) -> None:
-    host, device = (
-        make_engine(kind, examples=203, bandits=10, memory=30) for kind in ("host", "device")
-    )
-    for engine in (host, device):
-        train(engine, steps=400, arms=20, seed=5)
-    assert host.counts().tolist() == device.counts().tolist()
-    assert host.counts().sum().item() == 300
-    assert torch.allclose(host.propensities(), device.propensities(), atol=1e-6)
-
-
 def counts_of(engine: Any, draws: int, examples: int) -> np.ndarray:
     drawn = torch.cat([engine.draw(uniform=False)[0] for _ in range(draws)])
     return np.bincount(drawn.numpy(), minlength=examples)

@@ -12,7 +12,6 @@ from scipy import stats
 
 from hpo_mab.bandits import BanditSettings, HostEngine, stratified_shares
 from hpo_mab.bandits._thompson import MOST_PULLS
-from hpo_mab.samplers import MABSampler
 
 
 def _shared(engine: Any) -> int:
@@ -71,22 +70,6 @@ def test_counts_are_those_of_the_window_as_arms_come_and_go(
         assert torch.equal(again.draw(uniform=False)[0], engine.draw(uniform=False)[0])
         for one in (again, engine):
             teach(one, [1, 2], [0.3, 0.7])
-
-
-def test_two_hundred_epochs_are_all_counted() -> None:
-    """Without forgetting, nearly all arms are drawn one by one in the end."""
-    examples, batch_size = 640, 32
-    sampler = MABSampler(torch.zeros(examples), batch_size=batch_size, memory=None)
-    generator = torch.Generator().manual_seed(0)
-    losses = torch.empty(examples).exponential_(generator=generator)
-    for _ in range(200 * len(sampler)):
-        indices = sampler.draw()
-        noise = torch.empty(batch_size).exponential_(generator=generator)
-        sampler.update(0.5 * losses[indices] + 0.5 * noise)
-    engine = sampler._engine
-    assert isinstance(engine, HostEngine)
-    assert _shared(engine) > examples // 2
-    assert int(engine.counts().sum()) == 200 * examples
 
 
 def test_an_integer_prior_is_a_number_like_any_other() -> None:

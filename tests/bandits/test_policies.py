@@ -49,13 +49,16 @@ def test_engines_have_the_same_propensities(
     make_engine: Callable[..., Any], train: Callable[..., Any]
 ) -> None:
     engines = [
-        make_engine(kind, examples=95, bandits=4, memory=20, floor=0.1)
+        make_engine(kind, examples=203, bandits=10, memory=30, floor=0.1)
         for kind in ("host", "device")
     ]
     for engine in engines:
-        train(engine, steps=60, arms=9, seed=2)
+        train(engine, steps=400, arms=20, seed=5)
+    counts, others = (engine.counts() for engine in engines)
+    assert counts.tolist() == others.tolist()
+    assert counts.sum().item() == 300
     host, device = (engine.propensities() for engine in engines)
-    assert torch.allclose(host, device, atol=1e-5)
+    assert torch.allclose(host, device, atol=1e-6)
     assert host.std() > 1e-3  # Not merely uniform, both.
 
 

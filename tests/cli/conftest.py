@@ -97,6 +97,13 @@ def tiny(tmp_path: Path) -> str:
     return "tiny.toml"
 
 
+@pytest.fixture
+def study(cli: Cli, tiny: str) -> str:
+    """Name of a stored study of one trial."""
+    assert cli("run", tiny, "--trials", "1", "--quiet") == (0, "", "")
+    return "tiny-mab-seed0"
+
+
 @pytest.fixture(scope="module")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("made") / "files"

@@ -205,6 +205,16 @@ def test_arms_differ_in_sampler_and_pruner(cli: Cli, tiny: str, tmp_path: Path) 
     assert studies["hyperband"]["spec"]["sampler"]["kind"] == "uniform"
 
 
+def test_no_more_seeds_are_suggested_with_a_reference_study_which_has_one(
+    cli: Cli, tiny: str, next_commands: NextCommands
+) -> None:
+    one = ("--sampler", "uniform", "--name", "first", "--pruner", "none", "--quiet")
+    assert cli("run", tiny, *one)[0] == 0
+    given = ("--pruner", "advantage", "--set", "compare.retrain=0")
+    out = cli.out("compare", tiny, *given, "--set", "pruner.reference=first")
+    assert [command[0] for command in next_commands(out)] == ["dashboard"]
+
+
 def test_a_file_that_cannot_be_written_is_one_line(cli: Cli, tiny: str) -> None:
     err = cli.refusal("compare", tiny, "--quiet", "--record", "no/such/folder/x.json")
     assert "no/such/folder/x.json cannot be written" in err

@@ -27,6 +27,14 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def end(
+        self, study: optuna.Study, progress: StudyProgress, *, after: float = 0.0, **trial: Any
+    ) -> None:
+        """Add a trial that ends some seconds later, and show it."""
+        self.now += after
+        study.add_trial(create_trial(**{"value": 0.5, **trial}))
+        progress(study, study.trials[-1])
+
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
@@ -60,14 +68,10 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=20, label="study") as progress:
         for _ in range(20):
-            clock.now += 3
-            pruned = len(study.trials) % 4 == 3
-            study.add_trial(
-                create_trial(value=0.9, state=TrialState.PRUNED)
-                if pruned
-                else create_trial(value=0.01 * len(study.trials))
-            )
-            progress(study, study.trials[-1])
+            pruned = {"value": 0.9, "state": TrialState.PRUNED}
+            number = len(study.trials)
+            trial = pruned if number % 4 == 3 else {"value": 0.01 * number}
+            clock.end(study, progress, after=3, **trial)
     lines = capsys.readouterr().err.splitlines()
     # Every ten seconds at most, and at the end: not each of the twenty.
     assert len(lines) == 5
@@ -84,9 +88,7 @@ def test_the_time_left_is_that_of_the_total_budget_where_it_ends_first(
     curves = _spending(study, 100, before=200)
     with StudyProgress(trials=400, label="study", curves=curves) as progress:
         for _ in range(4):
-            clock.now += 10
-            study.add_trial(create_trial(value=0.5))
-            progress(study, study.trials[-1])
+            clock.end(study, progress, after=10)
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "study: 4/400 trials, 0 pruned, best 50.00%, 6 per minute, 2 min 20 s left"
 
@@ -101,10 +103,8 @@ def test_while_trials_are_lengthened_the_time_left_is_that_of_the_budget(
     curves = _spending(study, 200)
     with StudyProgress(trials=1, label="study", curves=curves) as progress:
         for number in range(10):
-            clock.now += 4
             before = {"hpo_mab:promotes": number - 1} if number else {}
-            study.add_trial(create_trial(value=0.5, user_attrs={"hpo_mab:slot": 0, **before}))
-            progress(study, study.trials[-1])
+            clock.end(study, progress, after=4, user_attrs={"hpo_mab:slot": 0, **before})
     assert capsys.readouterr().err.splitlines() == [
         "study: 1/1 trials, 0 pruned, best 50.00%",
         "study: 1/1 trials, 0 pruned, best 50.00%, 24.0 s left",
@@ -119,8 +119,7 @@ def test_a_long_trial_shows_how_far_it_is(clock: Clock, capsys: pytest.CaptureFi
         for second in range(1, 41):
             clock.now += 1
             progress.running({0: second / 80})
-        study.add_trial(create_trial(value=0.5))
-        progress(study, study.trials[-1])
+        clock.end(study, progress)
         clock.now += 9.9
         progress.running({1: 0.2})
         clock.now += 10
@@ -157,16 +156,27 @@ def test_training_the_best_trial_again_shows_how_far_it_is(
 ) -> None:
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=1, label="study") as progress:
-        clock.now += 60
-        study.add_trial(create_trial(value=0.5))
-        progress(study, study.trials[-1])
-        progress.running({0: 0.1})
+        clock.end(study, progress, after=60)
+        progress.running_again({0: 0.1})
         clock.now += 20
-        progress.running({0: 0.5})
+        progress.running_again({0: 0.5})
     assert capsys.readouterr().err.splitlines()[-1] == (
         "study: 1/1 trials, 0 pruned, best 50.00%; training trial 0 again for its test accuracy, "
         "50%, 25.0 s left of it"
     )
+
+
+def test_a_best_trial_that_ended_earlier_shows_no_time_for_all(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StudyProgress(trials=1, label="study") as progress:
+        for second in (0, 40):
+            clock.now += second
+            progress.running_again({0: 0.1 + second / 100})
+    assert capsys.readouterr().err.splitlines() == [
+        "study: no new trial has ended yet; training trial 0 again for its test accuracy, 50%, "
+        "50.0 s left of it"
+    ]
 
 
 def test_short_trials_show_no_progress_of_their_own(
@@ -178,8 +188,7 @@ def test_short_trials_show_no_progress_of_their_own(
             for share in (0.25, 0.5, 0.75, 1.0):
                 clock.now += 1
                 progress.running({number: share})
-            study.add_trial(create_trial(value=0.5))
-            progress(study, study.trials[-1])
+            clock.end(study, progress)
     assert "trial " not in capsys.readouterr().err
 
 
@@ -192,8 +201,7 @@ def test_a_long_trial_has_a_bar_of_its_own(clock: Clock, screen: io.StringIO) ->
         progress.running({0: 0.8})
         progress._live.refresh()
         during = screen.getvalue()
-        study.add_trial(create_trial(value=0.9))
-        progress(study, study.trials[-1])
+        clock.end(study, progress)
     assert "trial 0 at 80%, 5 min 0 s left of it, up to 12 h 30 min for all" in during
     assert "trial 0" not in screen.getvalue()[len(during) :]
 
@@ -205,9 +213,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=2, label="study") as progress:
         for _ in range(2):
-            clock.now += 20
-            study.add_trial(create_trial(value=0.5))
-            progress(study, study.trials[-1])
+            clock.end(study, progress, after=20)
     assert screen.getvalue().splitlines() == [
         "study: 1/2 trials, 0 pruned, best 50.00%, 3 per minute, 20.0 s left",
         "study: 2/2 trials, 0 pruned, best 50.00%",
@@ -217,8 +223,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
 def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=1, label="study", quiet=True) as progress:
-        study.add_trial(create_trial(value=0.5))
-        progress(study, study.trials[-1])
+        clock.end(study, progress)
     assert capsys.readouterr().err == ""
 
 
@@ -227,11 +232,8 @@ def test_the_pace_does_not_count_a_first_trial_that_failed(
 ) -> None:
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=30, label="study") as progress:
-        for state in (TrialState.FAIL, TrialState.COMPLETE):
-            clock.now += 60
-            value = 0.5 if state == TrialState.COMPLETE else None
-            study.add_trial(create_trial(state=state, value=value))
-            progress(study, study.trials[-1])
+        clock.end(study, progress, after=60, state=TrialState.FAIL, value=None)
+        clock.end(study, progress, after=60)
     first, second = capsys.readouterr().err.splitlines()
     assert "per minute" not in first
     assert "1/30 trials" in second
@@ -268,9 +270,7 @@ def test_many_trials_that_end_within_a_second_are_read_a_few_times(
     monkeypatch.setattr(study, "get_trials", get_trials)
     with StudyProgress(trials=100, label="study") as progress:
         for _ in range(100):
-            clock.now += 0.01
-            study.add_trial(create_trial(value=0.5))
-            progress(study, study.trials[-1])
+            clock.end(study, progress, after=0.01)
     assert len(reads) <= 7
     # The last one, too, is shown.
     assert capsys.readouterr().err == "study: 100/100 trials, 0 pruned, best 50.00%\n"
@@ -282,13 +282,26 @@ def test_after_an_error_nothing_more_is_read(clock: Clock) -> None:
     def fail(study: optuna.Study) -> None:
         with StudyProgress(trials=3, label="study") as progress:
             for _ in range(2):
-                study.add_trial(create_trial(value=0.5))
-                progress(study, study.trials[-1])
+                clock.end(study, progress)
             study.get_trials = _lost  # type: ignore[method-assign]
             raise ConnectionError
 
     with pytest.raises(ConnectionError):
         fail(study)
+
+
+def test_the_live_display_ends_if_the_last_state_cannot_be_read(
+    clock: Clock, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    progress = StudyProgress(trials=3, label="study").__enter__()
+    for _ in range(2):
+        clock.end(study, progress)
+    monkeypatch.setattr(study, "get_trials", _lost)
+    with pytest.raises(AssertionError, match="read again"):
+        progress.__exit__()
+    assert progress._live is not None
+    assert not progress._live.live.is_started
 
 
 def _lost(**_: Any) -> Any:
@@ -328,9 +341,7 @@ def test_a_terminal_of_80_columns_shows_bar_rate_best_and_time_left(
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=200, label="fashion_mnist-uniform-seed0") as progress:
         for _ in range(100):
-            clock.now += 3
-            study.add_trial(create_trial(value=0.9))
-            progress(study, study.trials[-1])
+            clock.end(study, progress, after=3, value=0.9)
     frame = screen.getvalue().rpartition("100/200")
     assert frame[0].rpartition("\r")[2].count("━") >= 8
     assert "trials, 0 pruned, best 90.00%, 20 per minute, 5 min 0 s left" in frame[2]
@@ -344,9 +355,7 @@ def test_the_bar_of_a_target_that_another_command_raises_is_not_full(
     with StudyProgress(trials=2, label="study", curves=_spending(study, 10)) as progress:
         Target(trials=4, total=None, epoch_examples=10).save(study)
         for _ in range(2):
-            clock.now += 10
-            study.add_trial(create_trial(value=0.5))
-            progress(study, study.trials[-1])
+            clock.end(study, progress, after=10)
         assert progress._live is not None
         (task, _) = progress._live.tasks
         assert (task.completed, task.total) == (2, 4)
@@ -359,7 +368,5 @@ def test_a_target_that_another_command_raises_is_shown(
     with StudyProgress(trials=2, label="study", curves=_spending(study, 10)) as progress:
         Target(trials=5, total=None, epoch_examples=10).save(study)
         for _ in range(3):
-            clock.now += 60
-            study.add_trial(create_trial(value=0.9, user_attrs={"hpo_mab:slot": len(study.trials)}))
-            progress(study, study.trials[-1])
+            clock.end(study, progress, after=60, user_attrs={"hpo_mab:slot": len(study.trials)})
     assert "3/5 trials" in capsys.readouterr().err

@@ -322,25 +322,22 @@ def test_an_own_network_is_saved_with_its_options(
 
 
 def test_a_replay_that_diverges_saves_no_network(
-    cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
 
     def diverge(self: Training) -> Evaluation:
         raise TrainingDiverged(3, "the loss is nan")
 
     monkeypatch.setattr(Training, "__next__", diverge)
-    err = cli.refusal("replay", "tiny-mab-seed0", "best", "--save", "best.pt")
+    err = cli.refusal("replay", study, "best", "--save", "best.pt")
     assert "The replay has diverged, so there is no network to save." in err
     assert not (tmp_path / "best.pt").exists()
 
 
 def test_what_cannot_be_saved_or_loaded_is_refused(
-    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, study: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
-    name = "tiny-mab-seed0"
-    err = cli.refusal("replay", name, "0", "--save", "no/such/folder/best.pt")
+    err = cli.refusal("replay", study, "0", "--save", "no/such/folder/best.pt")
     assert "is not a writable folder" in err
     Path("kept.pt").write_text("mine")
     with monkeypatch.context() as patch:
@@ -348,28 +345,27 @@ def test_what_cannot_be_saved_or_loaded_is_refused(
         patch.setattr(
             os, "access", lambda path, mode: mode != os.W_OK or Path(path).name != "kept.pt"
         )
-        err = cli.refusal("replay", name, "0", "--save", "kept.pt")
+        err = cli.refusal("replay", study, "0", "--save", "kept.pt")
     assert "kept.pt is read-only; give another file." in err
     assert Path("kept.pt").read_text() == "mine"
     with pytest.raises(ArgumentError, match="no file of 'hpo-mab replay --save'"):
         load_network("kept.pt")
     with pytest.raises(FileNotFoundError):
         load_network("missing.pt")
-    assert cli("replay", name, "0", "--save", "kept.pt")[0] == 0
+    assert cli("replay", study, "0", "--save", "kept.pt")[0] == 0
     saved = torch.load("kept.pt", weights_only=True)
     torch.save({**saved, "options": {"gone": 1}}, "changed.pt")
     with pytest.raises(ArgumentError, match=r"Network 'mlp' here differs from the one in"):
         load_network("changed.pt")
-    err = cli.refusal("replay", name, "first")
+    err = cli.refusal("replay", study, "first")
     assert "must be a trial's number or 'best', got 'first'" in err
     torch.save({"weights": {}}, "other.pt")
     with pytest.raises(ArgumentError, match="no file of 'hpo-mab replay --save'"):
         load_network("other.pt")
 
 
-def test_a_database_is_not_overwritten(cli: Cli, tiny: str) -> None:
-    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
-    err = cli.refusal("replay", "tiny-mab-seed0", "0", "--save", "hpo_mab.db")
+def test_a_database_is_not_overwritten(cli: Cli, study: str) -> None:
+    err = cli.refusal("replay", study, "0", "--save", "hpo_mab.db")
     assert "hpo_mab.db is a database; give another file." in err
 
 
@@ -392,6 +388,11 @@ def test_a_write_that_fails_leaves_the_earlier_file(
     write_file(path, "new")
     assert path.read_text() == "new"
     assert [one.name for one in tmp_path.iterdir()] == ["good.pt"]
+
+
+def test_a_name_that_is_not_valid_unicode_is_written_with_its_code(tmp_path: Path) -> None:
+    write_file(tmp_path / "report.md", "photos \udcff")
+    assert (tmp_path / "report.md").read_text() == r"photos \udcff"
 
 
 def test_a_study_without_a_complete_trial_has_no_best_one(

@@ -180,18 +180,25 @@ def test_fewer_trials_than_are_stored_are_the_target_except_in_a_comparison(
         (("--set", "sampler.memory=-1"), ["memory", "-1"]),
         (("--set", "training.batch_size=[32, 64]"), ["batch_size", "{ choices = [32, 64] }"]),
         (("--set", "training.batch_size=100000"), ["batch_size", "100000"]),
+        (("--sampler", "nowhere:X"), ["sampler 'nowhere:X' cannot be imported"]),
+        (
+            ("--pruner", "broken:P"),
+            ["cannot be imported: SystemExit: usage: broken (broken.py, line 2)."],
+        ),
+        (("--set", "model.name=nowhere:Net"), ["model 'nowhere:Net' cannot be imported"]),
+        (("--data", "nowhere:load"), ["data set 'nowhere:load' cannot be imported"]),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(
-    cli: Cli, tiny: str, tmp_path: Path, arguments: tuple[str, ...], words: list[str]
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_mistake_is_one_line_before_anything_is_done(
+    cli: Cli, tiny: str, tmp_path: Path, command: str, arguments: tuple[str, ...], words: list[str]
 ) -> None:
-    status, out, err = cli("run", tiny, *arguments)
-    assert status == 2
-    assert out == ""
-    assert err.count("\n") == 1
+    (tmp_path / "broken.py").write_text("\nraise SystemExit('usage: broken')")
+    status, out, err = cli(command, tiny, *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
     for word in words:
         assert word in err
-    assert not (tmp_path / "hpo_mab.db").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {tiny, "broken.py", "__pycache__"}
 
 
 def test_missing_data_without_network_is_one_line(
@@ -257,10 +264,29 @@ def test_printed_commands_name_the_root_that_replaced_that_of_the_environment(
     assert "--data-root" not in cli.out("run", tiny, "--trials", "1", "--name", "other")
 
 
-def test_a_name_is_refused_before_the_data_are_touched(
-    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+def test_printed_commands_have_root_and_device_of_this_run_if_the_study_has_others(
+    cli: Cli, tiny: str, next_commands: Callable[[str], list[list[str]]]
 ) -> None:
-    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+    command = ("run", tiny, "--trials", "1")
+    assert cli(*command, "--data-root", "first", "--device", "cpu", "--quiet")[0] == 0
+    commands = {words[0]: words for words in next_commands(cli.out(*command))}
+    for name in ("compare", "confirm", "replay", "run"):
+        assert commands[name][commands[name].index("--data-root") + 1] == "data"
+        assert commands[name][commands[name].index("--device") + 1] == "auto"
+
+
+def test_the_summary_names_a_sampler_of_the_best_trials_own(cli: Cli, tiny: str) -> None:
+    # The first trials of a race are uniform.
+    command = ("run", tiny, "--sampler", "auto", "--trials", "1")
+    assert "validation accuracy, trial 0, batch sampler uniform" in " ".join(
+        cli.out(*command).split()
+    )
+    assert json.loads(cli.out(*command, "--json"))["best"]["sampler"] == "uniform"
+
+
+def test_a_name_is_refused_before_the_data_are_touched(
+    cli: Cli, tiny: str, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     def touched(*_: object, **__: object) -> None:
         raise AssertionError("the data were loaded")
@@ -268,7 +294,7 @@ def test_a_name_is_refused_before_the_data_are_touched(
     monkeypatch.setattr(data, "load_splits", touched)
     for command in ("run", "compare"):
         err = cli.refusal(command, tiny, "--epochs", "3")
-        assert "'tiny-mab-seed0' exists with another definition: budget.epochs is 1" in err
+        assert f"'{study}' exists with another definition: budget.epochs is 1" in err
 
 
 def test_the_summary_says_what_was_spent_and_saved(cli: Cli, tiny: str) -> None:

@@ -10,14 +10,6 @@ import pytest
 
 Cli = Callable[..., "tuple[int, str, str]"]
 
-NAME = "tiny-mab-seed0"
-
-
-@pytest.fixture(name="study")
-def _study(cli: Cli, tiny: str) -> str:
-    assert cli("run", tiny, "--trials", "1", "-q")[0] == 0
-    return NAME
-
 
 def test_a_difference_within_the_tolerance_is_none(cli: Cli, study: str) -> None:
     assert cli("replay", study, "0")[0] == 0

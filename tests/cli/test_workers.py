@@ -136,28 +136,6 @@ def test_replay_says_that_a_trial_was_trained_in_a_slot(cli: Cli, tiny: str) -> 
     assert json.loads(cli("replay", "slots", "0", "--json").out)["slots"] == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--workers", "0"), ["--workers", "at least 1", "0"]),
-        (("--workers", "many"), ["--workers", "'auto'", "'many'"]),
-        (("--slots", "0"), ["--slots", "at least 1", "0"]),
-        (("--slots", "many"), ["--slots", "'auto'", "'many'"]),
-        (("--workers", "2", "--ray", "auto"), ["PostgreSQL", "postgresql"]),
-        (("--ray", "auto"), ["--ray needs --workers N"]),
-        (("--gpus-per-worker", "0.5"), ["--gpus-per-worker needs --ray"]),
-        (("--workers", "2", "--storage", "sqlite://"), ["in memory"]),
-    ],
-)
-def test_launch_options_that_cannot_be_are_one_line(
-    cli: Cli, tiny: str, arguments: tuple[str, ...], words: list[str]
-) -> None:
-    status, out, err = cli("run", tiny, *arguments)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    for word in words:
-        assert word.lower() in err.lower()
-
-
 def test_a_warning_advises_against_many_workers_on_sqlite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,11 +61,13 @@ def colour(trace):
     return trace.line.color or trace.marker.color
 
 
-def test_the_reference_is_drawn_where_the_first_arm_has_no_pairs(summary):
-    first, *others = summary.contrasts
-    alone = dataclasses.replace(first, arm="auto", pairs=0, paired=())
-    mixed = dataclasses.replace(summary, contrasts=(alone, first, *others))
-    assert lines(figures.fidelity(mixed), summary.reference)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_the_reference_is_drawn_with_the_arm_of_most_pairs(summary, rows):
+    (most,) = summary.contrasts
+    few = dataclasses.replace(most, pairs=rows, paired=most.paired[:rows])
+    mixed = dataclasses.replace(summary, contrasts=(few, most))
+    (trace,) = lines(figures.fidelity(mixed), summary.reference)
+    assert len(trace.x) == len(most.paired)
 
 
 def test_every_figure_has_finite_data(drawn):
@@ -139,6 +141,11 @@ def test_incumbent_is_the_median_within_the_seeds_range(drawn, runs):
     assert trace.x[-1] == runs[1].examples
     low, high = (t for t in drawn["anytime"].data if t.name.startswith("mab: range of 5 seeds"))
     assert (low.y[-1], high.y[-1]) == pytest.approx((min(finals), max(finals)))
+
+
+def test_an_incumbent_of_one_point_has_a_marker(study):
+    (trace,) = lines(figures.anytime_incumbent([study("mab", 0, trials=1, pruned=0)]), "mab")
+    assert (len(set(trace.x)), trace.mode) == (1, "markers")
 
 
 def test_more_than_two_intervals_are_bars(study):

@@ -115,12 +115,14 @@ def test_the_search_space_is_that_of_the_definition(run):
 
 def test_the_winner_has_its_values_and_their_ranges(trial, run):
     spec = {"optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}}}
+    best = trial([0.7], params={"lr": 0.25, "x": 1})
+    best = dataclasses.replace(best, attrs={"hpo_mab:sampler": "psgd"})
     runs = [
         dataclasses.replace(run([trial([0.5], params={"lr": 0.1})], arm="uniform"), spec=spec),
-        dataclasses.replace(run([trial([0.7], params={"lr": 0.25, "x": 1})], arm="mab"), spec=spec),
+        dataclasses.replace(run([best], arm="mab"), spec=spec),
     ]
     words = "".join(Page(report_html(_found(runs), summarise(runs))).text)
-    assert "70.00% validation accuracy: mab, seed 0, trial 0." in words
+    assert "70.00% validation accuracy: mab, seed 0, trial 0, batch sampler psgd." in words
     assert parameter_rows(runs[1]) == [("lr", "0.25", "0.01 to 1 (log)"), ("x", "1", "-")]
     runs = [dataclasses.replace(run([], arm=arm), spec=spec) for arm in ("uniform", "mab")]
     assert "No trial is complete yet." in report_html(_found(runs), summarise(runs))

@@ -100,6 +100,14 @@ def test_a_study_that_was_run_under_an_arms_name_is_that_arm(storage: Storage) -
     assert sorted(run.arm for run in stored.runs) == ["mab", "uniform", "unpruned"]
 
 
+def test_a_reference_that_is_changed_is_that_of_stored_comparisons(storage: Storage) -> None:
+    arms = {name: {"pruner": {"kind": name}} for name in ("none", "median")}
+    for reference in arms:
+        run_comparison(_spec(compare={"arms": arms, "reference": reference, "retrain": 0}), storage)
+        stored = stored_comparison(["tiny-*"], storages=[str(storage.file)])
+        assert stored.reference == reference
+
+
 def test_ctrl_c_while_the_data_of_a_seed_load_keeps_the_seeds_before(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,20 @@ def test_scores_are_compared_with_those_of_the_same_seed_and_budget(
     assert scored == {("uniform", 0), ("uniform", 1), ("mab", 0)}
 
 
+def test_of_each_seed_all_arms_count_equally_many_trainings(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"uniform-0": (0.9, 0.8), "mab-0": (0.7, 0.6, 0.5), "uniform-1": (0.4,) * 3}
+    monkeypatch.setattr(
+        _stored, "stored_scores", lambda study, run: (Budget(epochs=1), scores[run.name])
+    )
+    for name in scores:
+        arm, _, seed = name.partition("-")
+        _make(storage, arm, "one", seed=int(seed))
+    found = stored_comparison(["*"], storages=[str(storage.file)])
+    assert {run.name: run.retrained for run in found.runs} == scores | {"mab-0": (0.7, 0.6)}
+
+
 def _own_loops(
     storage: Storage, name: str, *, budgets: list[int], samplers: list[type[BatchSampler]]
 ) -> None:

@@ -56,6 +56,13 @@ def test_no_interval_is_shown_where_there_is_none(runs):
     assert "nan" not in text
 
 
+@pytest.mark.parametrize(("paired", "shown"), [(3, False), (4, True)])
+def test_of_three_pairs_all_are_among_the_top_3(study, paired, shown):
+    runs = [study(arm, 0, paired=paired) for arm in ("mab", "uniform")]
+    (grid,) = (one for one in grids(summarise(runs)) if "by other measures" in one.title)
+    assert {recall != "-" for _, _, recall, _ in grid.rows} == {shown}
+
+
 def test_a_table_has_one_unit(summary):
     gains = next(grid for grid in grids(summary) if "points" in grid.title)
     assert "one training example" not in {row[1] for row in gains.rows}

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from hpo_mab._attributes import INTERRUPTED_KEY, LENGTH_KEY, REASON_KEY, STACK_KEY, TWIN_KEY
+from hpo_mab._attributes import (
+    INTERRUPTED_KEY,
+    LENGTH_KEY,
+    REASON_KEY,
+    SAMPLER_KEY,
+    STACK_KEY,
+    TWIN_KEY,
+)
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare import answers, caveats, summarise, verdict
 from hpo_mab.compare._text import study_facts
@@ -149,6 +156,11 @@ def test_only_the_same_configurations_within_one_budget_count_as_diverged(study)
     )
     longer = dataclasses.replace(mab, trials=(*mab.trials, beyond))
     assert summarise([longer, uniform]).contrasts[0].diverged == (0, 0)
+    # The first trials of a race are uniform.
+    attrs = {REASON_KEY: "nan", SAMPLER_KEY: "uniform"}
+    race = changed(diverged(mab, 0), attrs=attrs)
+    race = dataclasses.replace(race, spec={**race.spec, "sampler": {"kind": "auto"}})
+    assert summarise([race, uniform]).contrasts[0].diverged == (0, 0)
 
 
 def test_a_seed_without_a_result_at_equal_spend_leaves_no_answer(study):
@@ -160,7 +172,7 @@ def test_a_seed_without_a_result_at_equal_spend_leaves_no_answer(study):
     runs[0] = dataclasses.replace(runs[0], trials=(*none, last))
     answer = answers(summarise(runs).contrasts[0])[2]
     assert answer.reply == "cannot tell"
-    assert "nothing to compare in 1 of 3 seeds" in str(answer)
+    assert "not measured in 1 of 3 seeds" in str(answer)
 
 
 def test_many_answers_are_not_each_as_sure_as_one(study):
@@ -202,7 +214,10 @@ def test_one_seed_cannot_tell_about_the_search(runs, study):
     assert "One seed" not in verdict(summarise(runs))
     alone = summarise([study("mab", 0, paired=0), study("uniform", 0, paired=0)])
     said = str(answers(alone.contrasts[0])[0])
-    assert said.endswith("cannot tell (there are no pairs of trials with learning curves).")
+    assert said.endswith(
+        "cannot tell (there are no pairs: no configuration with a learning curve was trained by "
+        "both arms under their own samplers)."
+    )
 
 
 def in_slots(run, slots):
@@ -275,6 +290,16 @@ def test_facts_of_a_study_leave_out_what_there_is_not(run, budget, initial, fact
     spec = {"budget": budget, "search": {"sampler": "tpe", "initial": initial}}
     made = dataclasses.replace(run([], arm="mab"), spec=spec)
     assert facts.items() <= dict(study_facts(made)).items()
+
+
+def test_facts_of_a_study_have_the_name_of_a_file_only(run):
+    spec = {
+        "data": {"name": "image_folder", "exclude": "/home/me/wrong.txt"},
+        "sampler": {"kind": "auto", "evidence": "/home/me/race.json"},
+    }
+    facts = dict(study_facts(dataclasses.replace(run([], arm="auto"), spec=spec)))
+    assert facts["data"] == "image_folder, exclude wrong.txt"
+    assert facts["batch sampler"] == "auto, evidence race.json"
 
 
 def test_twins_and_interrupted_attempts_are_no_trials(trial, run):

@@ -128,7 +128,9 @@ def test_the_note_lists_the_configurations_that_were_trained_again() -> None:
         a_trial(number, state="complete", value=value, attrs={"hpo_mab:slot": number})
         for number, value in enumerate((0.9, 0.8, 0.7))
     )
-    run = a_run(*trials)
+    first, *others = trials
+    attrs = {**first.attrs, "hpo_mab:sampler": "uniform"}
+    run = a_run(dataclasses.replace(first, attrs=attrs), *others)
     assert confirmed_note(run, {}) == ""
     section = confirmed_note(run, {0: (0.6, 0.0), 1: (0.75,)})
     assert "**trial 1** has the highest mean." in section
@@ -137,10 +139,11 @@ def test_the_note_lists_the_configurations_that_were_trained_again() -> None:
     rows = [line for line in section.replace("\N{EN SPACE}", "").splitlines() if "%" in line]
     assert rows == [
         "| 1 | 80.00% | 75.00% | 75.00% |",
-        "| 0 | 90.00% | 60.00%, diverged | 30.00% |",
+        "| 0, batch sampler uniform | 90.00% | 60.00%, diverged | 30.00% |",
     ]
-    storage = Storage("sqlite:///nowhere.db")
-    assert section in study_note(run, storage, confirmed=section)
+    note = study_note(run, Storage("sqlite:///nowhere.db"), confirmed=section)
+    assert section in note
+    assert "90.00% validation accuracy** in trial 0, batch sampler uniform." in note
 
 
 def test_a_continued_configuration_is_one_earlier_trial() -> None:
@@ -183,6 +186,9 @@ def test_a_note_ends_with_the_next_steps(tmp_path: Path) -> None:
     note = study_note(a_run(trial), storage)
     assert f"hpo-mab report tiny --storage sqlite:///{tmp_path / 'studies.db'}   #" in note
     assert "repeat the command that made it with `--trials 2`" in note
+    # In a pattern some characters mean an arm, a database, a record or a choice.
+    odd = study_note(dataclasses.replace(a_run(trial), name="a=b[1]#c.json"), storage)
+    assert "hpo-mab report 'a?b?1]?c.jso?' --storage" in odd
     # A study of another program has no command.
     own = study_note(dataclasses.replace(a_run(trial), spec={}), storage)
     assert "hpo-mab report tiny" in own

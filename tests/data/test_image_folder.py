@@ -24,11 +24,17 @@ def _write(path: Path, value: int | tuple[int, int, int], *, mode: str = "L") ->
     image.save(path)
 
 
+def _split(
+    root: Path, name: str, *, each: int = 5, classes: tuple[str, ...] = ("cat", "dog")
+) -> None:
+    for number, label in enumerate(classes):
+        for index in range(each):
+            _write(root / name / label / f"{index}.png", 100 * number + index)
+
+
 def _grey_folder(root: Path, *, each: int = 5) -> None:
     for part in ("train", "test"):
-        for number, name in enumerate(("cat", "dog")):
-            for index in range(each):
-                _write(root / part / name / f"{index}.png", 100 * number + index)
+        _split(root, part, each=each)
 
 
 def test_labels_pixels_and_classes(tmp_path: Path) -> None:
@@ -206,14 +212,6 @@ def test_size_out_of_bounds_is_refused(tmp_path: Path, size: object) -> None:
         data.load("image_folder", root=tmp_path, size=size)
 
 
-def _split(
-    root: Path, name: str, *, each: int = 5, classes: tuple[str, ...] = ("cat", "dog")
-) -> None:
-    for number, label in enumerate(classes):
-        for index in range(each):
-            _write(root / name / label / f"{index}.png", 100 * number + index)
-
-
 def _logged(
     root: Path, caplog: pytest.LogCaptureFixture, **options: Any
 ) -> tuple[ImageSplits, str]:
@@ -285,11 +283,23 @@ def test_a_class_may_have_the_name_of_a_part(tmp_path: Path, classes: tuple[str,
     assert data.load("image_folder", root=tmp_path, size=8)[0].classes == classes
 
 
-def test_a_part_without_a_file_is_held_out(tmp_path: Path) -> None:
+def test_a_part_without_a_file_is_held_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _split(tmp_path, "train")
-    (tmp_path / "test" / "cat").mkdir(parents=True)
+    (tmp_path / "Testing" / "cat").mkdir(parents=True)
     train, test = data.load("image_folder", root=tmp_path, size=8)
     assert len(test) * 4 == len(train)
+    _, logged = _logged(tmp_path, caplog)
+    assert "Testing/ has no image; training images take its place." in logged
+
+
+@pytest.mark.parametrize("below", ["train", "."])
+def test_folders_of_classes_without_a_file_are_refused(tmp_path: Path, below: str) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / below / label).mkdir(parents=True)
+    with pytest.raises(DataError, match="image_folder' holds no readable image"):
+        data.load("image_folder", root=tmp_path, size=8)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +343,7 @@ def test_a_file_that_the_system_does_not_let_be_read_is_an_error(
         with pytest.raises(DataError, match=r"3\.png cannot be read: Permission denied"):
             data.load("image_folder", root=tmp_path, size=8)
     with monkeypatch.context() as patch:
-        patch.setattr(_pictures, "_upright", mock.Mock(side_effect=MemoryError))
+        patch.setattr(_pictures, "_make_upright", mock.Mock(side_effect=MemoryError))
         with pytest.raises(DataError, match=r"\.png cannot be read: too little memory"):
             data.load("image_folder", root=tmp_path, size=8)
     # Nothing of it is left in the cache.

@@ -131,6 +131,8 @@ def test_share_out_of_bounds_is_refused(share: float) -> None:
 def test_share_too_small_for_the_classes_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"validation = 0\.01 of 20 examples cannot hold"):
         split(_data([10, 10]), _data([10, 10]), validation=0.01)
+    with pytest.raises(ArgumentError, match=r"test = 0\.2 .* Give the data set a test part of its"):
+        stratified_split(torch.tensor([0, 1]), share=0.2, seed=0, name="test")
 
 
 def test_a_single_class_is_refused() -> None:

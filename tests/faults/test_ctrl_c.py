@@ -242,10 +242,13 @@ def test_ctrl_c_after_ctrl_c_was_caught_prints_no_traceback(tmp_path: Path) -> N
     assert ended.stderr == ""
 
 
-def _objective(network: Callable[[], torch.nn.Module], data: Any) -> TrainingObjective:
+def _objective(
+    network: Callable[[], torch.nn.Module] = lambda: torch.nn.Linear(3, 2), data: Any = None
+) -> TrainingObjective:
+    part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
     return TrainingObjective(
         model=network,
-        data=data,
+        data=data or (part, part),
         budget=Budget(steps=4),
         optimizer={"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
         batch_size=10,
@@ -258,12 +261,12 @@ def _images() -> ImageSplits:
     return split(images, images, validation=0.5)
 
 
-def _study(folder: Path) -> tuple[Storage, optuna.Study]:
+@pytest.fixture(name="study")
+def _study(storage: Storage) -> optuna.Study:
     """A study of three trials."""
-    storage = Storage(f"sqlite:///{folder / 'studies.db'}")
     study = optuna.create_study(direction="maximize", storage=storage.optuna)
     Target(trials=3, total=None, epoch_examples=40).save(study)
-    return storage, study
+    return study
 
 
 @pytest.mark.usefixtures("python_handler")
@@ -272,12 +275,10 @@ def _study(folder: Path) -> tuple[Storage, optuna.Study]:
     [*((signal.SIGINT, statement) for statement in range(1, 60, 9)), (signal.SIGTERM, 28)],
 )
 def test_ctrl_c_within_a_transaction_leaves_no_lock_and_loses_no_trial(
-    tmp_path: Path, number: signal.Signals, statement: int
+    storage: Storage, study: optuna.Study, number: signal.Signals, statement: int
 ) -> None:
     """In the gap before the transaction ends, an interrupt would leave its lock held."""
-    part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
-    objective = _objective(lambda: torch.nn.Linear(3, 2), (part, part))
-    storage, study = _study(tmp_path)
+    objective = _objective()
     count = 0
 
     @sa.event.listens_for(storage.optuna.engine, "after_cursor_execute")
@@ -294,12 +295,13 @@ def test_ctrl_c_within_a_transaction_leaves_no_lock_and_loses_no_trial(
     assert not TrialLoop(study, storage, objective).run()
     ended = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     assert sorted(trial.user_attrs["hpo_mab:slot"] for trial in ended) == [0, 1, 2]
-    storage.close()
 
 
 @pytest.mark.usefixtures("python_handler")
 @pytest.mark.parametrize("slots", [1, 2])
-def test_ctrl_c_while_a_network_is_made_is_raised_at_once(tmp_path: Path, slots: int) -> None:
+def test_ctrl_c_while_a_network_is_made_is_raised_at_once(
+    storage: Storage, study: optuna.Study, slots: int
+) -> None:
     made = 0
 
     def network() -> torch.nn.Module:
@@ -309,7 +311,6 @@ def test_ctrl_c_while_a_network_is_made_is_raised_at_once(tmp_path: Path, slots:
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
 
     objective = _objective(network, _images())
-    storage, study = _study(tmp_path)
     if slots == 1:
         loop = TrialLoop(study, storage, objective)
     else:
@@ -317,12 +318,10 @@ def test_ctrl_c_while_a_network_is_made_is_raised_at_once(tmp_path: Path, slots:
     assert loop.run()
     assert made == 0
     assert all(trial.state.is_finished() for trial in study.trials)
-    storage.close()
 
 
 @pytest.mark.usefixtures("python_handler")
-def test_ctrl_c_that_a_network_catches_ends_the_start(tmp_path: Path) -> None:
-
+def test_ctrl_c_that_a_network_catches_ends_the_start() -> None:
     def network() -> torch.nn.Module:
         with contextlib.suppress(BaseException):
             signal.raise_signal(signal.SIGINT)
@@ -335,12 +334,8 @@ def test_ctrl_c_that_a_network_catches_ends_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("python_handler")
 def test_ctrl_c_before_a_storage_error_ends_the_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
-    objective = _objective(lambda: torch.nn.Linear(3, 2), (part, part))
-    storage, study = _study(tmp_path)
-
     def refuse(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
         raise sa.exc.OperationalError("INSERT", {}, Exception("database is locked"))
@@ -348,14 +343,13 @@ def test_ctrl_c_before_a_storage_error_ends_the_study(
     monkeypatch.setattr("hpo_mab.search._recorder.TrialRecord.add", refuse)
     # Without the interrupt, this would be the end of the loop's patience.
     monkeypatch.setattr(Storage, "wait_until_back", lambda *_, **__: False)
-    assert TrialLoop(study, storage, objective).run()
+    assert TrialLoop(study, storage, _objective()).run()
     assert len(study.trials) == 1
-    storage.close()
 
 
 @pytest.mark.usefixtures("python_handler")
 def test_ctrl_c_while_stacking_is_given_up_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(
         {
@@ -373,8 +367,6 @@ def test_ctrl_c_while_stacking_is_given_up_is_not_lost(
     monkeypatch.setattr(Stacks, "advance", fail)
     presses = iter([signal.SIGINT])
     monkeypatch.setattr(Stacks, "clear", lambda _: [signal.raise_signal(one) for one in presses])
-    storage = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
     outcome = StudyRunner(spec, storage).run("stacked")
     assert outcome.interrupted
     assert not any(trial.state == "complete" for trial in outcome.run.trials)
-    storage.close()

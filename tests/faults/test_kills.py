@@ -25,28 +25,20 @@ def _lost_and_doubled_nothing(report: FaultReport, *, trials: int) -> None:
     assert (report.lost, report.doubled, report.inconsistent) == ((), (), ())
 
 
-def test_killed_workers_lose_and_double_nothing(tmp_path: Path, quick: Make) -> None:
-    url = f"sqlite:///{tmp_path / 'studies.db'}"
-    report = inject_kills(url, quick(trials=24, steps=60), kills=8)
-    assert report.kills >= 8
-    _lost_and_doubled_nothing(report, trials=24)
-    # Otherwise no killed worker had begun a trial, and nothing was tested.
-    assert report.attempts >= report.trials + 4
-
-
-def test_killed_workers_lose_and_double_nothing_on_postgresql(
-    postgres_url: str, quick: Make
+@pytest.mark.parametrize(
+    ("database_url", "trials", "steps", "kills", "workers", "more"),
+    [("sqlite", 24, 60, 8, 2, 4), ("postgresql", 16, 12, 5, 3, 2), ("mariadb", 10, 12, 3, 3, 0)],
+    indirect=["database_url"],
+)
+def test_killed_workers_lose_and_double_nothing(
+    database_url: str, quick: Make, trials: int, steps: int, kills: int, workers: int, more: int
 ) -> None:
-    report = inject_kills(postgres_url, quick(trials=16), kills=5, workers=3)
-    assert report.kills >= 5
-    _lost_and_doubled_nothing(report, trials=16)
-    assert report.attempts >= report.trials + 2
-
-
-def test_killed_workers_lose_and_double_nothing_on_mariadb(mariadb_url: str, quick: Make) -> None:
-    report = inject_kills(mariadb_url, quick(trials=10), kills=3, workers=3)
-    assert report.kills >= 3
-    _lost_and_doubled_nothing(report, trials=10)
+    spec = quick(trials=trials, steps=steps)
+    report = inject_kills(database_url, spec, kills=kills, workers=workers)
+    assert report.kills >= kills
+    _lost_and_doubled_nothing(report, trials=trials)
+    # Otherwise no killed worker had begun a trial, and nothing was tested.
+    assert report.attempts >= report.trials + more
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")

@@ -69,6 +69,13 @@ def test_explore_goes_from_a_comparison_to_a_conclusion(small: Path) -> None:
     assert 4_000_000 < len(page) < 8_000_000
 
 
+def test_the_command_of_a_notebook_names_its_database() -> None:
+    cells = nbformat.read(NOTEBOOKS / "own_model.ipynb", as_version=4).cells
+    source = "".join(cell.source for cell in cells)
+    (database,) = re.findall(r"sqlite:///(\w+\.db)", source)
+    assert f"hpo-mab report 'own-*' --storage {database}`" in source
+
+
 def _is_figure(output: nbformat.NotebookNode) -> bool:
     return "application/vnd.plotly.v1+json" in output.get("data", {})
 

@@ -21,11 +21,10 @@ from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
 from hpo_mab.pruners import (
     AdvantagePruner,
     AdvantageWarning,
-    EvidenceKeeper,
     RungFidelity,
     why_pruned,
 )
-from hpo_mab.pruners._evidence import pairs_of_trials
+from hpo_mab.pruners._evidence import EvidenceKeeper, pairs_of_trials
 
 Make = Callable[..., Evidence]
 Curves = Callable[..., PairedCurves]
@@ -47,6 +46,21 @@ def _run(study: optuna.Study, *curve: float, steps: list[int] | None = None, **a
             return step
     study.tell(trial, curve[-1])
     return (steps or [len(curve)])[-1]
+
+
+def _run_all(study: optuna.Study, *values: float) -> list[int]:
+    """Trials of one value at all of eight steps; returns the steps where they ended."""
+    return [_run(study, *[value] * 8) for value in values]
+
+
+def _run_freely(study: optuna.Study, curve: np.ndarray, **attrs: Any) -> None:
+    """One trial that the pruner could not stop."""
+    trial = study.ask()
+    for key, value in attrs.items():
+        trial.set_user_attr(f"hpo_mab:{key}", value)
+    for step, value in enumerate(curve, start=1):
+        trial.report(float(value), step=step)
+    study.tell(trial, float(curve[-1]))
 
 
 def _random_history(seed: int) -> list[tuple[list[float], list[int]]]:
@@ -111,9 +125,7 @@ def test_rungs_are_shared_by_processes(tmp_path: Path) -> None:
 def test_a_rung_is_decided_where_the_bandit_is_as_far(evidence: Make) -> None:
     known = evidence(2.2)
     study = _study(AdvantagePruner(evidence=known, max_resource=8, min_resource=4))
-    for value in (0.5, 0.6, 0.7, 0.8):
-        assert _run(study, *[value] * 8) == 8
-    assert _run(study, *[0.1] * 8) == 2
+    assert _run_all(study, 0.5, 0.6, 0.7, 0.8, 0.1) == [8, 8, 8, 8, 2]
     because = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
     assert because == {
         "rung": 0,
@@ -200,6 +212,28 @@ def test_trials_of_a_slot_with_other_parameters_are_no_pair() -> None:
     assert len(pairs_of_trials(trials, full=2)) == 2
 
 
+@pytest.mark.parametrize("later", [{}, {"hpo_mab:paired": False}])
+def test_trials_that_a_pruner_can_stop_are_in_no_pair_where_others_are(
+    later: dict[str, Any],
+) -> None:
+    def trial(sampler: str, slot: int, **more: Any) -> FrozenTrial:
+        attrs = {"hpo_mab:slot": slot, "hpo_mab:sampler": sampler, **more}
+        return optuna.create_trial(
+            value=0.5, intermediate_values={1: 0.4, 2: 0.5}, user_attrs=attrs
+        )
+
+    uniform = [trial("uniform", slot) for slot in range(8)]
+    open_ones = [trial("mab", slot, **later) for slot in range(8)]
+    safe = [
+        *(trial("mab", slot, **{"hpo_mab:paired": True}) for slot in range(3)),
+        trial("mab", 3, **{"hpo_mab:twin_of": 3}),
+    ]
+    assert len(pairs_of_trials(open_ones, uniform, full=2)) == 8
+    assert len(pairs_of_trials([*safe, *open_ones[4:]], uniform, full=2)) == 4
+    # Three pairs would be too few for evidence.
+    assert len(pairs_of_trials([*safe[1:], *open_ones[4:]], uniform, full=2)) == 7
+
+
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize("mark", ["interrupted", "lost"])
 def test_a_retry_counts_in_place_of_the_attempt_that_was_cut_off(mark: str) -> None:
@@ -211,8 +245,8 @@ def test_a_retry_counts_in_place_of_the_attempt_that_was_cut_off(mark: str) -> N
             assert not cut.should_prune()
         cut.set_user_attr(f"hpo_mab:{mark}", True)
         study.tell(cut, state=TrialState.FAIL)
-        assert _run(study, *[value] * 8) == 8
-    assert _run(study, *[0.4] * 8) == 2
+        assert _run_all(study, value) == [8]
+    assert _run_all(study, 0.4) == [2]
     because = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
     assert (because["threshold"], because["competitors"]) == (0.5, 3)
 
@@ -220,7 +254,7 @@ def test_a_retry_counts_in_place_of_the_attempt_that_was_cut_off(mark: str) -> N
 def test_the_same_trial_without_evidence_continues_to_the_rung() -> None:
     study = _study(AdvantagePruner(max_resource=8, min_resource=4))
     with pytest.warns(AdvantageWarning):
-        ends = [_run(study, *[value] * 8) for value in (0.5, 0.6, 0.7, 0.8, 0.1)]
+        ends = _run_all(study, 0.5, 0.6, 0.7, 0.8, 0.1)
     assert ends == [8, 8, 8, 8, 4]
     because = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
     assert (because["step"], because["uniform_step"], because["evidence"]) == (4, 4, None)
@@ -229,8 +263,7 @@ def test_the_same_trial_without_evidence_continues_to_the_rung() -> None:
 
 def test_uniform_trials_are_compared_at_uniform_rungs(evidence: Make) -> None:
     study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4))
-    for value in (0.5, 0.6, 0.7, 0.8):
-        _run(study, *[value] * 8)
+    _run_all(study, 0.5, 0.6, 0.7, 0.8)
     assert _run(study, *[0.1] * 8, sampler="uniform") == 4
     assert _run(study, *[0.1] * 8, sampler="mab") == 2
 
@@ -247,13 +280,11 @@ def test_a_moved_rung_compares_what_earlier_trials_had_there(evidence: Make) -> 
 
 def test_where_a_rung_moves_back_trials_stopped_before_it_count_as_losers(evidence: Make) -> None:
     study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4))
-    assert _run(study, *[0.8] * 8) == 8
-    for value in (0.14, 0.13, 0.12, 0.11):
-        assert _run(study, *[value] * 8) == 2
+    assert _run_all(study, 0.8, 0.14, 0.13, 0.12, 0.11) == [8, 2, 2, 2, 2]
     study.pruner = AdvantagePruner(evidence=evidence(1.0), max_resource=8, min_resource=4)
     with pytest.warns(AdvantageWarning):
         # Sixth of its rung: the best three continue, and only one was better.
-        assert _run(study, *[0.5] * 8) == 8
+        assert _run_all(study, 0.5) == [8]
 
 
 def test_twins_in_the_study_become_evidence_that_is_stored(accelerated: Curves) -> None:
@@ -261,17 +292,8 @@ def test_twins_in_the_study_become_evidence_that_is_stored(accelerated: Curves) 
     study = _study(AdvantagePruner(max_resource=8, min_resource=4, margin=0.2))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     for slot in range(30):
-        for curve, attrs in (
-            (curves.bandit[slot], {}),
-            (curves.uniform[slot], {"sampler": "uniform", "twin_of": slot}),
-        ):
-            trial = study.ask()
-            trial.set_user_attr("hpo_mab:slot", slot)
-            for key, value in attrs.items():
-                trial.set_user_attr(f"hpo_mab:{key}", value)
-            for step, value in enumerate(curve, start=1):
-                trial.report(float(value), step=step)
-            study.tell(trial, float(curve[-1]))
+        _run_freely(study, curves.bandit[slot], slot=slot)
+        _run_freely(study, curves.uniform[slot], slot=slot, sampler="uniform", twin_of=slot)
     assert EVIDENCE_KEY not in study.user_attrs
     _run(study, 0.1, 0.1, slot=30)
     stored = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
@@ -290,13 +312,6 @@ def _uniform_and_bandit(storage: optuna.storages.BaseStorage, curves: PairedCurv
     return studies[0]
 
 
-def _run_freely(study: optuna.Study, curve: np.ndarray) -> None:
-    trial = study.ask()
-    for step, value in enumerate(curve, start=1):
-        trial.report(float(value), step=step)
-    study.tell(trial, float(curve[-1]))
-
-
 @pytest.mark.parametrize(("factor", "moves"), [(2.2, True), (1.0, False)])
 def test_a_uniform_study_in_the_same_storage_is_a_reference(
     factor: float, moves: bool, accelerated: Curves
@@ -306,9 +321,8 @@ def test_a_uniform_study_in_the_same_storage_is_a_reference(
     study.pruner = AdvantagePruner(reference="uniform", max_resource=8, min_resource=4, margin=0.2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for value in (0.5, 0.6, 0.7, 0.1):
-            end = _run(study, *[value] * 8)
-    assert end == (2 if moves else 4)
+        ends = _run_all(study, 0.5, 0.6, 0.7, 0.1)
+    assert ends[-1] == (2 if moves else 4)
     assert len(caught) == (0 if moves else 1)
     stored = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
     assert (stored.pairs, stored.moves, stored.source) == (30, moves, "study uniform")
@@ -327,10 +341,9 @@ def test_stored_evidence_of_another_margin_or_reference_is_not_used(
     optuna.create_study(study_name="empty", storage=storage)
     usual = {"reference": "uniform", "margin": 0.2, "max_resource": 8, "min_resource": 4}
     study.pruner = AdvantagePruner(**usual)
-    for value in (0.5, 0.6, 0.7):
-        _run(study, *[value] * 8)
+    _run_all(study, 0.5, 0.6, 0.7)
     study.pruner = AdvantagePruner(**{**usual, **options})
-    assert _run(study, *[0.1] * 8) == end
+    assert _run_all(study, 0.1) == [end]
     assert Evidence.from_json(study.user_attrs[EVIDENCE_KEY]).margin == margin
 
 
@@ -340,9 +353,8 @@ def test_rungs_move_back_when_the_evidence_changes(accelerated: Curves) -> None:
     study.pruner = AdvantagePruner(
         reference="uniform", max_resource=8, min_resource=4, margin=0.2, refresh=1
     )
-    for value in (0.5, 0.6, 0.7):
-        _run(study, *[value] * 8)
-    assert _run(study, *[0.1] * 8) == 2
+    _run_all(study, 0.5, 0.6, 0.7)
+    assert _run_all(study, 0.1) == [2]
     behind = accelerated(0.5, pairs=40)
     # From now on both studies' trials of one number are pairs with the opposite evidence.
     uniform = optuna.load_study(study_name="uniform", storage=storage)
@@ -352,7 +364,7 @@ def test_rungs_move_back_when_the_evidence_changes(accelerated: Curves) -> None:
         _run_freely(study, one)
         _run_freely(uniform, other)
     with pytest.warns(AdvantageWarning, match="70 pairs"):
-        assert _run(study, *[0.1] * 8) == 4
+        assert _run_all(study, 0.1) == [4]
 
 
 def test_an_unknown_reference_is_an_error_that_names_it() -> None:
@@ -369,7 +381,7 @@ def test_evidence_of_another_network_is_not_used(evidence: Make) -> None:
     spec = {"data": {"name": "cifar10"}, "model": {"name": "mlp"}, "budget": {"evaluations": 8}}
     study.set_user_attr("hpo_mab:definition", {"spec": spec})
     with pytest.warns(AdvantageWarning) as caught:
-        ends = [_run(study, *[value] * 8) for value in (0.5, 0.1)]
+        ends = _run_all(study, 0.5, 0.1)
     assert ends == [8, 4]
     assert "network 'resnet18', this study is of 'mlp'" in str(caught[0].message)
     assert EVIDENCE_KEY not in study.user_attrs
@@ -393,11 +405,10 @@ def test_workers_that_join_later_use_the_stored_evidence(evidence: Make) -> None
         storage=storage,
         study_name="s",
     )
-    for value in (0.5, 0.6, 0.7):
-        _run(first, *[value] * 8)
+    _run_all(first, 0.5, 0.6, 0.7)
     pruner = AdvantagePruner(min_resource=4)  # The length is that of the longest trial.
     second = optuna.load_study(study_name="s", storage=storage, pruner=pruner)
-    assert _run(second, *[0.1] * 8) == 2
+    assert _run_all(second, 0.1) == [2]
 
 
 class _Counting(optuna.storages.InMemoryStorage):
@@ -434,16 +445,15 @@ def test_a_pruner_that_serves_two_studies_keeps_their_evidence_apart(evidence: M
     pruner = AdvantagePruner(max_resource=8, min_resource=4)
     known = _study(pruner)
     known.set_user_attr(EVIDENCE_KEY, evidence(2.2).to_json())
-    for value in (0.5, 0.6, 0.7, 0.8):
-        _run(known, *[value] * 8)
-    assert _run(known, *[0.1] * 8) == 2
+    _run_all(known, 0.5, 0.6, 0.7, 0.8)
+    assert _run_all(known, 0.1) == [2]
     fresh = _study(pruner)
     with pytest.warns(AdvantageWarning, match="no evidence"):
-        ends = [_run(fresh, *[value] * 8) for value in (0.8, 0.1)]
+        ends = _run_all(fresh, 0.8, 0.1)
     assert ends == [8, 4]
     assert EVIDENCE_KEY not in fresh.user_attrs
     # In between, nothing has changed for the first.
-    assert _run(known, *[0.1] * 8) == 2
+    assert _run_all(known, 0.1) == [2]
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
@@ -473,7 +483,7 @@ def test_choices_may_be_lists(accelerated: Curves) -> None:
                     intermediate_values=curve,
                 )
             )
-    _run(study, *[0.1] * 8)
+    _run_all(study, 0.1)
     assert Evidence.from_json(study.user_attrs[EVIDENCE_KEY]).pairs == 12
 
 
@@ -520,12 +530,7 @@ def _first_trials(
 ) -> list[optuna.trial.FrozenTrial]:
     """Trials that the pruner could not stop."""
     for curve in curves:
-        trial = study.ask()
-        for key, value in {"paired": True, **attrs}.items():
-            trial.set_user_attr(f"hpo_mab:{key}", value)
-        for step, value in enumerate(curve, start=1):
-            trial.report(float(value), step=step)
-        study.tell(trial, float(curve[-1]))
+        _run_freely(study, curve, **{"paired": True, **attrs})
     return study.trials
 
 
@@ -551,15 +556,14 @@ def test_the_first_rung_lies_later_where_the_first_trials_are_not_ranked(
     study = _study(AdvantagePruner(**{"min_resource": 2, "max_resource": 8, **options}), direction)
     _first_trials(study, _ranked(*noisy))
     good, bad = (0.9, 0.1) if direction == "maximize" else (0.1, 0.9)
-    assert [_run(study, *[value] * 8) for value in (good, bad)] == ends
+    assert _run_all(study, good, bad) == ends
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_a_trial_pruned_at_a_rung_that_was_moved_later_has_the_reason() -> None:
     study = _study(AdvantagePruner(min_resource=2, max_resource=8))
     _first_trials(study, _ranked(*_NOISE[2]))
-    _run(study, *[0.9] * 8)
-    _run(study, *[0.1] * 8)
+    _run_all(study, 0.9, 0.1)
     known = RungFidelity.from_json(study.user_attrs["hpo_mab:fidelity"])
     assert (known.trials, known.steps, known.first_rung(2)) == (10, (1, 2, 3, 4), 3)
     because = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
@@ -612,7 +616,7 @@ def test_fidelity_needs_eight_trials_and_is_measured_again_with_more() -> None:
 def test_evidence_moves_no_rung_that_fidelity_has_moved(evidence: Make) -> None:
     study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=2))
     _first_trials(study, _ranked(*_NOISE[2]))
-    assert [_run(study, *[value] * 8) for value in (0.9, 0.1)] == [8, 3]
+    assert _run_all(study, 0.9, 0.1) == [8, 3]
 
 
 def test_an_open_race_has_no_evidence_in_a_loop_of_ones_own() -> None:

@@ -23,7 +23,7 @@ pruners = optuna.pruners
 pytestmark = [
     pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning"),
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
-    pytest.mark.filterwarnings("ignore:budget_examples is"),
+    pytest.mark.filterwarnings("ignore:The budget in examples is"),
 ]
 
 

@@ -87,11 +87,23 @@ def test_a_skipped_batch_causes_a_warning_at_the_next_one(num_workers: int, befo
         x, _ = next(batches)
         if step != 3:
             sampler.update(x.float())
-    words = f"{before + 1} draws of this pass wait for their losses where {before} did before"
+    words = f"{before + 1} draws wait for their losses where {before} did before"
     with pytest.warns(UserWarning, match=words):
         next(batches)
     for x, _ in batches:  # Once only.
         sampler.update(x.float())
+
+
+def test_a_loop_without_a_loader_gets_one_warning_of_each_kind() -> None:
+    sampler = Credited(LABELS, batch_size=30)
+    next(iter(sampler))
+    with pytest.warns(UserWarning, match="A pass begins while 1 draws of the last one"):
+        batch = torch.tensor(next(iter(sampler)))
+    sampler.update(batch.float())
+    sampler.draw()
+    with pytest.warns(UserWarning, match="1 draws wait for their losses where 0 did before"):
+        sampler.draw()
+    sampler.draw()
 
 
 def test_losses_of_several_draws_may_come_late() -> None:

@@ -97,30 +97,6 @@ def test_first_step_by_hand() -> None:
     torch.testing.assert_close(sampler.probabilities(), ratios / ratios.sum())
 
 
-def test_probabilities_sum_to_one_and_keep_the_floor() -> None:
-    sampler = AdamBSSampler(ADAMBS_LABELS, batch_size=6, step=4.0, floor=0.5)
-    for _ in range(300):
-        _adambs_step(sampler)
-        probabilities = sampler.probabilities()
-        assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)
-        assert float(probabilities.min()) >= 0.5 / 30 * 0.97
-    assert float(probabilities.min()) == pytest.approx(0.5 / 30, rel=0.03)
-    assert float(probabilities.max()) > 2 / 30
-
-
-def test_weights_are_inverse_probabilities() -> None:
-    sampler = AdamBSSampler(ADAMBS_LABELS, batch_size=6)
-    for _ in range(50):
-        _adambs_step(sampler)
-    probabilities = sampler.probabilities()
-    indices = sampler.draw()
-    losses = torch.rand(6, generator=torch.Generator().manual_seed(0))
-    loss = sampler.update(losses, logits=_adambs_logits(indices))
-    expected = (losses / (30 * probabilities[indices])).mean()
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
-    assert float(probabilities.max() / probabilities.min()) > 2
-
-
 def test_settles_where_probability_is_proportional_to_the_gradient_norm() -> None:
     """The variance-minimising point, within the floor."""
     sampler = AdamBSSampler(ADAMBS_LABELS, batch_size=6, step=0.3, floor=0.05)

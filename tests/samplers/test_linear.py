@@ -58,23 +58,15 @@ def _data(batches: int) -> tuple[torch.Tensor, torch.Tensor]:
     return features, features @ torch.tensor([1.0, -2.0, 0.5]) + noise
 
 
-def test_without_forgetting_it_is_ridge_regression() -> None:
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_it_is_ridge_regression_on_batches_weighted_by_age(decay: float) -> None:
     features, values = _data(20)
-    model = OnlineRidge(3, ridge=2.0, decay=1.0, device=CPU)
-    for batch, value in zip(features, values, strict=True):
-        model.learn(batch, value, keep=KEEP)
-    reference = Ridge(alpha=2.0, fit_intercept=False).fit(features.view(-1, 3), values.view(-1))
-    torch.testing.assert_close(model.mean(), torch.tensor(reference.coef_).float())
-
-
-def test_forgetting_weights_batches_by_age() -> None:
-    features, values = _data(20)
-    model = OnlineRidge(3, ridge=2.0, decay=0.9, device=CPU)
+    model = OnlineRidge(3, ridge=2.0, decay=decay, device=CPU)
     for batch, value in zip(features, values, strict=True):
         model.learn(batch, value, keep=KEEP)
     ages = torch.arange(19, -1, -1).repeat_interleave(8)
     reference = Ridge(alpha=2.0, fit_intercept=False).fit(
-        features.view(-1, 3), values.view(-1), sample_weight=0.9**ages
+        features.view(-1, 3), values.view(-1), sample_weight=decay**ages
     )
     torch.testing.assert_close(model.mean(), torch.tensor(reference.coef_).float())
 

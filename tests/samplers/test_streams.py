@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
+from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers._streams import (
     UniformSampler,
     accumulate,
@@ -89,6 +90,15 @@ def test_where_plans_change_the_rest_is_dropped() -> None:
     sampler._take(3)
     sampler.set_progress(0.5)
     assert sampler._take(10).tolist() == sampler.plans[1].tolist()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
+def test_a_share_out_of_its_bound_is_refused_and_drops_nothing(share: float) -> None:
+    sampler = _Planned([10], 10)
+    sampler._take(3)
+    with pytest.raises(ArgumentError, match=rf"share must be in \[0, 1\], got {share}"):
+        sampler.set_progress(share)
+    assert sampler._take(7).tolist() == sampler.plans[0][3:].tolist()
 
 
 def test_a_deleted_sampler_frees_its_memory_at_once() -> None:

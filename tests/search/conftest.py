@@ -10,6 +10,7 @@ import pytest
 from hpo_mab._attributes import SAMPLER_KEY
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import (
+    RunOutcome,
     StudyRunner,
     StudySpec,
     load_spec,
@@ -114,3 +115,31 @@ def ctrl_c_at(
             yield
 
     return at
+
+
+@pytest.fixture
+def resumes(
+    storage: Storage,
+    essence: Callable[[StudyRun], list[tuple[Any, ...]]],
+    ctrl_c_at: Callable[[int, int], contextlib.AbstractContextManager[None]],
+) -> Callable[..., RunOutcome]:
+    """Checks that a study interrupted in each place continues to the same; returns it whole.
+
+    A place is a trial and a step. The study interrupted in the first is ``parts0``.
+    """
+
+    def chosen(outcome: RunOutcome) -> str | None:
+        return outcome.choice and outcome.choice.sampler
+
+    def check(spec: StudySpec, *places: tuple[int, int]) -> RunOutcome:
+        whole = StudyRunner(spec, storage).run("whole", score=False)
+        for at, place in enumerate(places):
+            with ctrl_c_at(*place):
+                assert StudyRunner(spec, storage).run(f"parts{at}", score=False).interrupted
+            parts = StudyRunner(spec, storage).run(f"parts{at}", score=False)
+            assert not parts.interrupted
+            assert essence(parts.run) == essence(whole.run), place
+            assert chosen(parts) == chosen(whole)
+        return whole
+
+    return check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import os
 import re
@@ -66,21 +67,40 @@ def test_running_out_of_gpu_memory_fails_the_trial_and_not_the_study(
     assert run.trials[2].attrs["hpo_mab:examples"] == run.trials[2].curve[-1].examples
 
 
-class _Fatal(Dataset[Any]):
-    """A data set that kills a loader's worker, once."""
+class _Accident(Dataset[Any]):
+    """A data set to whose items something may happen."""
 
-    def __init__(self, once: Path) -> None:
-        self.once = once
+    def __init__(self, happens: Callable[[int], None] = lambda index: None) -> None:
+        self.happens = happens
         self.targets = [0, 1] * 20
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if torch.utils.data.get_worker_info() is not None and self.once.exists():
-            self.once.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.happens(index)
         return torch.full((4,), float(index % 2)), self.targets[index]
+
+
+def _kill_worker(once: Path, index: int) -> None:
+    if torch.utils.data.get_worker_info() is not None and once.exists():
+        once.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _tear_item(while_there: Path, index: int) -> None:
+    if index == 7 and while_there.exists():
+        raise OSError("item 7 cannot be read\nat byte 3")
+
+
+def _objective(data: tuple[Dataset[Any], Dataset[Any]], **changes: Any) -> TrainingObjective:
+    options: dict[str, Any] = {
+        "model": lambda: nn.Linear(4, 2),
+        "optimizer": {"lr": 0.1},
+        "batch_size": 10,
+        "device": "cpu",
+    }
+    return TrainingObjective(data=data, **{**options, **changes})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs loader workers by fork")
@@ -91,37 +111,18 @@ def test_a_killed_data_loader_fails_the_trial_and_not_the_study(
     once.touch()
     study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
     Target(trials=1, total=None, epoch_examples=40).save(study)
-    objective = TrainingObjective(
-        model=lambda: nn.Linear(4, 2),
-        data=(_Fatal(once), _Fatal(once)),
+    fatal = _Accident(functools.partial(_kill_worker, once))
+    objective = _objective(
+        (fatal, fatal),
         budget=Budget(steps=4),
-        optimizer={"lr": 0.1},
-        batch_size=10,
         evaluations=2,
         num_workers=1,
-        device="cpu",
         curves=storage.curves,
     )
     assert TrialLoop(study, storage, objective).run() is False
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
     assert "DataLoader worker" in study.trials[0].user_attrs["hpo_mab:reason"]
     assert not once.exists()
-
-
-class _Torn(Dataset[Any]):
-    """A data set with an item that cannot be read while a file exists."""
-
-    def __init__(self, while_there: Path) -> None:
-        self.while_there = while_there
-        self.targets = [0, 1] * 20
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if index == 7 and self.while_there.exists():
-            raise OSError("item 7 cannot be read\nat byte 3")
-        return torch.full((4,), float(index % 2)), self.targets[index]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -132,18 +133,13 @@ def test_data_that_raise_in_the_middle_fail_the_trial_and_not_the_study(
     torn.touch()
     study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
     Target(trials=2, total=None, epoch_examples=40).save(study)
-    whole = _Torn(tmp_path / "never")
-    objective = TrainingObjective(
-        model=lambda: nn.Linear(4, 2),
-        data=(_Torn(torn), whole),
+    objective = _objective(
+        (_Accident(functools.partial(_tear_item, torn)), _Accident()),
         # The item is in one of every pass's four batches.
         budget=Budget(steps=8),
-        optimizer={"lr": 0.1},
         sampler="uniform",
-        batch_size=10,
         evaluations=8,
         num_workers=num_workers,
-        device="cpu",
         curves=storage.curves,
     )
 
@@ -266,6 +262,13 @@ HOST = "OutOfMemoryError: host out of memory."
             RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
             "OutOfMemoryError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
         ),
+        *(
+            (RuntimeError(text), f"OutOfMemoryError: {text}")
+            for text in (
+                "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+                "cuFFT error: CUFFT_ALLOC_FAILED",
+            )
+        ),
         (
             RuntimeError(
                 "[...] DefaultCPUAllocator: not enough memory: you tried to allocate 2048"
@@ -329,14 +332,12 @@ def test_a_data_loading_process_that_runs_out_of_memory_is_expected() -> None:
 
 
 def test_a_range_whose_upper_end_does_not_fit_into_memory_is_refused(tiny_data: object) -> None:
-    objective = TrainingObjective(
+    objective = _objective(
+        tiny_data,  # type: ignore[arg-type]
         model=lambda width: torch.nn.Linear(width, width),
         model_options={"width": {"low": 10, "high": 10**7}},
-        data=tiny_data,  # type: ignore[arg-type]
         budget=Budget(steps=4),
-        optimizer={"lr": 0.1},
         batch_size=2,
-        device="cpu",
     )
     with pytest.raises(ArgumentError, match=r"with width = 10000000 does not fit: .* host out"):
         check_ends(objective)

@@ -383,6 +383,36 @@ def test_files_of_open_trials_and_of_other_studies_stay(
     assert list(folder.iterdir()) == [other]
 
 
+def test_a_file_has_the_rights_that_the_umask_leaves(
+    runner_of: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o002)
+    try:
+        (file,) = _cut_off(runner_of(), monkeypatch, KeyboardInterrupt()).iterdir()
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o664
+
+
+def test_files_that_may_not_be_removed_do_not_keep_others(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(storage=storage.optuna)
+    study.add_trial(optuna.create_trial(value=0.5))
+    files = {tmp_path / f"{_study_key(study)}-{slot}.pt" for slot in (1, 2)}
+    for file in files:
+        file.touch()
+    tried = set()
+
+    def refuse(path: Path, **options: Any) -> None:
+        tried.add(path)
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    Checkpoints(tmp_path, seconds=1).sweep(study)
+    assert tried == files
+
+
 @pytest.mark.parametrize("folder", ["file/folder", "x" * 300])
 def test_a_folder_that_cannot_be_used_does_not_stop_a_trial(
     runner_of: Runner,

@@ -112,16 +112,8 @@ def test_twins_do_not_bring_promotions_forward(storage: Storage, tiny: Make) -> 
     assert [trial.state for trial in asked] == ["complete"] * 5 + ["pruned"] * 3 + ["complete"] * 2
 
 
-def test_an_interrupted_study_continues_to_the_same_end(
-    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any
-) -> None:
-    spec = tiny(**_TOP)
-    whole = StudyRunner(spec, storage).run("whole", score=False).run
-    for at, where in enumerate([(3, 1), (7, 2), (8, 3)]):
-        with ctrl_c_at(*where):
-            assert StudyRunner(spec, storage).run(f"parts{at}", score=False).interrupted
-        parts = StudyRunner(spec, storage).run(f"parts{at}", score=False).run
-        assert essence(parts) == essence(whole), where
+def test_an_interrupted_study_continues_to_the_same_end(tiny: Make, resumes: Any) -> None:
+    resumes(tiny(**_TOP), (3, 1), (7, 2), (8, 3))
 
 
 def _next(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | Next:

@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab._plan import derive_seed
 from hpo_mab.search import (
     Candidate,
@@ -208,6 +208,14 @@ def test_what_cannot_be_confirmed_is_refused(storage: Storage, tiny: Make) -> No
     for name in ("trainings", "max_trainings"):
         with pytest.raises(ArgumentError, match=f"{name} must be at least 1, got 0"):
             confirm(storage, run.name, **{name: 0})
+
+
+def test_a_study_that_is_deleted_meanwhile_is_an_error(storage: Storage, run: StudyRun) -> None:
+    def delete(_: Candidate) -> None:
+        optuna.delete_study(study_name=run.name, storage=storage.optuna)
+
+    with pytest.raises(StorageError, match="Study 'ranked' has been deleted"):
+        confirm(storage, run.name, on_training=delete)
 
 
 def test_two_processes_at_a_time_keep_each_others_trainings(

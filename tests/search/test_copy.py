@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,10 +22,12 @@ from hpo_mab.storage import (
     CurveStore,
     MissingCurvesWarning,
     Storage,
+    _open,
     files_folder,
     read_run,
     study_names,
 )
+from hpo_mab.storage._tables import HEARTBEATS
 
 Make = Callable[..., StudySpec]
 
@@ -188,6 +191,20 @@ def test_a_copy_within_one_database_takes_its_artifacts_however_it_is_named(
     other.close()
 
 
+def test_a_study_is_copied_out_of_a_folder_that_may_not_be_written(
+    published: Storage, other: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "studies.db.lock").unlink()
+    may_be_written = _open._may_be_written
+    monkeypatch.setattr(
+        _open, "_may_be_written", lambda file: file != published.file and may_be_written(file)
+    )
+    with pytest.raises(StorageError, match="may only be read: 'study' can be copied, not moved"):
+        copy_study(published, "study", other, move=True)
+    assert copy_study(published, "study", other).trials == 3
+    assert not (tmp_path / "studies.db.lock").exists()
+
+
 def test_a_copy_that_cannot_be_finished_leaves_nothing(
     published: Storage, other: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,3 +254,17 @@ def test_a_copy_does_not_end_a_trial_of_a_loop_of_your_own(
     with pytest.raises(StorageError, match="running"):
         copy_study(storage, "own", other, to_name="copy")
     assert study.trials[0].state == optuna.trial.TrialState.RUNNING
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat")
+def test_a_copy_of_a_loop_of_your_own_has_the_retry_of_a_killed_trial(
+    storage: Storage, other: Storage
+) -> None:
+    study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
+    storage.optuna.record_heartbeat(study.ask()._trial_id)
+    with storage.optuna.engine.begin() as connection:
+        long_ago = datetime.datetime(2000, 1, 1)
+        connection.execute(HEARTBEATS.update().values(heartbeat=long_ago))
+    copy_study(storage, "own", other)
+    for one in (study, optuna.load_study(study_name="own", storage=other.optuna)):
+        assert [trial.state.name for trial in one.trials] == ["FAIL", "WAITING"]

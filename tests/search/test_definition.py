@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,16 @@ def test_a_missing_file_offers_what_there_is() -> None:
         load_spec("nowhere.toml")
     with pytest.raises(SpecError, match="Did you mean 'cifar10'"):
         load_spec("cifar11")
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd")
+def test_a_definition_may_come_from_a_pipe(write) -> None:  # type: ignore[no-untyped-def]
+    # As a shell writes <(command).
+    read_end, write_end = os.pipe()
+    os.write(write_end, GOOD.encode())
+    os.close(write_end)
+    assert load_spec(f"/dev/fd/{read_end}") == load_spec(write(GOOD))
+    os.close(read_end)
 
 
 def test_a_folder_does_not_hide_a_definition_of_its_name(

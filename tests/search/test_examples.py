@@ -15,8 +15,9 @@ from hpo_mab._examples import ExampleRecord
 from hpo_mab.search import StudyRunner, StudySpec, replay
 from hpo_mab.search._checkpoint import SlotCheckpoint
 from hpo_mab.search._copy import copy_study
+from hpo_mab.search._recorder import TrialRecord
 from hpo_mab.storage import Storage, StudyRun
-from hpo_mab.training import Training
+from hpo_mab.training import Evaluation, Training
 
 Make = Callable[..., StudySpec]
 Run = Callable[..., StudyRun]
@@ -108,6 +109,43 @@ def test_a_trial_that_is_tried_again_counts_once(
     complete = [trial for trial in run.trials if trial.state == "complete"]
     assert record.trials == len(complete) == 2
     assert record.counts.visits.sum() == sum(trial.examples for trial in complete)
+
+
+@pytest.mark.parametrize(
+    ("pruner", "lengths", "counted"), [("promotion", [3, 1, 6], 2), ("median", [3, 1], 0)]
+)
+def test_visits_from_a_checkpoint_count_once_where_the_retry_stops_before_it(
+    storage: Storage,
+    tiny_runner: Runner,
+    run_tiny: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    pruner: str,
+    lengths: list[int],
+    counted: int,
+) -> None:
+    spec = {
+        "training": {"checkpoint": 1e-9},
+        "pruner": {"kind": pruner},
+        "budget": {"trials": 1, "evaluations": 6},
+        "search": {"initial": 0},
+    }
+    add, paused = TrialRecord.add, iter([True])
+
+    def interrupt(self: TrialRecord, evaluation: Evaluation) -> None:
+        if evaluation.index == 4:
+            raise KeyboardInterrupt
+        add(self, evaluation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialRecord, "should_prune", lambda _: False)
+        patch.setattr(TrialRecord, "add", interrupt)
+        assert tiny_runner(**spec).run(score=False).interrupted
+    monkeypatch.setattr(TrialRecord, "should_prune", lambda _: next(paused, False))
+    run = run_tiny(**spec)
+    assert [len(trial.curve) for trial in run.trials] == lengths
+    record = _record(storage, run)
+    assert record is not None
+    assert record.counts.visits.sum() == run.trials[counted].examples
 
 
 def test_a_trial_that_diverged_adds_nothing(storage: Storage, run_tiny: Run) -> None:

@@ -27,14 +27,20 @@ from hpo_mab._plan import Plan
 from hpo_mab.advantage import pair_curves
 from hpo_mab.compare import stored_comparison
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import SearchSpace, StudySpec, TrainingObjective, make_objective
+from hpo_mab.search import (
+    SearchSpace,
+    StudyRunner,
+    StudySpec,
+    TrainingObjective,
+    make_objective,
+)
 from hpo_mab.search._choice import stored_choice
 from hpo_mab.search._queue import requeue
 from hpo_mab.search._searchers import PlannedSampler
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.search._workload import Loop
-from hpo_mab.storage import Storage, read_run
+from hpo_mab.storage import Storage, files_folder, open_study, read_run
 from hpo_mab.training import Budget
 
 Make = Callable[..., StudySpec]
@@ -152,6 +158,16 @@ def test_attributes_of_the_users_own_may_have_any_name(splits: ImageSplits) -> N
     study.optimize(_objective(splits, initial=1, pilot=True), n_trials=2)
     assert theirs.items() <= study.trials[0].user_attrs.items()
     assert [trial.user_attrs[SLOT_KEY] for trial in study.trials[:2]] == [0, 0]
+
+
+def test_twins_take_no_point_of_a_grid(splits: ImageSplits) -> None:
+    rates = [0.01, 0.02, 0.05, 0.1]
+    study = _study()
+    study.sampler = optuna.samplers.GridSampler({"lr": rates}, seed=0)
+    study.optimize(_objective(splits, initial=2, pilot=True), n_trials=9)
+    own = [trial.params["lr"] for trial in study.trials if TWIN_KEY not in trial.user_attrs]
+    assert sorted(own) == rates
+    assert len(study.trials) == 6
 
 
 def test_trials_at_the_same_time_are_refused_with_the_reason(splits: ImageSplits) -> None:
@@ -488,8 +504,15 @@ def test_a_network_must_be_a_new_one_for_each_trial() -> None:
         ({"total": "much"}, "total budget must be a positive amount with a unit"),
         ({"total": 3600}, "total budget must be a positive amount with a unit .* got 3600"),
         ({"portfolio": ["uniform"]}, "portfolio must be None for sampler 'mab', .* got .'uniform'"),
-        ({"pilot": True, "sampler": "uniform"}, "pilot must be False for 'uniform', got True"),
-        ({"pilot": True, "sampler": "auto"}, "pilot must be False for 'auto', got True"),
+        ({"pilot": True}, "initial must be at least 1 with pilot, got 0"),
+        (
+            {"pilot": True, "initial": 1, "sampler": "uniform"},
+            "pilot must be False for 'uniform', got True",
+        ),
+        (
+            {"pilot": True, "initial": 1, "sampler": "auto"},
+            "pilot must be False for 'auto', got True",
+        ),
     ],
 )
 def test_arguments_of_other_types_are_refused_before_a_trial(
@@ -508,13 +531,14 @@ def test_trials_of_searched_batch_sizes_have_lengths_of_their_own(
     for size in sizes:
         study.enqueue_trial({"batch_size": size, "lr": 0.1})
     for size in sizes:
-        budget = Budget(steps=6) if unit == "steps" else Budget(epochs=1)
-        if unit == "neither" and size == 250:
-            budget = Budget(epochs=2)
+        is_other = unit == "neither" and size == 250
+        budget = Budget(steps=6) if unit == "steps" else Budget(epochs=2 if is_other else 1)
         objective = _objective(
             splits, budget=budget, batch_size={"choices": list(sizes)}, curves=storage.curves
         )
-        study.optimize(objective, n_trials=1)
+        said = pytest.warns(UserWarning, match="budget in examples is 2,250, .* it was 1,152")
+        with said if is_other else contextlib.nullcontext():
+            study.optimize(objective, n_trials=1)
     lengths = [trial.user_attrs["hpo_mab:budget"] for trial in study.trials]
     # Epochs are rounded to whole steps of 1,149 examples.
     assert lengths[0] == {"epochs": 36, "steps": 6, "neither": 36}[unit] * 32
@@ -625,11 +649,12 @@ def test_a_pair_that_ctrl_c_has_cut_off_in_optunas_own_loop_is_repeated(
     assert {*originals} > {0, 1}
 
 
+@pytest.mark.parametrize("initial", [1, 0])
 def test_a_twin_is_trained_as_it_was_queued_by_an_objective_without_twins(
-    splits: ImageSplits,
+    splits: ImageSplits, initial: int
 ) -> None:
-    pairs, single = _objective(splits, pilot=True, initial=1), _objective(splits, initial=1)
-    whole, parts = _study(), _study()
+    pairs, single = _objective(splits, pilot=True, initial=1), _objective(splits, initial=initial)
+    whole, parts = _study(pruner=_AfterFirst()), _study(pruner=_AfterFirst())
     whole.optimize(pairs, n_trials=2)
     parts.optimize(pairs, n_trials=1)
     parts.optimize(single, n_trials=1)
@@ -654,25 +679,68 @@ def test_a_retry_has_the_name_of_the_sampler_that_trains_it(splits: ImageSplits)
 
 
 @pytest.mark.parametrize(
-    ("attrs", "words"),
+    ("options", "attrs", "words"),
     [
         (
-            {SAMPLER_KEY: "gradnorm"},
-            "portfolio must be one with the trial's sampler 'gradnorm', got uniform, .*hard_half",
+            {},
+            {SAMPLER_KEY: "gradnorm", SLOT_KEY: 0, TWIN_KEY: 0},
+            "sampler must be 'gradnorm', as in .*, got mab",
         ),
         (
+            {"sampler": "auto", "trials": 30},
+            {SAMPLER_KEY: "gradnorm"},
+            "portfolio must be one .* 'gradnorm', as in .*, got uniform, .*hard_half",
+        ),
+        (
+            {"sampler": "auto", "trials": 30},
             {SAMPLER_KEY: "easy_first", SLOT_KEY: 0, TWIN_KEY: 0},
-            "Trial 0 needs the study's record of examples for sampler 'curriculum': .* hpo-mab run",
+            "of examples for sampler 'curriculum': .* hpo-mab run and training.examples = true",
         ),
     ],
 )
 def test_a_trial_of_a_sampler_that_cannot_be_used_here_is_refused(
-    splits: ImageSplits, attrs: dict[str, Any], words: str
+    splits: ImageSplits, options: dict[str, Any], attrs: dict[str, Any], words: str
 ) -> None:
     study = _study()
     study.enqueue_trial({"lr": 0.1}, user_attrs=attrs)
     with pytest.raises(ArgumentError, match=words):
-        study.optimize(_objective(splits, sampler="auto", trials=30), n_trials=1)
+        study.optimize(_objective(splits, **options), n_trials=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"evaluations": 2}, "number of evaluations is 2, of trial 0 it was 3"),
+        ({"budget": Budget(steps=12)}, "budget in examples is 768, of trial 0 it was 384"),
+    ],
+)
+def test_another_length_of_trials_is_warned_of(
+    splits: ImageSplits, options: dict[str, Any], words: str
+) -> None:
+    study = _study()
+    study.optimize(_objective(splits), n_trials=2)
+    with pytest.warns(UserWarning, match=words):
+        study.optimize(_objective(splits, **options), n_trials=1)
+
+
+def test_a_study_with_a_definition_has_the_length_of_that(
+    splits: ImageSplits, storage: Storage, tiny: Make
+) -> None:
+    runner = StudyRunner(tiny(budget={"trials": 1}), storage)
+    study = open_study(storage, runner.run(score=False).run.name)
+    # Trials of `hpo-mab run` have no length of their own. A warning would be an error.
+    study.optimize(runner.objective, n_trials=1)
+    assert study.trials[1].state.name == "COMPLETE"
+
+
+def test_files_of_ended_trials_are_removed_in_optunas_own_loop(
+    splits: ImageSplits, storage: Storage
+) -> None:
+    objective = _objective(splits)
+    objective.store_in(storage, checkpoint=1e-9)
+    _study(storage=storage.optuna).optimize(objective, n_trials=3)
+    (file,) = files_folder(storage, "checkpoints").iterdir()
+    assert file.stem.endswith("-2")
 
 
 def test_a_race_needs_a_number_of_trials(splits: ImageSplits) -> None:

@@ -15,7 +15,7 @@ from hpo_mab._attributes import EVIDENCE_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, SpecError
 from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner
-from hpo_mab.search import StudyRunner, StudySpec, make_spec
+from hpo_mab.search import StudySpec, make_spec
 from hpo_mab.search._pruners import is_continuable, study_pruner
 from hpo_mab.search._queue import close_lost
 from hpo_mab.search._target import Target
@@ -155,19 +155,15 @@ def test_only_complete_trials_that_continue_spend_all_of_a_total_budget(
 
 
 def test_an_interrupted_attempt_is_no_competitor_of_its_retry(
-    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any
+    storage: Storage, tiny: Make, resumes: Any
 ) -> None:
     spec = tiny(
         pruner={"kind": "successive_halving", "min_resource": 1},
         search={"initial": 0},
         budget={"trials": 8},
     )
-    whole = StudyRunner(spec, storage).run("whole", score=False)
-    with ctrl_c_at(0, 2):
-        assert StudyRunner(spec, storage).run("parts", score=False).interrupted
-    parts = StudyRunner(spec, storage).run("parts", score=False)
-    assert essence(parts.run) == essence(whole.run)
-    trials = open_study(storage, "parts").trials
+    resumes(spec, (0, 2))
+    trials = open_study(storage, "parts0").trials
     assert trials[0].state == TrialState.FAIL
     assert "completed_rung_0" not in trials[0].system_attrs
     assert any("completed_rung_0" in trial.system_attrs for trial in trials)
@@ -176,6 +172,7 @@ def test_an_interrupted_attempt_is_no_competitor_of_its_retry(
 @pytest.mark.filterwarnings("ignore:Heartbeat")
 def test_a_lost_attempt_is_no_competitor_of_its_retry(storage: Storage) -> None:
     study = optuna.create_study(study_name="lost", storage=storage.optuna)
+    Target(trials=1, total=None, epoch_examples=100).save(study)
     trial = study.ask()
     held = {"completed_rung_0": 0.5, WORKER_KEY: this_process(), "other": 1}
     for key, value in held.items():

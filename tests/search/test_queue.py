@@ -74,16 +74,8 @@ def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_an_interrupted_pilot_resumes_to_the_same(
-    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any
-) -> None:
-    spec = tiny(**_PILOT, pruner={"kind": "advantage"})
-    whole = StudyRunner(spec, storage).run("whole", score=False).run
-    for at, where in enumerate([(3, 1), (4, 2), (9, 1)]):
-        with ctrl_c_at(*where):
-            assert StudyRunner(spec, storage).run(f"parts{at}", score=False).interrupted
-        parts = StudyRunner(spec, storage).run(f"parts{at}", score=False)
-        assert essence(parts.run) == essence(whole), where
+def test_an_interrupted_pilot_resumes_to_the_same(tiny: Make, resumes: Any) -> None:
+    resumes(tiny(**_PILOT, pruner={"kind": "advantage"}), (3, 1), (4, 2), (9, 1))
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")

@@ -557,19 +557,8 @@ def test_a_study_trains_with_the_sampler_that_was_chosen(
     assert made[-6:] == [expected] * 6
 
 
-def test_an_interrupted_race_resumes_to_the_same(
-    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any
-) -> None:
-    spec = tiny(**_RACE)
-    whole = StudyRunner(spec, storage).run("whole", score=False)
-    assert whole.choice is not None
-    for at, where in enumerate([(3, 1), (4, 2), (13, 1)]):
-        with ctrl_c_at(*where):
-            assert StudyRunner(spec, storage).run(f"parts{at}", score=False).interrupted
-        parts = StudyRunner(spec, storage).run(f"parts{at}", score=False)
-        assert essence(parts.run) == essence(whole.run), where
-        assert parts.choice is not None
-        assert parts.choice.sampler == whole.choice.sampler
+def test_an_interrupted_race_resumes_to_the_same(tiny: Make, resumes: Any) -> None:
+    assert resumes(tiny(**_RACE), (3, 1), (4, 2), (13, 1)).choice is not None
 
 
 def test_a_plan_stays_when_a_study_is_continued(storage: Storage, tiny: Make) -> None:

@@ -49,7 +49,7 @@ def _trials(storage: Storage, study: str = "own") -> list[FrozenTrial]:
 
 def test_a_recorded_trial_has_a_heartbeat_from_the_start(storage: Storage) -> None:
     with recorded_trial({"lr": 0.3}, study="own", storage=storage) as trial:
-        assert storage.optuna.with_heartbeat([trial._trial_id]) == {trial._trial_id}
+        assert storage.optuna.heartbeats([trial._trial_id]) == {trial._trial_id: True}
 
 
 def test_a_training_is_a_trial_with_the_tuners_configuration(storage: Storage) -> None:

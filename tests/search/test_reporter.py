@@ -185,6 +185,15 @@ def test_a_loop_that_evaluates_seldom_reports_the_last_point_it_passed() -> None
     assert reporter.accuracy == 0.6
 
 
+def test_a_large_budget_is_spent_at_its_last_example_only() -> None:
+    study = _study()
+    reporter = TrialReporter(study.ask(), budget_examples=10**8 + 1, evaluations=8)
+    reporter.report(accuracy=0.5, examples=10**8)
+    assert not reporter.done
+    reporter.report(accuracy=0.6, examples=10**8 + 1)
+    assert study.trials[0].intermediate_values == {7: 0.5, 8: 0.6}
+
+
 def test_the_sampler_gets_the_share_of_the_budget_that_is_spent() -> None:
     class Listening(hpo_mab.UniformSampler):
         shares: list[float]
@@ -342,32 +351,28 @@ def test_arguments_outside_their_bound_are_named(
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "message"),
+    ("method", "arguments", "message"),
     [
-        (-2.3, r"accuracy must be in \[0, 1\], not a loss, got -2.3"),
-        (86.2, r"accuracy must be in \[0, 1\], percent divided"),
-        (None, "accuracy must be a number, got None"),
-        ("high", "accuracy must be a number, got 'high'"),
+        ("report", {"accuracy": -2.3}, r"accuracy must be in \[0, 1\], not a loss, got -2.3"),
+        ("report", {"accuracy": 86.2}, r"accuracy must be in \[0, 1\], percent divided"),
+        ("report", {"accuracy": None}, "accuracy must be a number, got None"),
+        ("report", {"accuracy": "high"}, "accuracy must be a number, got 'high'"),
+        ("report", {"accuracy": 0.5, "examples": 2.5}, r"examples must be a whole .*, got 2\.5"),
+        ("step", {"examples": 33.3}, r"examples must be a whole number, got 33\.3"),
+        ("step", {"examples": -5}, "examples must be at least 0, got -5"),
+        ("step", {"examples": 20, "loss": torch.zeros(3)}, r"loss must be one .* shape \[3\]"),
+        ("step", {"examples": 20, "loss": "low"}, "loss must be a number, got 'low'"),
     ],
 )
-def test_what_is_no_accuracy_is_refused(accuracy: Any, message: str) -> None:
+def test_a_refused_number_changes_nothing(
+    method: str, arguments: dict[str, Any], message: str
+) -> None:
     with TrialReporter(_study().ask(), budget_examples=20, evaluations=1) as reporter:
-        reporter.step(20)
-        with pytest.raises(ArgumentError, match=message):
-            reporter.report(accuracy=accuracy)
-        reporter.report(accuracy=0.5)
-
-
-def test_examples_are_whole_numbers_also_of_a_tensor() -> None:
-    with TrialReporter(_study().ask(), budget_examples=20, evaluations=1) as reporter:
-        with pytest.raises(ArgumentError, match=r"examples must be a whole number, got 33.3"):
-            reporter.step(33.3)  # type: ignore[arg-type]
-        with pytest.raises(ArgumentError, match=r"examples must be a whole number, got 2\.5"):
-            reporter.report(accuracy=0.5, examples=2.5)  # type: ignore[arg-type]
-        with pytest.raises(ArgumentError, match="examples must be at least 0, got -5"):
-            reporter.step(-5)
-        reporter.step(torch.ones(20).bool().sum())  # type: ignore[arg-type]
+        reporter.step(torch.tensor(20))  # type: ignore[arg-type]
         assert type(reporter.examples) is int
+        with pytest.raises(ArgumentError, match=message):
+            getattr(reporter, method)(**arguments)
+        assert (reporter.examples, reporter._steps) == (20, 1)
         reporter.report(accuracy=0.5)
 
 
@@ -653,20 +658,6 @@ def test_a_study_in_place_of_its_trial_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "message"),
-    [
-        (torch.zeros(3), r"loss must be one number, got shape \[3\]"),
-        ("low", "loss must be a number, got 'low'"),
-    ],
-)
-def test_what_is_no_loss_is_refused(loss: Any, message: str) -> None:
-    with TrialReporter(_study().ask(), budget_examples=20, evaluations=1) as reporter:
-        with pytest.raises(ArgumentError, match=message):
-            reporter.step(20, loss=loss)
-        reporter.report(accuracy=0.5)
-
-
-@pytest.mark.parametrize(
     ("loss", "accuracy", "reason"),
     [
         (math.nan, 0.5, "Training diverged by step 2: the training loss is nan."),
@@ -712,7 +703,7 @@ def test_trials_that_were_reported_without_a_reporter_are_warned_of() -> None:
         return 0.5
 
     study.optimize(plain, n_trials=1)
-    with pytest.warns(UserWarning, match="Trial 0 was reported without TrialReporter, .* another"):
+    with pytest.warns(UserWarning, match="Trial 0 was reported by another loop. .* another study"):
         TrialReporter(study.ask(), budget_examples=8, evaluations=4)
 
 
@@ -760,7 +751,7 @@ def test_budgets_of_searched_batch_sizes_are_warned_of_where_they_differ(
         reporter.report(accuracy=0.5, examples=budget)
         return reporter.accuracy
 
-    said = pytest.warns(UserWarning, match="budget_examples is 192, of trial 0 it was 600")
+    said = pytest.warns(UserWarning, match="budget in examples is 192, of trial 0 it was 600")
     with said if warned else contextlib.nullcontext():
         study.optimize(objective, n_trials=2)
 

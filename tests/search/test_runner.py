@@ -81,10 +81,10 @@ def test_progress_is_shown_in_trials_and_while_the_best_is_trained_again(
 ) -> None:
     outcome = StudyRunner(tiny(budget={"trials": 1}), storage).run(on_trial=progress)
     assert outcome.test_accuracy is not None
-    at = progress.said.index(0)
-    steps = progress.said[:at]
+    *steps, ended = progress.said
+    assert ended == 0
     assert steps == [{0: (step + 1) / len(steps)} for step in range(len(steps))]
-    assert progress.said[at + 1 :] == steps
+    assert progress.again == steps
 
 
 def test_nothing_runs_again_when_all_is_done(storage: Storage, tiny: Make) -> None:
@@ -96,19 +96,11 @@ def test_nothing_runs_again_when_all_is_done(storage: Storage, tiny: Make) -> No
 
 
 def test_an_interrupted_study_loses_nothing_and_resumes_to_the_same(
-    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Essence
+    storage: Storage, tiny: Make, resumes: Any
 ) -> None:
-    spec = tiny(budget={"trials": 6})
-    whole = StudyRunner(spec, storage).run("whole", score=False).run
-    with ctrl_c_at(3, 2):
-        first = StudyRunner(spec, storage).run("parts", score=False)
-    assert first.interrupted
-    assert [trial.state for trial in first.run.trials[:3]] == [t.state for t in whole.trials[:3]]
-    assert first.run.trials[3].state == "fail"
-
-    second = StudyRunner(spec, storage).run("parts", score=False)
-    assert not second.interrupted
-    assert essence(second.run) == essence(whole)
+    resumes(tiny(budget={"trials": 6}), (3, 2))
+    trials = read_run(storage, "parts0").trials
+    assert [trial.number for trial in trials if trial.state == "fail"] == [3]
 
 
 @pytest.mark.parametrize("slots", [1, 8])
@@ -184,13 +176,6 @@ def test_long_trials_augment_their_images_whatever_the_unit_of_their_budget(
     assert (objective.workload._augmentation is not None) == augmented
 
 
-def test_a_diverging_trial_is_pruned_with_its_reason(storage: Storage, tiny: Make) -> None:
-    spec = tiny(optimizer={"name": "sgd", "lr": 1e30}, budget={"trials": 2})
-    run = StudyRunner(spec, storage).run(score=False).run
-    assert [trial.state for trial in run.trials] == ["pruned", "pruned"]
-    assert "diverged" in run.trials[0].attrs["hpo_mab:reason"]
-
-
 @pytest.mark.parametrize("slots", [1, 2])
 def test_what_a_diverging_trial_has_spent_counts(storage: Storage, tiny: Make, slots: int) -> None:
     # A trial is one epoch, and diverges before its first evaluation.
@@ -203,6 +188,9 @@ def test_what_a_diverging_trial_has_spent_counts(storage: Storage, tiny: Make, s
     runner = StudyRunner(spec, storage)
     run = runner.run(score=False).run
     assert {trial.state for trial in run.trials} == {"pruned"}
+    assert all("diverged" in trial.attrs["hpo_mab:reason"] for trial in run.trials)
+    # A pruner has saved nothing.
+    assert run.saved_examples == 0
     assert len(run.trials) < 50
     assert run.examples is not None
     assert run.seconds is not None
@@ -212,23 +200,6 @@ def test_what_a_diverging_trial_has_spent_counts(storage: Storage, tiny: Make, s
     assert spent[1] == pytest.approx(run.seconds + run.evaluation_seconds)
     assert run.examples >= 2 * (run.epoch_examples or 0)
     assert all(trial.own_examples % 64 == 0 and trial.own_examples > 0 for trial in run.trials)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"budget": {"trials": 1, "epochs": 0.5}}, "budget.epochs = 0.5"),
-        ({"sampler": {"kind": "mab"}, "budget": {"trials": 1}}, "sampler.kind = 'mab'"),
-    ],
-)
-def test_a_reference_of_other_trials_is_refused(
-    storage: Storage, tiny: Make, change: dict[str, Any], words: str
-) -> None:
-    other = tiny(**{"sampler": {"kind": "uniform"}, **change})
-    StudyRunner(other, storage).run("other", score=False)
-    spec = tiny(pruner={"kind": "advantage", "reference": "other"}, sampler={"kind": "mab"})
-    with pytest.raises(ArgumentError, match=f"pruner.reference: study 'other' has {words}"):
-        StudyRunner(spec, storage).run(score=False)
 
 
 @pytest.mark.parametrize("early", [287, 288, 5000, "all"])

@@ -37,7 +37,15 @@ from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.search._stacks import Stacks
 from hpo_mab.search._target import Target
 from hpo_mab.search._workload import Workload
-from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run, study_names
+from hpo_mab.storage import (
+    Storage,
+    StudyRun,
+    _process,
+    files_folder,
+    open_study,
+    read_run,
+    study_names,
+)
 from hpo_mab.training import DeviceSweep, StackedTrainer
 from hpo_mab.training._tally import ExampleTally
 
@@ -139,19 +147,31 @@ def test_out_of_memory_where_trials_end_halves_the_slots(
     assert [t.state for t in outcome.run.trials if t.state != "fail"] == ["complete"] * 4
 
 
+#: Four trials in slots, which the median pruner judges from the first.
+_JUDGED: dict[str, Any] = {
+    "sampler": {"kind": "uniform"},
+    "search": {"initial": 0},
+    "pruner": {"kind": "median"},
+    "budget": {"trials": 4, "evaluations": 4},
+    "training": {"slots": 4},
+}
+
+
+def _raise_pruned(*_: Any) -> bool:
+    raise optuna.TrialPruned
+
+
+@pytest.mark.parametrize(
+    ("prune", "evaluations"),
+    [(lambda self, study, trial: trial.last_step == 2, 2), (_raise_pruned, 1)],
+)
 def test_a_pruner_of_optunas_stops_trials_in_slots(
-    run_tiny: Run, monkeypatch: pytest.MonkeyPatch
+    run_tiny: Run, monkeypatch: pytest.MonkeyPatch, prune: Callable[..., bool], evaluations: int
 ) -> None:
-    stops = lambda self, study, trial: trial.last_step == 2  # noqa: E731
-    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", stops)
-    run = run_tiny(
-        sampler={"kind": "uniform"},
-        search={"initial": 0},
-        pruner={"kind": "median"},
-        budget={"trials": 4, "evaluations": 4},
-        training={"slots": 4},
-    )
-    assert [(trial.state, len(trial.curve)) for trial in run.trials] == [("pruned", 2)] * 4
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", prune)
+    run = run_tiny(**_JUDGED)
+    expected = [("pruned", evaluations)] * 4
+    assert [(trial.state, len(trial.curve)) for trial in run.trials] == expected
 
 
 def test_a_pruner_that_raises_fails_its_trials_with_the_reason(
@@ -162,32 +182,9 @@ def test_a_pruner_that_raises_fails_its_trials_with_the_reason(
 
     monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", raises)
     with pytest.raises(StudyFailedError, match="no threshold"):
-        run_tiny(
-            sampler={"kind": "uniform"},
-            search={"initial": 0},
-            pruner={"kind": "median"},
-            budget={"trials": 4, "evaluations": 4},
-            training={"slots": 4},
-        )
+        run_tiny(**_JUDGED)
     (name,) = study_names(storage)
     assert {t.state for t in open_study(storage, name).trials} == {TrialState.FAIL}
-
-
-def test_a_pruner_that_raises_optunas_exception_prunes(
-    run_tiny: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def raises(*_: Any) -> bool:
-        raise optuna.TrialPruned
-
-    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", raises)
-    run = run_tiny(
-        sampler={"kind": "uniform"},
-        search={"initial": 0},
-        pruner={"kind": "median"},
-        budget={"trials": 2, "evaluations": 2},
-        training={"slots": 2},
-    )
-    assert [trial.state for trial in run.trials] == ["pruned"] * 2
 
 
 def test_shapes_have_stacks_of_their_own(run_tiny: Run) -> None:
@@ -364,16 +361,21 @@ class _OutOfMemory:
         monkeypatch.setattr(training.StackedTrainer, "advance", failing)
 
 
+@pytest.mark.parametrize(("room", "tried"), [(2, [8, 4]), (0, [2])])
 def test_out_of_memory_halves_the_slots_and_loses_no_trial(
-    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
+    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch, room: int, tried: list[int]
 ) -> None:
-    memory = _OutOfMemory(monkeypatch, room=2)
-    runner = tiny_runner(pruner={"kind": "none"}, budget={"trials": 5}, training={"slots": 8})
-    outcome = runner.run(score=False)
-    assert memory.seen[:3] == [8, 4, 2]
-    states = [trial.state for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
-    assert states == ["complete"] * 5
-    assert any("2 instead of 4 trials at a time" in reason for reason in outcome.loop_reasons)
+    memory = _OutOfMemory(monkeypatch, room=room)
+    spec = {"pruner": {"kind": "none"}, "budget": {"trials": 5}, "training": {"slots": tried[0]}}
+    outcome = tiny_runner(**spec).run(score=False)
+    assert [slots for slots in memory.seen if slots > room] == tried
+    done = [trial for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
+    assert [trial.state for trial in done] == ["complete"] * 5
+    # Without room for any stack, they are trained alone.
+    assert {STACK_KEY in trial.attrs for trial in done} == {room > 0}
+    assert outcome.loop_reasons == tuple(
+        f"out of memory: {slots // 2} instead of {slots} trials at a time" for slots in tried
+    )
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -421,19 +423,6 @@ def test_a_stack_that_had_no_memory_is_freed_before_the_next_is_made(
     assert alive[0] == 0
 
 
-def test_a_network_too_large_for_a_stack_is_trained_alone(
-    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memory = _OutOfMemory(monkeypatch, room=0)
-    runner = tiny_runner(budget={"trials": 3}, training={"slots": 2}, pruner={"kind": "none"})
-    outcome = runner.run(score=False)
-    assert memory.seen == [2]
-    done = [trial for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
-    assert [trial.state for trial in done] == ["complete"] * 3
-    assert not any(STACK_KEY in trial.attrs for trial in done)
-    assert outcome.loop_reasons == ("out of memory: 1 instead of 2 trials at a time",)
-
-
 @pytest.mark.parametrize(("interrupted", "times"), [(False, 2), (True, 1)])
 def test_a_trial_alone_that_has_no_memory_next_to_a_stack_is_tried_again_once(
     tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch, interrupted: bool, times: int
@@ -478,19 +467,62 @@ def test_a_trial_alone_that_has_no_memory_next_to_a_stack_is_tried_again_once(
     assert {trial.state for trial in own if trial not in twins} == {"complete"}
 
 
-def test_a_network_that_cannot_be_stacked_is_trained_alone(tiny_runner: Runner) -> None:
-    class _Branches(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:
-            outputs = super().forward(input.flatten(1))
-            return outputs if float(outputs.detach().sum()) < 1e9 else 2 * outputs
+class _Branches(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        outputs = super().forward(input.flatten(1))
+        return outputs if float(outputs.detach().sum()) < 1e9 else 2 * outputs
 
-    runner = tiny_runner(budget={"trials": 3}, training={"slots": 2})
-    runner.objective.workload._model = lambda **_: _Branches(64, 10)
+
+class _Counting(nn.Linear):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            self.count = self.count + 1
+        return super().forward(input.flatten(1))
+
+
+class _Flips(nn.Linear):
+    """Takes a decision at random on the host."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        outputs = super().forward(input.flatten(1))
+        return outputs if not self.training or random.random() < 0.5 else 2 * outputs
+
+
+class _Locked(nn.Linear):
+    """Cannot be copied to a slot."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.lock = threading.Lock()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "reason", "begun"),
+    [
+        (_Branches, "the network cannot be stacked: ", 2),
+        (_Counting, "assigns a new tensor to a parameter or buffer", 2),
+        (_Flips, "the network draws random numbers on the host", 2),
+        (_Locked, "trained alone: TypeError: cannot pickle", 0),
+    ],
+)
+def test_a_network_that_no_stack_takes_is_trained_alone(
+    tiny_runner: Runner, network: type[nn.Linear], reason: str, begun: int
+) -> None:
+    runner = tiny_runner(pruner={"kind": "none"}, budget={"trials": 3}, training={"slots": 2})
+    runner.objective.workload._model = lambda **_: network(64, 10)
     outcome = runner.run(score=False)
-    done = [trial for trial in outcome.run.trials if trial.state in ("complete", "pruned")]
-    assert len(done) == 3
-    (reason,) = outcome.loop_reasons
-    assert reason.startswith("the network cannot be stacked: ")
+    # Trials that a stack had begun are trained again.
+    states = [trial.state for trial in outcome.run.trials]
+    assert states == ["fail"] * begun + ["complete"] * 3
+    (found,) = outcome.loop_reasons
+    assert reason in found
 
 
 def test_each_trial_of_a_network_that_raises_fails_with_the_reason(tiny_runner: Runner) -> None:
@@ -531,16 +563,18 @@ def test_claimed_trials_have_heartbeats_before_their_networks_are_made(
 ) -> None:
     start, beating = Stacks.start, []
 
+    def held() -> int:
+        return sum(len(one.trials) for one in _process._heartbeats.values())
+
     def counted(stacks: Stacks, *args: Any, **kwargs: Any) -> Any:
-        names = [thread.name for thread in threading.enumerate()]
-        beating.append(sum(name.startswith("heartbeat-") for name in names))
+        beating.append(held())
         return start(stacks, *args, **kwargs)
 
-    before = sum(one.name.startswith("heartbeat-") for one in threading.enumerate())
+    before = held()  # Other tests may have left some.
     monkeypatch.setattr(Stacks, "start", counted)
     run_tiny(pruner={"kind": "none"}, budget={"trials": 3}, training={"slots": 3})
     assert [count - before for count in beating] == [3, 3, 3]
-    assert sum(one.name.startswith("heartbeat-") for one in threading.enumerate()) == before
+    assert held() == before
 
 
 def test_a_trial_that_raises_at_its_start_fails_alone(tiny_runner: Runner) -> None:
@@ -564,23 +598,6 @@ def test_a_trial_that_raises_at_its_start_fails_alone(tiny_runner: Runner) -> No
     (reason,) = (trial.attrs[REASON_KEY] for trial in failed)
     assert reason.startswith(f"ValueError: no weights today ({Path(__file__).name}, line ")
     assert len([trial for trial in run.trials if trial.state == "complete"]) == 4
-
-
-def test_a_trial_that_no_slot_can_hold_is_trained_alone(tiny_runner: Runner) -> None:
-    runner = tiny_runner(budget={"trials": 2}, training={"slots": 2})
-    model = runner.objective.workload._model
-
-    def locked(**options: Any) -> nn.Module:
-        made = model(**options)
-        made.lock = threading.Lock()  # Which `copy.deepcopy` refuses.
-        return made
-
-    runner.objective.workload._model = locked
-    outcome = runner.run(score=False)
-    assert {trial.state for trial in outcome.run.trials} <= {"complete", "pruned"}
-    assert len(outcome.run.trials) == 2
-    (reason,) = outcome.loop_reasons
-    assert reason.startswith("trained alone: TypeError: cannot pickle")
 
 
 def test_the_cpu_trains_one_at_a_time_by_itself(tiny: Make, splits: ImageSplits) -> None:
@@ -830,48 +847,6 @@ def test_a_trial_that_is_closed_during_its_stack_costs_no_other(
     assert len(run.trials[0].curve) <= 1, "it trained on"
     ended = [trial for trial in run.trials if trial.state in ("complete", "pruned")]
     assert sorted(trial.slot for trial in ended) == list(range(4))
-
-
-def test_a_network_that_assigns_to_a_buffer_is_not_stacked(tiny_runner: Runner) -> None:
-    class _Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(64, 10)
-            self.register_buffer("seen", torch.zeros(()))
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            if self.training:
-                self.seen = self.seen + 1
-            outputs: Tensor = self.layer(inputs.flatten(1))
-            return outputs
-
-    runner = tiny_runner(budget={"trials": 2}, training={"slots": 2})
-    runner.objective.workload._model = lambda **_: _Counting()
-    outcome = runner.run(score=False)
-    assert [trial.state for trial in outcome.run.trials if trial.state != "fail"] == [
-        "complete"
-    ] * 2
-    (reason,) = outcome.loop_reasons
-    assert "assigns a new tensor to a parameter or buffer" in reason
-
-
-class _Flips(nn.Module):
-    """Takes a decision at random on the host."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(64, 10)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.layer(inputs.flatten(1))
-        return outputs if not self.training or random.random() < 0.5 else 2 * outputs
-
-
-def test_a_network_that_decides_at_random_on_the_host_is_not_stacked(tiny_runner: Runner) -> None:
-    runner = tiny_runner(budget={"trials": 2}, training={"slots": 2})
-    runner.objective.workload._model = lambda **_: _Flips()
-    (reason,) = runner.run(score=False).loop_reasons
-    assert "the network draws random numbers on the host" in reason
 
 
 def test_dropout_in_slots_follows_from_the_studys_seed(tiny_runner: Runner) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab.storage import Storage, _lean
+from hpo_mab.storage._tables import HEARTBEATS
 
 Statements = Callable[[sa.Engine], list[str]]
 
@@ -109,6 +112,33 @@ def test_any_part_of_the_trials_is_read_as_by_optuna(
                 given = (studies[0], states, included, after)
                 expected = _plainly(plain._get_trials(*given))
                 assert _plainly(storage.optuna._get_trials(*given)) == expected
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_earlier_versions_of_sqlite_take_fewer_parameters(storage: Storage) -> None:
+    engine = storage.optuna.engine
+    engine.dispose()
+    limit = sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER
+    sa.event.listen(engine, "connect", lambda opened, _: opened.setlimit(limit, 999))
+    study = optuna.create_study(study_name="study", storage=storage.optuna)
+    for count in range(100, 400, 100):
+        study.add_trials([optuna.create_trial(state=TrialState.WAITING) for _ in range(100)])
+        found = optuna.load_study(study_name="study", storage=storage.optuna)
+        assert len(found.trials) == len(study.trials) == count
+
+
+def test_only_a_recent_heartbeat_is_recent(storage: Storage, plain: RDBStorage) -> None:
+    study = plain.create_new_study(MAX, "study")
+    ids = [plain.create_new_trial(study) for _ in range(3)]
+    for trial_id in ids[:2]:
+        storage.optuna.record_heartbeat(trial_id)
+    beats = HEARTBEATS.c
+    with storage.optuna.engine.begin() as connection:
+        (last,) = connection.scalars(sa.select(beats.heartbeat).where(beats.trial_id == ids[0]))
+        earlier = {"heartbeat": last - datetime.timedelta(seconds=200)}
+        connection.execute(HEARTBEATS.update().where(beats.trial_id == ids[0]).values(earlier))
+    assert storage.optuna.heartbeats(ids) == {ids[0]: False, ids[1]: True}
+    assert storage.optuna.heartbeats([]) == {}
 
 
 def test_both_write_the_same(storage: Storage, plain: RDBStorage) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import gc
 import os
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from hpo_mab.storage import (
     read_run,
     study_names,
 )
+from hpo_mab.storage._tables import HEARTBEATS
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -202,6 +204,7 @@ def test_a_database_that_does_not_answer_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(tmp_path / "studies.db"))
+    storage.curves  # noqa: B018 - makes the file
     assert storage.wait_until_back(seconds=0)
     connect, failures = type(storage.optuna.engine).connect, iter([1, 2])
 
@@ -214,6 +217,43 @@ def test_a_database_that_does_not_answer_is_waited_for(
     assert not storage.wait_until_back(seconds=0)
     assert storage.wait_until_back(seconds=60)
     storage.close()
+
+
+def test_a_file_that_is_gone_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "studies.db"
+    storage = Storage(str(path))
+    storage.curves  # noqa: B018 - makes the file
+    storage.close()
+    path.rename(tmp_path / "elsewhere.db")
+    assert not storage.wait_until_back(seconds=0)
+    assert not path.exists()
+    path.touch()
+    assert not storage.wait_until_back(seconds=0)
+    storage.close()
+    (tmp_path / "elsewhere.db").replace(path)
+    assert storage.wait_until_back(seconds=0)
+    storage.close()
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat")
+def test_a_retry_in_optunas_own_loop_has_no_results(storage: Storage) -> None:
+    study = optuna.create_study(storage=storage.optuna)
+    trial = study.ask()
+    kept = {"hpo_mab:slot": 3, "note": "mine"}
+    results = {"hpo_mab:examples": 400, "hpo_mab:interrupted": True, "hpo_mab:paired": True}
+    for key, value in (kept | results).items():
+        trial.set_user_attr(key, value)
+    for key in ("completed_rung_0", "hpo_mab:worker"):
+        storage.optuna.set_trial_system_attr(trial._trial_id, key, 0.5)
+    storage.optuna.record_heartbeat(trial._trial_id)
+    with storage.optuna.engine.begin() as connection:
+        long_ago = datetime.datetime(2000, 1, 1)
+        connection.execute(HEARTBEATS.update().values(heartbeat=long_ago))
+    optuna.storages.fail_stale_trials(study)
+    lost, retry = study.trials
+    assert (lost.state, retry.state) == (TrialState.FAIL, TrialState.WAITING)
+    assert retry.user_attrs == kept
+    assert retry.system_attrs == {"failed_trial": 0, "retry_history": [0]}
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat")

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import sqlalchemy as sa
@@ -46,6 +47,28 @@ def test_a_process_finds_itself_and_others_that_ended() -> None:
     assert not is_here(f"another:{child.pid}:0")
 
 
+def test_a_process_that_proc_hides_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, _, started = this_process().split(":")
+    hidden = f"{machine}:{2**30}:{started}"
+    assert is_here(hidden)
+    # With hidepid /proc has no processes of other users.
+    monkeypatch.setattr("os.kill", mock.Mock(side_effect=PermissionError))
+    assert not is_here(hidden)
+    assert is_here(this_process())
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0o664, 0o664), (0o444, 0o644), (0o2660, 0o660)])
+def test_the_lock_file_has_the_rights_of_its_database(
+    tmp_path: Path, mode: int, expected: int
+) -> None:
+    storage = Storage(str(tmp_path / "studies.db"))
+    storage.curves  # noqa: B018 - makes the file
+    (tmp_path / "studies.db").chmod(mode)
+    with storage.lock("study"):
+        assert (tmp_path / "studies.db.lock").stat().st_mode & 0o777 == expected
+    storage.close()
+
+
 def test_a_lock_is_given_back_by_a_process_that_is_killed(database_url: str) -> None:
     url = Storage(database_url).secret_url
     engine = sa.create_engine(url)
@@ -69,28 +92,39 @@ def test_a_lock_is_given_back_by_a_process_that_is_killed(database_url: str) -> 
     engine.dispose()
 
 
-def test_a_held_trial_has_heartbeats_until_it_is_released(
+def test_held_trials_have_heartbeats_of_one_thread_until_they_are_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_open, "_HEARTBEAT", 1)
     storage = Storage(str(tmp_path / "x.db")).optuna
     beats: list[int] = []
+    failed: list[int] = []
     again = threading.Event()
 
     def beat(trial_id: int) -> None:
         beats.append(trial_id)
-        if len(beats) == 1:
+        if not failed:
+            failed.append(trial_id)
             raise OSError("the database does not answer")
         again.set()
 
     monkeypatch.setattr(storage, "record_heartbeat", beat)
+    before = set(threading.enumerate())
     hold(storage, 987654)
+    hold(storage, 987655)
     assert is_held(storage, 987654)
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.name == "heartbeats"
     assert again.wait(60)
     release(storage, 987654)
     assert not is_held(storage, 987654)
-    assert set(beats) == {987654}
-    assert "heartbeat-987654" not in {thread.name for thread in threading.enumerate()}
+    assert is_held(storage, 987655)
+    beats.clear()
+    again.clear()
+    assert again.wait(60)
+    release(storage, 987655)
+    assert set(beats) == {987655}
+    assert not thread.is_alive()
     # As at the end of a worker that never claimed it.
     release(storage, 987654)
 

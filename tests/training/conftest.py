@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
-from hpo_mab import data
-from hpo_mab.data import ImageSplits, Normalization
-from hpo_mab.training import DeviceBatches, DeviceSweep
+from hpo_mab import data, models, samplers, training
+from hpo_mab.data import Augmentation, ImageSplits, Normalization
+from hpo_mab.samplers import BatchSampler
+from hpo_mab.training import DeviceBatches, DeviceSweep, LoaderBatches, Training
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +42,48 @@ def saved() -> Callable[[Any], Any]:
         return torch.load(file, weights_only=True)
 
     return reread
+
+
+@pytest.fixture
+def start(splits: ImageSplits, parts: dict[str, Any]) -> Callable[..., Training]:
+    """Starts a training with dropout, momentum and, unless a loader brings them, crops.
+
+    ``kind`` is a name or class of batch samplers.
+    """
+
+    def make(
+        kind: str | type[BatchSampler] = "mab",
+        *,
+        seed: int = 0,
+        lr: float = 0.05,
+        loader: int | None = None,
+        optimizer: str = "sgd",
+        knobs: dict[str, Any] | None = None,
+        network: Callable[[], nn.Module] | None = None,
+        **changes: Any,
+    ) -> Training:
+        torch.manual_seed(seed)
+        shape = {"in_channels": 1, "num_classes": 10, "image_size": 8, "width": 8}
+        small = functools.partial(models.create, "small_cnn", **shape, dropout=0.1)
+        model = (network or small)()
+        labels, normalization = splits.train.labels, parts["batches"].normalization
+        crops = Augmentation(pad=1, flip=False)
+        batches: Any = DeviceBatches(
+            splits.train, normalization=normalization, augmentation=crops, seed=seed
+        )
+        if loader is not None:
+            dataset = TensorDataset(normalization(splits.train.images), labels)
+            batches = LoaderBatches(dataset, num_workers=loader)
+        sampler = functools.partial(samplers.create, kind) if isinstance(kind, str) else kind
+        arguments: dict[str, Any] = {
+            "batches": batches,
+            "validation": parts["validation"],
+            "sampler": sampler(labels, batch_size=64, seed=seed, **knobs or {}),
+            "optimizer": training.create_optimizer(optimizer, model.parameters(), lr=lr),
+            "steps": 24,
+            "evaluations": 4,
+            "channels_last": True,
+        }
+        return Training(model, **arguments | changes)
+
+    return make

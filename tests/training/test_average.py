@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hpo_mab import models, samplers, training
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError
 from hpo_mab.training import Evaluation, Training, WeightAverage, evaluate
 from hpo_mab.training._average import call_with
 
-Parts = dict[str, Any]
+Start = Callable[..., Training]
 
 
 def _walk(model: nn.Module, steps: int) -> list[list[Tensor]]:
@@ -165,33 +165,9 @@ def test_a_state_of_another_network_is_refused() -> None:
         WeightAverage(nn.Sequential(nn.Linear(3, 2)), window=0.1).load_state_dict(state)
 
 
-@pytest.mark.parametrize("window", [-0.1, 1.1, float("nan")])
-def test_a_window_out_of_bounds_is_refused(parts: Parts, window: float) -> None:
-    with pytest.raises(ArgumentError, match=r"average must be a share in \[0, 1\], got"):
-        _training(parts, average=window)
-
-
 def test_a_network_without_weights_is_refused() -> None:
     with pytest.raises(ArgumentError, match="average must be 0 for a model without weights"):
         WeightAverage(nn.Flatten(), window=0.2)
-
-
-def test_an_unknown_choice_of_weights_is_refused(parts: Parts) -> None:
-    with pytest.raises(UnknownNameError, match="keep 'best'"):
-        _training(parts, keep="best")
-
-
-def _training(parts: Parts, **changes: Any) -> Training:
-    torch.manual_seed(0)
-    model = models.create("small_cnn", in_channels=1, num_classes=10, image_size=8, width=8)
-    arguments: dict[str, Any] = {
-        **parts,
-        "sampler": samplers.create("uniform", parts["batches"].data.labels, batch_size=64),
-        "optimizer": training.create_optimizer("sgd", model.parameters(), lr=0.2),
-        "steps": 40,
-        "evaluations": 4,
-    }
-    return Training(model, **arguments | changes)
 
 
 def _scores(curve: list[Evaluation]) -> list[tuple[float, float]]:
@@ -199,9 +175,9 @@ def _scores(curve: list[Evaluation]) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["loop", "device step"])
-def test_all_evaluations_but_the_last_are_those_of_the_average(parts: Parts, graph: bool) -> None:
-    plain = list(_training(parts, graph=graph))
-    run = _training(parts, graph=graph, average=0.2)
+def test_all_evaluations_but_the_last_are_those_of_the_average(start: Start, graph: bool) -> None:
+    plain = list(start("uniform", graph=graph))
+    run = start("uniform", graph=graph, average=0.2)
     curve = []
     for point in run:
         curve.append(point)
@@ -217,11 +193,11 @@ def test_all_evaluations_but_the_last_are_those_of_the_average(parts: Parts, gra
     assert [p.train_loss for p in curve] == [p.train_loss for p in plain]
 
 
-def test_a_constant_rate_is_evaluated_by_its_average_to_the_end(parts: Parts) -> None:
-    curve = list(_training(parts, average=0.2, schedule="constant"))
+def test_a_constant_rate_is_evaluated_by_its_average_to_the_end(start: Start) -> None:
+    curve = list(start("uniform", average=0.2, schedule="constant"))
     assert [point.averaged for point in curve] == [True] * 4
-    assert [point.learning_rate for point in curve] == pytest.approx([0.2] * 4)
-    without = list(_training(parts, schedule="constant"))
+    assert [point.learning_rate for point in curve] == pytest.approx([0.05] * 4)
+    without = list(start("uniform", schedule="constant"))
     assert not any(point.averaged for point in without)
 
 
@@ -229,12 +205,12 @@ def test_a_constant_rate_is_evaluated_by_its_average_to_the_end(parts: Parts) ->
     ("schedule", "average"), [("constant", 0.5), ("linear", 0.1), ("linear", 1.0)]
 )
 def test_the_better_weights_are_kept_with_keep_better(
-    parts: Parts, schedule: str, average: float
+    start: Start, parts: dict[str, Any], schedule: str, average: float
 ) -> None:
     # A rate that is too high: an average of a good window is better than the last weights.
-    options: dict[str, Any] = {"schedule": schedule}
-    trained = list(_training(parts, **options))[-1]
-    run = _training(parts, keep="better", average=average, **options)
+    options = {"batches": parts["batches"], "lr": 0.3, "steps": 40, "schedule": schedule}
+    trained = list(start("uniform", **options))[-1]
+    run = start("uniform", keep="better", average=average, **options)
     last = list(run)[-1]
     assert run._average is not None
     averaged, _ = run._accuracy(run._validation, averaged=True)

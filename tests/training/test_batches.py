@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageData, Normalization
@@ -19,7 +18,7 @@ from hpo_mab.training import (
     LoaderSweep,
     TrainingDiverged,
 )
-from hpo_mab.training._batches import TimedSampler, _is_on_cuda
+from hpo_mab.training._batches import TimedSampler
 
 _PLAIN = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
 
@@ -137,9 +136,12 @@ def test_a_diverged_training_can_be_raised_by_another_process() -> None:
     )
 
 
+@pytest.mark.cuda
 def test_tensors_on_a_cuda_device_are_not_pinned() -> None:
-    plain = TensorDataset(torch.zeros(4, 2), torch.zeros(4))
-    held = TensorDataset(torch.zeros(4, 2), torch.zeros(4))
-    held.tensors = (SimpleNamespace(is_cuda=True), torch.zeros(4))  # type: ignore[assignment]
-    assert not _is_on_cuda(Subset(plain, [0, 1]))
-    assert _is_on_cuda(Subset(Subset(held, [0, 1]), [0]))
+    data = _data()
+    images, labels = _PLAIN(data.images).cuda(), data.labels.cuda()
+    parts = [TensorDataset(images[half], labels[half]) for half in (slice(10), slice(10, 20))]
+    stream = LoaderBatches(ConcatDataset(parts), device="cuda").stream(_timed(data))
+    inputs, targets = next(stream)
+    assert inputs.is_cuda
+    assert torch.equal(inputs[:, 0, 0, 0].round().long() % 3, targets)

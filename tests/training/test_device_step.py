@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -126,6 +128,23 @@ def test_no_reference_to_the_memory_of_a_step_remains(
         assert again == curve, kind
 
 
+class _Keeping(UniformSampler):
+    """Keeps the losses that it learns from."""
+
+    def _learn(self, draw: Draw, losses: Tensor, *_: Any) -> None:
+        self.kept = losses
+
+
+def test_a_sampler_may_keep_the_losses_of_a_step(splits: ImageSplits) -> None:
+    parts = _Parts(splits, "cpu", kind="uniform")
+    parts.sampler = sampler = _Keeping(splits.train.labels, batch_size=32)
+    step = parts.step()
+    step(step=1)
+    assert step._outputs is not None
+    step._outputs[0].fill_(torch.nan)  # As by the next replay.
+    assert bool(sampler.kept.isfinite().all())
+
+
 def test_a_capturable_sampler_draws_the_next_batch_with_the_step(splits: ImageSplits) -> None:
     parts = _Parts(splits, "cpu", **TENSORS)
     step = parts.step()
@@ -183,12 +202,57 @@ class _Cooling(torch.nn.Linear):
         return super().forward(inputs.flatten(1)) / self.temperature
 
 
-@pytest.mark.parametrize("growth", [0.0, 0.1])
-def test_a_network_that_counts_in_python_is_not_captured(
-    splits: ImageSplits, growth: float, monkeypatch: pytest.MonkeyPatch
+class _Filling(torch.nn.Module):
+    """Fills a buffer at its first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+        self.layer = torch.nn.Sequential(torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.mean is None:
+            self.mean = inputs.mean()
+        logits: Tensor = self.layer(inputs.flatten(1) - self.mean)
+        return logits
+
+
+class _Drawing(torch.nn.Linear):
+    """Draws from a random generator of its own, or only has one."""
+
+    def __init__(self, generator: Any, draw: Callable[[Any], Any]) -> None:
+        super().__init__(64, 10)
+        self.generator, self.draw = generator, draw
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.draw(self.generator)
+        return super().forward(inputs.flatten(1))
+
+
+COUNTS = "the network changes a number that it keeps in Python"
+DRAWS = "the network draws random numbers on the host"
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (_Cooling(0.0), None),
+        (_Cooling(0.1), COUNTS),
+        (_Filling(), None),
+        (_Drawing(np.random.default_rng(0), np.random.Generator.random), DRAWS),
+        (_Drawing(random.Random(0), random.Random.random), DRAWS),
+        (_Drawing(torch.Generator(), lambda own: torch.rand((), generator=own)), DRAWS),
+        (_Drawing(np.random.default_rng(0), str), None),
+    ],
+)
+def test_a_network_that_a_graph_would_not_repeat_is_not_captured(
+    splits: ImageSplits,
+    network: torch.nn.Module,
+    reason: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parts = _Parts(splits, "cpu", kind="uniform")
-    parts.model = _Cooling(growth)
+    parts.model = network
     step = parts.step()
     # As on CUDA.
     captures: list[int] = []
@@ -196,8 +260,7 @@ def test_a_network_that_counts_in_python_is_not_captured(
     monkeypatch.setattr(step._step, "_try_capture", lambda *_: captures.append(1))
     for number in range(1, WARM_UP_CALLS + 2):
         step(step=number)
-    reason = "the network changes a number that it keeps in Python"
-    assert (step.reason, captures) == ((reason, []) if growth else (None, [1]))
+    assert (step.reason, captures) == (reason, [] if reason else [1])
 
 
 def test_a_loader_has_no_device_step(splits: ImageSplits) -> None:

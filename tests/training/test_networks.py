@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from hpo_mab import samplers, training
 from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.training import Evaluation, StackedTrainer, Training
+from hpo_mab.training._captured import WARM_UP_CALLS, Captured
 
 BATCH = 32
 Make = Callable[[], nn.Module]
@@ -73,7 +76,7 @@ class _Own(nn.Module):
         self.register_buffer("scale", torch.ones(()), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        self.size = inputs.shape[-1]
+        self.size = inputs.shape[0]
         if self.training:
             self.calls += 1
         hidden = self.norm(self.one(self.frozen(inputs.flatten(1)).relu()))
@@ -112,19 +115,63 @@ def test_a_network_with_frozen_and_shared_parts_trains_as_alone(parts: Parts) ->
     assert torch.equal(found["frozen.weight"], _network(_Own).state_dict()["frozen.weight"])
 
 
-@pytest.mark.parametrize(("kind", "evaluations"), [("contextual", 2), ("uniform", 10)])
+class _Evaluated(_Own):
+    """Notes a number in evaluations only."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training:
+            self.evaluated = inputs.shape[0]
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "evaluations"),
+    [(_Own, "contextual", 2), (_Own, "uniform", 10), (_Evaluated, "uniform", 2)],
+)
 def test_a_network_may_note_the_size_of_its_input(
-    parts: Parts, kind: str, evaluations: int
+    parts: Parts, make: Make, kind: str, evaluations: int
 ) -> None:
-    stack = _stack(parts, _Own)
-    _start(stack, 0, _Own, _sampler(parts, kind), evaluations=evaluations)
+    stack = _stack(parts, make)
+    _start(stack, 0, make, _sampler(parts, kind), evaluations=evaluations)
     assert len(_train(stack)[0]) == evaluations
+
+
+def test_a_size_noted_in_an_evaluation_is_no_change_by_a_graph(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Captured.__call__
+
+    def replayed(step: Captured, body: Callable[[], None]) -> None:
+        call(step, (lambda: None) if step.captured else body)
+
+    captured = property(lambda step: step._calls >= WARM_UP_CALLS)
+    monkeypatch.setattr(Captured, "captured", captured)
+    monkeypatch.setattr(Captured, "__call__", replayed)
+    stack = _stack(parts, _Own)
+    _start(stack, 0, _Own, _sampler(parts), evaluations=10)
+    assert len(_train(stack)[0]) == 10
 
 
 @pytest.mark.parametrize("make", [_Own, lambda: _Own().bfloat16()], ids=["float32", "bfloat16"])
 def test_weights_are_cast_to_half_precision(parts: Parts, make: Make) -> None:
     stack = StackedTrainer(make(), slots=1, batch_size=BATCH, precision="bfloat16", **parts)
     _start(stack, 0, make, _sampler(parts))
+    assert len(_train(stack)[0]) == 2
+
+
+class _Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([torch.randn(64, 10)])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = inputs.flatten(1) @ self.weights[0]
+        return logits
+
+
+def test_networks_may_differ_in_their_precision(parts: Parts) -> None:
+    stack = _stack(parts, _Listed)
+    _start(stack, 0, lambda: _Listed().bfloat16(), _sampler(parts))
     assert len(_train(stack)[0]) == 2
 
 
@@ -155,10 +202,52 @@ def test_a_network_that_keeps_values_of_its_weights_is_evaluated_with_new_ones(
     assert _train(stack)[1] == pytest.approx(losses, rel=1e-4)
 
 
-@pytest.mark.parametrize("evaluations", [2, 10])
-def test_a_network_that_counts_in_python_is_refused(parts: Parts, evaluations: int) -> None:
+class _Frozen(nn.Sequential):
+    """A network that does not train its normalisation."""
+
+    def __init__(self) -> None:
+        layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 10))
+        super().__init__(*layers)
+
+    def train(self, mode: bool) -> _Frozen:  # Users may forget the default.
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+class _Masked(nn.Module):
+    """A network whose last class is masked by an infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 11)
+        mask = torch.zeros(11)
+        mask[10] = -torch.inf
+        self.register_buffer("mask", mask)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.layer(inputs.flatten(1)) + self.mask
+        return logits
+
+
+@pytest.mark.parametrize("make", [_Frozen, _Masked])
+def test_frozen_normalisations_and_masks_of_infinities_stay_as_they_are(
+    parts: Parts, make: Make
+) -> None:
+    _, losses = _alone(parts, make)
+    stack = _stack(parts, make)
+    _start(stack, 1, make, _sampler(parts))
+    assert _train(stack)[1] == pytest.approx(losses, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("start", "evaluations"), [(2.0, 1), (2.0, 2), (2.0, 10), (np.float64(2.0), 2)]
+)
+def test_a_network_that_counts_in_python_is_refused(
+    parts: Parts, start: float, evaluations: int
+) -> None:
     class Cooling(nn.Linear):
-        temperature = 2.0
+        temperature = start
 
         def forward(self, inputs: Tensor) -> Tensor:
             self.temperature *= 0.99
@@ -170,6 +259,31 @@ def test_a_network_that_counts_in_python_is_refused(parts: Parts, evaluations: i
     stack = _stack(parts, make)
     _start(stack, 0, make, _sampler(parts), evaluations=evaluations)
     with pytest.raises(RuntimeError, match="changes a number that it keeps in Python"):
+        _train(stack)
+
+
+@pytest.mark.parametrize(
+    ("generator", "draw"),
+    [
+        (np.random.default_rng(0), np.random.Generator.random),
+        (random.Random(0), random.Random.random),
+        (torch.Generator(), lambda own: torch.rand((), generator=own)),
+    ],
+)
+def test_a_network_that_draws_from_a_generator_of_its_own_is_refused(
+    parts: Parts, generator: Any, draw: Callable[[Any], Any]
+) -> None:
+    class Drawing(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(64, 10)
+            self.generator = generator
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs.flatten(1)) + draw(self.generator)
+
+    stack = _stack(parts, Drawing)
+    _start(stack, 0, Drawing, _sampler(parts))
+    with pytest.raises(RuntimeError, match="draws random numbers on the host"):
         _train(stack)
 
 

@@ -34,12 +34,9 @@ BATCH = 32
 class _Task:
     """Digits with a small network of convolutions and batch normalisation."""
 
-    def __init__(
-        self, splits: ImageSplits, *, device: str = "cpu", model: str = "small_cnn"
-    ) -> None:
+    def __init__(self, splits: ImageSplits, *, device: str = "cpu") -> None:
         self.splits = splits.to(device)
         self.device = device
-        self.model = model
         normalization = Normalization(self.splits.mean, self.splits.std)
         self.batches = DeviceBatches(self.splits.train, normalization=normalization)
         self.validation = DeviceSweep(self.splits.validation, normalization=normalization)
@@ -96,6 +93,11 @@ class _Task:
         return list(run)
 
 
+@pytest.fixture
+def task(splits: ImageSplits) -> _Task:
+    return _Task(splits)
+
+
 def _finish(stack: StackedTrainer) -> dict[int, list[Any]]:
     curves: dict[int, list[Any]] = {}
     while stack.busy:
@@ -126,9 +128,8 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize(("optimizer", "first", "second"), OPTIMIZERS, ids=lambda value: str(value))
 def test_stacked_equals_alone(
-    splits: ImageSplits, optimizer: str, first: dict[str, Any], second: dict[str, Any]
+    task: _Task, optimizer: str, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
-    task = _Task(splits)
     stack = task.stack(2, optimizer=optimizer)
     more: list[dict[str, Any]] = [
         {"steps": 20, "average": 0.2, "label_smoothing": 0.1, "keep": "better"},
@@ -154,33 +155,7 @@ def test_stacked_equals_alone(
         _assert_same(curves[slot], curve)
 
 
-class _Frozen(nn.Sequential):
-    """A network that does not train its normalisation."""
-
-    def train(self, mode: bool = True) -> _Frozen:
-        super().train(mode)
-        for layer in self.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.eval()
-        return self
-
-
-def test_a_normalisation_that_a_network_freezes_stays_frozen(splits: ImageSplits) -> None:
-    task = _Task(splits)
-
-    def network() -> nn.Module:
-        torch.manual_seed(3)
-        layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 10))
-        return _Frozen(*layers)
-
-    task.network = lambda seed: network()  # type: ignore[method-assign]
-    stack = task.stack(1)
-    task.start(stack, 0)
-    _assert_same(_finish(stack)[0], task.alone(0, task.sampler("uniform", 0)))
-
-
-def test_half_precision_trains_as_single_precision_nearly(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_half_precision_trains_as_single_precision_nearly(task: _Task) -> None:
     losses = []
     for precision in ("float32", "bfloat16"):
         stack = task.stack(2, precision=precision)
@@ -209,9 +184,8 @@ class _Replay(BatchSampler):
 
 @pytest.mark.parametrize("knobs", [{}, {"memory": None}, {"discount": 0.98}, {"floor": 0.3}])
 def test_bandits_of_a_stack_train_as_alone_on_their_batches(
-    splits: ImageSplits, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    task: _Task, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = _Task(splits)
     drawn: list[Tensor] = []
     fetch = DeviceBatches.fetch
 
@@ -232,16 +206,15 @@ def test_bandits_of_a_stack_train_as_alone_on_their_batches(
         for batch in drawn:
             # Each bandit draws an arm of its share.
             assert (shares == batch[slot][:, None]).any(dim=1).all()
-        replay = _Replay([batch[slot] for batch in drawn], splits.train.labels)
+        replay = _Replay([batch[slot] for batch in drawn], task.splits.train.labels)
         _assert_same(curves[slot], task.alone(slot, replay))
         assert all(point.reward_rate is not None for point in curves[slot])
         assert curves[slot][-1].concentration is not None
 
 
-def test_bandits_of_a_stack_draw_as_alone(splits: ImageSplits) -> None:
+def test_bandits_of_a_stack_draw_as_alone(task: _Task) -> None:
     """Hard examples are drawn more often, as often as by the sampler alone."""
-    task = _Task(splits)
-    labels = splits.train.labels
+    labels = task.splits.train.labels
     losses = torch.where(labels < 2, 2.0, 0.5)
     alone = task.sampler("mab", 0)
     share_alone = []
@@ -267,8 +240,7 @@ def test_bandits_of_a_stack_draw_as_alone(splits: ImageSplits) -> None:
 
 
 @pytest.mark.parametrize("kind", ["psgd", "infobatch"])
-def test_samplers_that_learn_by_themselves_train_as_alone(splits: ImageSplits, kind: str) -> None:
-    task = _Task(splits)
+def test_samplers_that_learn_by_themselves_train_as_alone(task: _Task, kind: str) -> None:
     stack = task.stack(2)
     task.start(stack, 1, sampler=task.sampler(kind, 3))
     task.start(stack, 0, "mab")
@@ -278,9 +250,8 @@ def test_samplers_that_learn_by_themselves_train_as_alone(splits: ImageSplits, k
 
 @pytest.mark.parametrize("knobs", [{}, {"presample": 3}])
 def test_a_stack_chooses_the_candidates_that_a_network_alone_finds_hardest(
-    splits: ImageSplits, knobs: dict[str, int]
+    task: _Task, knobs: dict[str, int]
 ) -> None:
-    task = _Task(splits)
     stack = task.stack(2)
     # More steps than are planned at once.
     steps = {0: 80, 1: 20}
@@ -298,8 +269,7 @@ def test_a_stack_chooses_the_candidates_that_a_network_alone_finds_hardest(
         assert found > 0.2
 
 
-def test_all_slots_of_a_stack_choose_among_as_many_candidates(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_all_slots_of_a_stack_choose_among_as_many_candidates(task: _Task) -> None:
     for first, fits, others in (
         ("hard_mining", {}, [("uniform", {}), ("mab", {}), ("hard_mining", {"presample": 3})]),
         ("uniform", {}, [("hard_mining", {})]),
@@ -318,9 +288,8 @@ def test_all_slots_of_a_stack_choose_among_as_many_candidates(splits: ImageSplit
 @pytest.mark.parametrize("optimizer", ["sgd", "nadam"])
 @pytest.mark.parametrize("kind", ["uniform", "psgd", "hard_mining"])
 def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
-    splits: ImageSplits, saved: Saved, kind: str, optimizer: str
+    task: _Task, saved: Saved, kind: str, optimizer: str
 ) -> None:
-    task = _Task(splits)
     options: dict[str, Any] = {
         "steps": 20,
         "evaluations": 4,
@@ -346,10 +315,7 @@ def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
     assert rest[0].seconds > curve[1].seconds
 
 
-def test_a_training_continues_beyond_its_budget_in_another_slot(
-    splits: ImageSplits, saved: Saved
-) -> None:
-    task = _Task(splits)
+def test_a_training_continues_beyond_its_budget_in_another_slot(task: _Task, saved: Saved) -> None:
     options: dict[str, Any] = {
         "steps": 20,
         "evaluations": 2,
@@ -375,49 +341,48 @@ def test_a_training_continues_beyond_its_budget_in_another_slot(
     _assert_same(rest, curve[2:], rel=1e-4)
 
 
-def test_bandits_continue_with_their_counts(splits: ImageSplits, saved: Saved) -> None:
-    task = _Task(splits)
-    options: dict[str, Any] = {"steps": 20, "evaluations": 4}
-    first, second = task.stack(2), task.stack(3, seed=1)
-    first.start(1, task.network(5), sampler=task.sampler("mab", 5), **options)
-    ((_, _),) = first.advance()
-    state = saved(first.state_dict(1))
-    second.start(2, task.network(5), sampler=task.sampler("mab", 5), state=state, **options)
-    held, taken = first._draws.engine, second._draws.engine
-    assert held is not None
-    assert taken is not None
-    assert int(held.rows()["successes"][1].sum() + held.rows()["failures"][1].sum()) > 0
-    for name, tensor in taken.rows().items():
-        assert torch.equal(tensor[2], held.rows()[name][1])
-    assert torch.equal(second._draws.tensors()["drawn"][2], first._draws.tensors()["drawn"][1])
-    assert [point.index for point in _finish(second)[2]] == [2, 3, 4]
+def test_a_training_continues_with_the_knobs_that_it_is_given(task: _Task, saved: Saved) -> None:
+    stack = task.stack(2)
+    task.start(stack, 0)
+    stack.advance()
+    state = saved(stack.state_dict(0))
+    before = stack.state(0)
+    sampler = task.sampler("uniform", 0)
+    task.start(stack, 1, sampler=sampler, state=state, optimizer={"lr": 1e-12})
+    stack.advance()
+    assert torch.equal(stack.state(1)["head.weight"], before["head.weight"])
+    assert not torch.equal(stack.state(0)["head.weight"], before["head.weight"])
 
 
 @pytest.mark.parametrize(("before", "after"), [(40, 90), (90, 40)])
-def test_bandits_continue_on_a_stack_whose_first_one_remembers_more_or_less(
-    splits: ImageSplits, saved: Saved, before: int, after: int
+def test_bandits_continue_with_their_counts_in_another_stack(
+    task: _Task, saved: Saved, before: int, after: int
 ) -> None:
-    task = _Task(splits)
     options: dict[str, Any] = {"steps": 60, "evaluations": 3}
     own = {"sampler": task.sampler("mab", 5, memory=30), **options}
-    first, second = task.stack(2), task.stack(2, seed=1)
+    first, second = task.stack(2), task.stack(3, seed=1)
     first.start(1, task.network(9), sampler=task.sampler("mab", 9, memory=before), **options)
     first.start(0, task.network(5), **own)
     first.advance()
     first.advance()
     state = saved(first.state_dict(0))
     second.start(1, task.network(9), sampler=task.sampler("mab", 9, memory=after), **options)
-    second.start(0, task.network(5), state=state, **own)
-    held, taken = (stack._draws.engine for stack in (first, second))
+    held = first._draws.engine
     assert held is not None
-    assert taken is not None
-    for name, tensor in taken.rows().items():
-        mine, theirs = tensor[0], held.rows()[name][0]
-        if name.startswith("window"):
-            assert mine.shape != theirs.shape
-            mine, theirs = mine[:, :30], theirs[:, :30]
-        assert torch.equal(mine, theirs), name
-    assert [point.index for point in _finish(second)[0]] == [3]
+    assert int((held.rows()["successes"] + held.rows()["failures"])[0].sum()) > 0
+    for stack, slot in ((second, 2), (task.stack(1), 0)):
+        stack.start(slot, task.network(5), state=state, **own)
+        taken = stack._draws.engine
+        assert taken is not None
+        for name, tensor in taken.rows().items():
+            mine, theirs = tensor[slot], held.rows()[name][0]
+            if name.startswith("window"):
+                assert mine.shape != theirs.shape
+                mine, theirs = mine[:, :30], theirs[:, :30]
+            assert torch.equal(mine, theirs), name
+        drawn, expected = (one._draws.tensors()["drawn"] for one in (stack, first))
+        assert torch.equal(drawn[slot], expected[0])
+        assert [point.index for point in _finish(stack)[slot]] == [3]
     # A bandit that remembers more has lost pulls.
     short = {**state["tensors"]}
     for name in ("bandits.window_arms", "bandits.window_rewards"):
@@ -426,17 +391,18 @@ def test_bandits_continue_on_a_stack_whose_first_one_remembers_more_or_less(
         task.stack(1).start(0, task.network(5), state={**state, "tensors": short}, **own)
 
 
-def test_a_free_slot_has_no_training(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_a_free_slot_has_no_training(task: _Task) -> None:
     stack = task.stack(2)
     task.start(stack, 1)
     for call in (stack.stop, stack.evaluations):
         with pytest.raises(ArgumentError, match=r"slot must be one with a training, \(1,\), got 0"):
             call(0)
+    for read in (stack.state, lambda slot: stack.scores([1, slot], averaged=False)):
+        with pytest.raises(ArgumentError, match=r"a training began, \[1\], got 0"):
+            read(0)
 
 
-def test_a_state_that_does_not_fit_is_refused(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_a_state_that_does_not_fit_is_refused(task: _Task) -> None:
     stack = task.stack(2)
     with pytest.raises(ArgumentError, match="slot must be one that was evaluated just now, got 0"):
         stack.state_dict(0)
@@ -464,10 +430,9 @@ class _Uncopied(UniformSampler):
         return {**super()._state(), "nested": [self.labels]}
 
 
-def test_the_tensors_of_a_state_are_copies(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_the_tensors_of_a_state_are_copies(task: _Task) -> None:
     stack = task.stack(1)
-    sampler = _Uncopied(splits.train.labels.clone(), batch_size=BATCH, seed=0)
+    sampler = _Uncopied(task.splits.train.labels.clone(), batch_size=BATCH, seed=0)
     stack.start(0, task.network(0), sampler=sampler, steps=4, evaluations=2)
     stack.advance()
     state = stack.state_dict(0)
@@ -482,18 +447,14 @@ def test_the_tensors_of_a_state_are_copies(splits: ImageSplits) -> None:
         assert torch.equal(tensor, state["tensors"][name])
 
 
-def test_a_sampler_that_needs_the_network_within_a_step_trains_alone(
-    splits: ImageSplits,
-) -> None:
-    task = _Task(splits)
+def test_a_sampler_that_needs_the_network_within_a_step_trains_alone(task: _Task) -> None:
     stack, sampler = task.stack(1), task.sampler("gradnorm", 3)
     assert not stack.takes(sampler)
     with pytest.raises(ArgumentError, match="GradNormSampler does not fit this stack"):
         stack.start(0, task.network(0), sampler=sampler, steps=20)
 
 
-def test_a_slot_begins_again_as_if_it_were_new(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_a_slot_begins_again_as_if_it_were_new(task: _Task) -> None:
     stack = task.stack(2)
     task.start(stack, 0, "mab", steps=40)
     task.start(stack, 1, steps=12)
@@ -510,8 +471,7 @@ def test_a_slot_begins_again_as_if_it_were_new(splits: ImageSplits) -> None:
     assert len(curves[0]) == 4
 
 
-def test_a_start_that_is_refused_leaves_the_slot_as_it_was(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_a_start_that_is_refused_leaves_the_slot_as_it_was(task: _Task) -> None:
     stack = task.stack(2)
     # Its bandits are the stack's.
     stack.start(1, task.network(1), sampler=task.sampler("mab", 1), steps=40)
@@ -528,10 +488,7 @@ def test_a_start_that_is_refused_leaves_the_slot_as_it_was(splits: ImageSplits) 
         assert torch.equal(tensor, before[name]), name
 
 
-def test_a_training_that_diverges_does_not_affect_other_slots_or_the_next(
-    splits: ImageSplits,
-) -> None:
-    task = _Task(splits)
+def test_a_training_that_diverges_does_not_affect_other_slots_or_the_next(task: _Task) -> None:
     stack = task.stack(2)
     for slot, lr in enumerate((1e30, 0.05)):
         task.start(stack, slot, optimizer={"lr": lr})
@@ -554,8 +511,7 @@ def test_a_diverged_training_lost_the_work_since_its_last_evaluation() -> None:
     assert training.curve.points == [point]
 
 
-def test_a_stopped_training_has_no_more_evaluations(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_a_stopped_training_has_no_more_evaluations(task: _Task) -> None:
     stack = task.stack(2)
     for slot in range(2):
         task.start(stack, slot)
@@ -565,8 +521,7 @@ def test_a_stopped_training_has_no_more_evaluations(splits: ImageSplits) -> None
     assert {slot for slot, _ in (*stack.advance(), *stack.advance())} == {1}
 
 
-def test_weights_of_a_slot_are_those_evaluated(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_weights_of_a_slot_are_those_evaluated(task: _Task) -> None:
     stack = task.stack(2)
     task.start(stack, 1, evaluations=2, average=0.3)
     for averaged in (True, False):
@@ -581,8 +536,7 @@ def test_weights_of_a_slot_are_those_evaluated(splits: ImageSplits) -> None:
         assert loss == pytest.approx(point.loss, rel=1e-4)
 
 
-def test_labels_beyond_the_outputs_are_named(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_labels_beyond_the_outputs_are_named(task: _Task) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 9))
     arguments = {"batches": task.batches, "validation": task.validation, "batch_size": BATCH}
     stack = StackedTrainer(network, slots=1, **arguments)
@@ -593,8 +547,7 @@ def test_labels_beyond_the_outputs_are_named(splits: ImageSplits) -> None:
         stack.scores([0], averaged=False)
 
 
-def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_what_does_not_fit_is_refused(task: _Task) -> None:
     with pytest.raises(ArgumentError, match="slots must be at least 1, got 0"):
         task.stack(0)
     with pytest.raises(UnknownNameError, match="precision 'float16'"):
@@ -607,7 +560,7 @@ def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
     wide = models.create("small_cnn", in_channels=1, num_classes=10, image_size=8, width=5)
     with pytest.raises(ArgumentError, match="buffers of the stack's networks"):
         stack.start(1, wide, **start)
-    small = MABSampler(splits.train.labels, batch_size=8)
+    small = MABSampler(task.splits.train.labels, batch_size=8)
     with pytest.raises(ArgumentError, match="batches of 32, got 8"):
         stack.start(1, task.network(0), **start | {"sampler": small})
     greedy = task.sampler("mab", 0, policy="softmax")
@@ -639,10 +592,9 @@ def test_a_captured_stack_equals_the_eager_one_on_cuda(
             assert dataclasses.asdict(one)["loss"] == pytest.approx(two.loss, rel=0.05)
 
 
-def test_early_evaluations_are_on_their_own_examples(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_early_evaluations_are_on_their_own_examples(task: _Task) -> None:
     part = DeviceSweep(
-        splits.validation.subset(torch.arange(0, 40)), normalization=task.batches.normalization
+        task.splits.validation.subset(torch.arange(0, 40)), normalization=task.batches.normalization
     )
 
     def curves(stack: StackedTrainer) -> dict[int, list[float]]:
@@ -697,8 +649,7 @@ class _Own(MABSampler):
         super()._learn(*arguments)
 
 
-def test_a_subclass_of_the_bandit_learns_itself(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_a_subclass_of_the_bandit_learns_itself(task: _Task) -> None:
     stack = task.stack(1)
     sampler = _Own(task.splits.train.labels, batch_size=BATCH, seed=3)
     stack.start(0, task.network(0), sampler=sampler, steps=4, evaluations=2)
@@ -706,8 +657,7 @@ def test_a_subclass_of_the_bandit_learns_itself(splits: ImageSplits) -> None:
     assert _Own.learned >= 2
 
 
-def test_bandits_over_another_number_of_examples_are_refused(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_bandits_over_another_number_of_examples_are_refused(task: _Task) -> None:
     stack = task.stack(2)
     labels = task.splits.train.labels
     stack.start(0, task.network(0), sampler=task.sampler("mab", 0), steps=4, evaluations=2)
@@ -737,34 +687,7 @@ def test_a_class_that_is_masked_leaves_the_loss_finite_as_alone(smoothing: float
     assert torch.allclose(stacked.grad, alone.grad)
 
 
-def test_a_mask_of_infinities_stays_as_it_is(splits: ImageSplits) -> None:
-    class Masked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(64, 11)
-            mask = torch.zeros(11)
-            mask[10] = -torch.inf
-            self.register_buffer("mask", mask)
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            logits: Tensor = self.layer(inputs.flatten(1)) + self.mask
-            return logits
-
-    def network(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return Masked()
-
-    task = _Task(splits)
-    task.network = network  # type: ignore[method-assign]
-    stack = task.stack(1)
-    task.start(stack, 0, average=0.2)
-    curve = _finish(stack)[0]
-    assert curve[0].averaged
-    _assert_same(curve, task.alone(0, task.sampler("uniform", 0), average=0.2))
-
-
-def test_a_first_start_that_is_refused_decides_nothing(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_a_first_start_that_is_refused_decides_nothing(task: _Task) -> None:
     stack = task.stack(1)
     with pytest.raises(ArgumentError, match="parameters and buffers"):
         stack.start(0, nn.Linear(3, 2), sampler=task.sampler("hard_mining", 0), steps=4)
@@ -772,8 +695,7 @@ def test_a_first_start_that_is_refused_decides_nothing(splits: ImageSplits) -> N
     assert len(_finish(stack)[0]) == 4
 
 
-def test_free_slots_make_no_training_slower(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_free_slots_make_no_training_slower(task: _Task) -> None:
     for started in (1, 4):
         stack = task.stack(4)
         ticks = itertools.count()
@@ -786,8 +708,7 @@ def test_free_slots_make_no_training_slower(splits: ImageSplits) -> None:
         assert stack.idle_seconds[0] == (3.0 if started == 1 else 0.0)
 
 
-def test_each_slot_has_its_own_crops(splits: ImageSplits) -> None:
-    task = _Task(splits)
+def test_each_slot_has_its_own_crops(task: _Task) -> None:
     losses = []
     for augmentation in (None, Augmentation(pad=1, flip=False)):
         task.batches = DeviceBatches(

@@ -11,55 +11,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from hpo_mab import models, training
-from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.data import Augmentation, ImageSplits, Normalization
-from hpo_mab.samplers import MABSampler, UniformSampler
-from hpo_mab.training import DeviceBatches, DeviceSweep, Evaluation, LoaderBatches, LoaderSweep
+from hpo_mab import training
+from hpo_mab._errors import ArgumentError
+from hpo_mab.data import ImageSplits
+from hpo_mab.samplers import Draw, UniformSampler
+from hpo_mab.training import DeviceBatches, DeviceSweep, LoaderSweep, Training
 
+Parts = dict[str, Any]
+Start = Callable[..., Training]
 Timeless = Callable[..., list[dict[str, Any]]]
 
 
-class _Setup:
-    """A small training on digits; every part can be replaced."""
-
-    def __init__(
-        self, splits: ImageSplits, *, seed: int = 0, sampler: Any = UniformSampler, lr: float = 0.1
-    ) -> None:
-        torch.manual_seed(seed)
-        self.normalization = Normalization(splits.mean, splits.std)
-        self.model = models.create(
-            "small_cnn", in_channels=1, num_classes=10, image_size=8, width=8, dropout=0.1
-        )
-        self.arguments: dict[str, Any] = {
-            "batches": DeviceBatches(
-                splits.train,
-                normalization=self.normalization,
-                augmentation=Augmentation(pad=1, flip=False),
-                seed=seed,
-            ),
-            "validation": DeviceSweep(splits.validation, normalization=self.normalization),
-            "sampler": sampler(splits.train.labels, batch_size=64, seed=seed),
-            "optimizer": training.create_optimizer("sgd", self.model.parameters(), lr=lr),
-            "steps": 16,
-            "evaluations": 4,
-        }
-
-    def train(self, **changes: Any) -> Iterator[Evaluation]:
-        return training.Training(self.model, **self.arguments | changes)
-
-
-@pytest.mark.parametrize("sampler", [UniformSampler, MABSampler])
-def test_digits_are_learnt(splits: ImageSplits, sampler: Any) -> None:
-    curve = list(_Setup(splits, sampler=sampler).train(steps=90))
+@pytest.mark.parametrize("kind", ["uniform", "mab"])
+def test_digits_are_learnt(start: Start, kind: str) -> None:
+    curve = list(start(kind, lr=0.1, steps=90))
     assert curve[-1].accuracy > 0.85  # Chance is 0.1.
     assert curve[-1].loss < 0.6
     assert curve[-1].train_loss < 0.5 * curve[0].train_loss
 
 
-def test_points_of_the_curve(splits: ImageSplits) -> None:
-    setup = _Setup(splits, sampler=MABSampler)
-    curve = list(setup.train(steps=10, evaluations=4, warmup=0.2))
+def test_points_of_the_curve(start: Start) -> None:
+    curve = list(start("mab", lr=0.1, steps=10, evaluations=4, warmup=0.2))
     assert [point.index for point in curve] == [1, 2, 3, 4]
     assert [point.steps for point in curve] == [2, 5, 8, 10]
     assert [point.examples for point in curve] == [128, 320, 512, 640]
@@ -71,51 +43,47 @@ def test_points_of_the_curve(splits: ImageSplits) -> None:
         assert 0 <= point.reward_rate <= 1
 
 
-@pytest.mark.parametrize("sampler", [UniformSampler, MABSampler])
+@pytest.mark.parametrize("kind", ["uniform", "mab"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_same_seed_same_curve_and_weights_bit_for_bit(
-    splits: ImageSplits, timeless: Timeless, sampler: Any, precision: str
+    start: Start, timeless: Timeless, kind: str, precision: str
 ) -> None:
     runs = []
     for seed in (3, 3, 4):
-        setup = _Setup(splits, seed=seed, sampler=sampler)
-        curve = timeless(setup.train(precision=precision))
-        runs.append((curve, [parameter.clone() for parameter in setup.model.parameters()]))
+        run = start(kind, seed=seed, precision=precision)
+        curve = timeless(run)
+        runs.append((curve, [parameter.clone() for parameter in run.model.parameters()]))
     (curve, weights), (again, same), (other, _) = runs
     assert curve == again
     assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
     assert curve != other
-    default = timeless(_Setup(splits, seed=3, sampler=sampler).train())
+    default = timeless(start(kind, seed=3))
     assert (curve == default) is (precision == "float32")
 
 
-def test_layout_changes_the_curve_by_rounding_only(splits: ImageSplits) -> None:
-    (plain,) = _Setup(splits).train(steps=4, evaluations=1)
-    setup = _Setup(splits)
-    (last,) = setup.train(steps=4, evaluations=1, channels_last=True)
-    layers = [layer for layer in setup.model.modules() if isinstance(layer, nn.Conv2d)]
+def test_layout_changes_the_curve_by_rounding_only(start: Start) -> None:
+    (plain,) = start("uniform", steps=4, evaluations=1, channels_last=False)
+    run = start("uniform", steps=4, evaluations=1, channels_last=True)
+    (last,) = run
+    layers = [layer for layer in run.model.modules() if isinstance(layer, nn.Conv2d)]
     # Also with one channel, where a tensor of either layout is contiguous in both.
     assert [layer.weight.stride(1) for layer in layers] == [1] * len(layers)
     assert last.loss == pytest.approx(plain.loss, rel=1e-3)
 
 
 def test_a_data_set_of_the_user_trains_exactly_as_images_on_the_device(
-    splits: ImageSplits, timeless: Timeless
+    start: Start, splits: ImageSplits, parts: Parts, timeless: Timeless
 ) -> None:
-    setup = _Setup(splits)
-    device = DeviceBatches(splits.train, normalization=setup.normalization)
-    expected = timeless(setup.train(batches=device, steps=40))
-    setup = _Setup(splits)
-    train, validation = (
-        TensorDataset(setup.normalization(part.images), part.labels)
-        for part in (splits.train, splits.validation)
-    )
-    curve = setup.train(batches=LoaderBatches(train), validation=LoaderSweep(validation), steps=40)
+    expected = timeless(start("uniform", batches=parts["batches"], steps=40))
+    images = parts["batches"].normalization(splits.validation.images)
+    validation = LoaderSweep(TensorDataset(images, splits.validation.labels))
+    curve = start("uniform", loader=0, validation=validation, steps=40)
     assert timeless(curve) == expected
 
 
-def test_closing_the_iterator_ends_the_training(splits: ImageSplits) -> None:
-    setup = _Setup(splits)
+def test_closing_the_iterator_ends_the_training(
+    start: Start, splits: ImageSplits, parts: Parts
+) -> None:
     closed: list[bool] = []
 
     class _Watched(DeviceBatches):
@@ -125,37 +93,36 @@ def test_closing_the_iterator_ends_the_training(splits: ImageSplits) -> None:
             finally:
                 closed.append(True)
 
-    batches = _Watched(splits.train, normalization=setup.normalization)
-    curve = setup.train(batches=batches)
-    assert next(curve).steps == 4
-    weights = [parameter.clone() for parameter in setup.model.parameters()]
+    batches = _Watched(splits.train, normalization=parts["batches"].normalization)
+    curve = start("uniform", batches=batches)
+    assert next(curve).steps == 6
+    weights = [parameter.clone() for parameter in curve.model.parameters()]
     curve.close()
     assert closed == [True]
     assert next(curve, None) is None
-    after = setup.model.parameters()
+    after = curve.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(weights, after, strict=True))
 
 
-def test_nothing_is_trained_before_the_first_evaluation_is_requested(splits: ImageSplits) -> None:
-    setup = _Setup(splits)
-    setup.train()
-    assert setup.arguments["sampler"].outstanding == 0
+def test_nothing_is_trained_before_the_first_evaluation_is_requested(
+    start: Start, splits: ImageSplits
+) -> None:
+    sampler = start("uniform").sampler
+    assert sampler.outstanding == 0
     first = UniformSampler(splits.train.labels, batch_size=64).draw()
-    assert torch.equal(setup.arguments["sampler"].draw(), first)
+    assert torch.equal(sampler.draw(), first)
 
 
-def test_divergence_is_detected_at_once_on_the_cpu(splits: ImageSplits) -> None:
-    setup = _Setup(splits, lr=1e30)
+def test_divergence_is_detected_at_once_on_the_cpu(start: Start) -> None:
     with pytest.raises(training.TrainingDiverged, match="the training loss is") as caught:
-        list(setup.train(steps=500, evaluations=1, warmup=0.0))
+        list(start("uniform", lr=1e30, steps=500, evaluations=1, warmup=0.0))
     assert caught.value.step < 50
 
 
-def test_a_validation_loss_that_is_not_finite_is_divergence(splits: ImageSplits) -> None:
-    setup = _Setup(splits)
+def test_a_validation_loss_that_is_not_finite_is_divergence(start: Start) -> None:
     bad = [(torch.full((2, 1, 8, 8), torch.inf), torch.tensor([0, 1]))]
-    with pytest.raises(training.TrainingDiverged, match="by step 4: the validation loss is"):
-        list(setup.train(validation=bad))
+    with pytest.raises(training.TrainingDiverged, match="by step 6: the validation loss is"):
+        list(start("uniform", validation=bad))
 
 
 class _Recorder(UniformSampler):
@@ -180,10 +147,10 @@ class _Recorder(UniformSampler):
         return super().update(losses, **more)
 
 
-def test_the_sampler_gets_progress_and_the_losses_trained_on(splits: ImageSplits) -> None:
-    setup = _Setup(splits, sampler=_Recorder)
-    curve = list(setup.train(label_smoothing=0.2))
-    sampler = setup.arguments["sampler"]
+def test_the_sampler_gets_progress_and_the_losses_trained_on(start: Start) -> None:
+    run = start(_Recorder, steps=16, label_smoothing=0.2)
+    curve, sampler = list(run), run.sampler
+    assert isinstance(sampler, _Recorder)
     assert sampler.shares == [step / 16 for step in range(16)]
     for number, point in enumerate(curve):
         four = sampler.losses[4 * number : 4 * number + 4]
@@ -191,33 +158,36 @@ def test_the_sampler_gets_progress_and_the_losses_trained_on(splits: ImageSplits
     torch.testing.assert_close(sampler.losses[-1], sampler.smoothed)
 
 
-def test_the_gradient_is_that_of_the_weighted_loss(splits: ImageSplits) -> None:
+def test_the_gradient_is_that_of_the_weighted_loss(start: Start) -> None:
     class _Deaf(UniformSampler):
         def update(self, losses: Tensor, **more: Any) -> Tensor:
             return 0 * super().update(losses, **more)
 
-    setup = _Setup(splits, sampler=_Deaf)
-    weights = [parameter.clone() for parameter in setup.model.parameters()]
-    list(setup.train())
-    after = setup.model.parameters()
+    run = start(_Deaf)
+    weights = [parameter.clone() for parameter in run.model.parameters()]
+    list(run)
+    after = run.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(weights, after, strict=True))
 
 
-def test_a_scorer_is_bound_and_removed_at_the_end(splits: ImageSplits) -> None:
-    setup = _Setup(splits, sampler=_Recorder)
-    under_way = setup.train(label_smoothing=0.2)
+def test_a_scorer_is_bound_and_removed_at_the_end(
+    start: Start, splits: ImageSplits, parts: Parts
+) -> None:
+    under_way = start(_Recorder, label_smoothing=0.2)
+    model, sampler = under_way.model, under_way.sampler
+    assert isinstance(sampler, _Recorder)
     next(under_way)
-    before = {key: value.clone() for key, value in setup.model.state_dict().items()}
-    logits = setup.arguments["sampler"].scorer(torch.tensor([5, 2]))
-    assert setup.model.training
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    logits = sampler.scorer(torch.tensor([5, 2]))
+    assert model.training
     assert not logits.requires_grad
-    for key, value in setup.model.state_dict().items():
+    for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
-    images = setup.normalization(splits.train.images[[5, 2]])
-    torch.testing.assert_close(logits, setup.model.eval()(images).detach())
+    images = parts["batches"].normalization(splits.train.images[[5, 2]])
+    torch.testing.assert_close(logits, model.eval()(images).detach())
     # A cycle of the sampler and the network would be freed later.
     del under_way
-    assert setup.arguments["sampler"].scorer is None
+    assert sampler.scorer is None
 
 
 class _Slow(UniformSampler):
@@ -228,37 +198,34 @@ class _Slow(UniformSampler):
     def clock(self) -> float:
         return self.now
 
-    def draw(self) -> Tensor:
+    def _draw(self) -> Draw:
         self.now += 2.0
-        return super().draw()
+        return super()._draw()
 
     def update(self, losses: Tensor, **more: Any) -> Tensor:
         self.now += 1.0
         return super().update(losses, **more)
 
 
-def test_seconds_leave_evaluation_out_and_keep_the_sampler_in(splits: ImageSplits) -> None:
-    setup = _Setup(splits, sampler=_Slow)
-    sampler = setup.arguments["sampler"]
+def test_seconds_leave_evaluation_out_and_keep_the_sampler_in(
+    start: Start, splits: ImageSplits, parts: Parts
+) -> None:
+    sampler = _Slow(splits.train.labels, batch_size=64)
 
     class _SlowSweep(DeviceSweep):
         def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
             sampler.now += 100.0
             return super().__iter__()
 
-    class _SlowModel(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
+    class _SlowModel(nn.Linear):
         def forward(self, inputs: Tensor) -> Tensor:
             sampler.now += 10.0 if self.training else 0.0
-            return self.inner(inputs)
+            return super().forward(inputs.flatten(1))
 
-    setup.model = _SlowModel(setup.model)
-    sweep = _SlowSweep(splits.validation, normalization=setup.normalization)
+    sweep = _SlowSweep(splits.validation, normalization=parts["batches"].normalization)
+    options = {"sampler": sampler, "validation": sweep, "clock": sampler.clock, "steps": 16}
     points = []
-    for point in setup.train(validation=sweep, clock=sampler.clock):
+    for point in start(network=lambda: _SlowModel(64, 10), **options):
         sampler.now += 1000.0  # The time of the consumer does not count as training.
         points.append(point)
     assert [point.seconds for point in points] == [52.0, 104.0, 156.0, 208.0]
@@ -266,12 +233,10 @@ def test_seconds_leave_evaluation_out_and_keep_the_sampler_in(splits: ImageSplit
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_draws_by_a_loader_are_timed(splits: ImageSplits, num_workers: int) -> None:
-    setup = _Setup(splits, sampler=_Slow)
-    clock = setup.arguments["sampler"].clock
-    dataset = TensorDataset(setup.normalization(splits.train.images), splits.train.labels)
-    batches = LoaderBatches(dataset, num_workers=num_workers)
-    (point,) = setup.train(batches=batches, steps=5, evaluations=1, clock=clock)
+def test_draws_by_a_loader_are_timed(start: Start, splits: ImageSplits, num_workers: int) -> None:
+    sampler = _Slow(splits.train.labels, batch_size=64)
+    options = {"sampler": sampler, "clock": sampler.clock, "steps": 5, "evaluations": 1}
+    (point,) = start(loader=num_workers, **options)
     # With a worker, batches are also drawn ahead.
     assert point.sampler_seconds == 5 * (2.0 + 1.0) + 2 * 2.0 * num_workers
 
@@ -284,15 +249,15 @@ def test_draws_by_a_loader_are_timed(splits: ImageSplits, num_workers: int) -> N
         ({"warmup": -0.1}, r"warmup must be a share in \[0, 1\), got -0\.1"),
         ({"warmup": 1.0}, r"warmup must be a share in \[0, 1\), got 1\.0"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1\.0"),
+        ({"average": -0.1}, r"average must be a share in \[0, 1\], got -0\.1"),
+        ({"average": 1.1}, r"average must be a share in \[0, 1\], got 1\.1"),
+        ({"average": float("nan")}, r"average must be a share in \[0, 1\], got nan"),
+        ({"keep": "best"}, "keep 'best'"),
+        ({"precision": "float16"}, r"precision 'float16'.*'bfloat16'"),
     ],
 )
 def test_arguments_out_of_bounds_are_refused_by_the_call(
-    splits: ImageSplits, changes: dict[str, Any], message: str
+    start: Start, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ArgumentError, match=message):
-        _Setup(splits).train(**changes)
-
-
-def test_unknown_precision_is_refused_by_the_call(splits: ImageSplits) -> None:
-    with pytest.raises(UnknownNameError, match=r"precision 'float16'.*'bfloat16'"):
-        _Setup(splits).train(precision="float16")
+        start(**changes)

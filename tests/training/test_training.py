@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import http
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from hpo_mab import data, models, samplers, training
+from hpo_mab import data, samplers, training
 from hpo_mab._errors import ArgumentError
-from hpo_mab.data import Augmentation, ImageSplits, Normalization
+from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.training import (
     DeviceBatches,
     DeviceSweep,
@@ -26,47 +26,6 @@ from hpo_mab.training._evaluate import evaluate
 
 Start = Callable[..., Training]
 Timeless = Callable[..., list[dict[str, Any]]]
-
-
-@pytest.fixture
-def start(splits: ImageSplits) -> Start:
-    """Starts a training with dropout, momentum and, unless a loader brings them, crops."""
-
-    def make(
-        kind: str = "mab",
-        *,
-        loader: int | None = None,
-        optimizer: str = "sgd",
-        knobs: dict[str, Any] | None = None,
-        network: Callable[[], nn.Module] | None = None,
-        **changes: Any,
-    ) -> Training:
-        torch.manual_seed(0)
-        normalization = Normalization(splits.mean, splits.std)
-        shape = {"in_channels": 1, "num_classes": 10, "image_size": 8, "width": 8}
-        small = functools.partial(models.create, "small_cnn", **shape, dropout=0.1)
-        model = (network or small)()
-        labels = splits.train.labels
-        batches: Any = DeviceBatches(
-            splits.train,
-            normalization=normalization,
-            augmentation=Augmentation(pad=1, flip=False),
-        )
-        if loader is not None:
-            dataset = TensorDataset(normalization(splits.train.images), labels)
-            batches = LoaderBatches(dataset, num_workers=loader)
-        arguments: dict[str, Any] = {
-            "batches": batches,
-            "validation": DeviceSweep(splits.validation, normalization=normalization),
-            "sampler": samplers.create(kind, labels, batch_size=64, **knobs or {}),
-            "optimizer": training.create_optimizer(optimizer, model.parameters(), lr=0.05),
-            "steps": 24,
-            "evaluations": 4,
-            "channels_last": True,
-        }
-        return training.Training(model, **arguments | changes)
-
-    return make
 
 
 class _Counting(nn.Linear):
@@ -97,6 +56,20 @@ class _Growing(_Counting):
         return super().forward(images) * (1 + self.first) + self.means.sum()
 
 
+class _Cooling(nn.Linear):
+    """Divides by a number that it keeps in Python."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 10)
+        self.temperature = np.float64(4.0)
+        self.status = http.HTTPStatus.OK  # An `enum.IntEnum`, which no file of tensors can hold.
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.temperature *= 0.9
+        return super().forward(images.flatten(1)) / self.temperature
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -104,6 +77,7 @@ class _Growing(_Counting):
         {"kind": "uniform"},
         {"kind": "uniform", "network": _Counting},
         {"kind": "uniform", "network": _Growing},
+        {"kind": "uniform", "network": _Cooling},
         {"kind": "gradnorm", "optimizer": "adamw"},
         {"kind": "mab", "loader": 0},
         {"kind": "mab", "average": 0.2},

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -33,10 +34,12 @@ class Script:
     """Replaces worker processes; they end with the given statuses, in order."""
 
     pid = 1
+    begins: ClassVar[Callable[[], object]]
     ends: ClassVar[list[int]] = []
     started: ClassVar[list[Sequence[str]]] = []
 
     def __init__(self, arguments: Sequence[str], *, storage: str) -> None:
+        type(self).begins()
         self.started.append(arguments)
         self.status = self.ends.pop(0) if self.ends else 0
 
@@ -62,14 +65,21 @@ def study(tmp_path: Path) -> Any:
 def run(
     study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., bool]:
-    """Runs two workers that end with the given statuses; returns whether interrupted."""
+    """Runs two workers that end with the given statuses; returns whether interrupted.
+
+    Each calls ``begins`` first.
+    """
     monkeypatch.setattr(_processes, "WorkerProcess", Script)
     monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_POLLS", 0.001)
 
     def launch(
-        *ends: int, here: bool = False, on_trial: Any = None, trains: Any = lambda: None
+        *ends: int,
+        here: bool = False,
+        on_trial: Any = None,
+        trains: Any = lambda: None,
+        begins: Any = lambda: None,
     ) -> bool:
-        Script.ends, Script.started = list(ends), []
+        Script.ends, Script.started, Script.begins = list(ends), [], begins
         storage = Storage(str(tmp_path / "studies.db"))
         launcher = ProcessLauncher(storage, devices=["cpu", "cpu"], data_root="data", slots=3)
 
@@ -92,28 +102,24 @@ def test_a_worker_that_dies_is_replaced(run: Callable[..., bool]) -> None:
     ]  # fmt: skip
 
 
-def test_a_worker_that_is_just_replaced_is_waited_for(
-    run: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_is_just_replaced_is_waited_for(run: Callable[..., bool]) -> None:
     replacing = threading.Event()
 
-    def start(arguments: Sequence[str], *, storage: str) -> Script:
+    def begins() -> None:
         if len(Script.started) >= 2:
             replacing.set()
             # Meanwhile this process looks several times for workers to wait for.
             time.sleep(0.05)
-        return Script(arguments, storage=storage)
 
-    monkeypatch.setattr(_processes, "WorkerProcess", start)
     with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
-        run(*[-11] * 100, trains=replacing.wait)
+        run(*[-11] * 100, trains=replacing.wait, begins=begins)
     assert len(Script.started) == 8
 
 
 def test_a_trial_that_a_worker_lost_is_no_sign_of_life(
-    run: Callable[..., bool], study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., bool], study: optuna.Study
 ) -> None:
-    def start(arguments: Sequence[str], *, storage: str) -> Script:
+    def begins() -> None:
         study.add_trial(
             optuna.create_trial(
                 state=optuna.trial.TrialState.FAIL,
@@ -121,32 +127,25 @@ def test_a_trial_that_a_worker_lost_is_no_sign_of_life(
                 system_attrs={WORKER_KEY: "other:1:2"},
             )
         )
-        return Script(arguments, storage=storage)
 
-    monkeypatch.setattr(_processes, "WorkerProcess", start)
     with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
-        run(*[-11] * 100)
+        run(*[-11] * 100, begins=begins)
     assert len(Script.started) == 8
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_deaths_are_forgotten_when_a_worker_finishes_a_trial_not_when_this_process_does(
-    run: Callable[..., bool],
-    study: optuna.Study,
-    monkeypatch: pytest.MonkeyPatch,
-    elsewhere: bool,
+    run: Callable[..., bool], study: optuna.Study, elsewhere: bool
 ) -> None:
     worker = "other:1:2" if elsewhere else this_process()
 
-    def start(arguments: Sequence[str], *, storage: str) -> Script:
+    def begins() -> None:
         if len(Script.started) % 2:
             study.add_trial(optuna.create_trial(value=0.5, system_attrs={WORKER_KEY: worker}))
-        return Script(arguments, storage=storage)
 
-    monkeypatch.setattr(_processes, "WorkerProcess", start)
     # The thread that follows the workers looks after each start.
     with contextlib.nullcontext() if elsewhere else pytest.warns(WorkerWarning, match="status -11"):
-        run(*[-11] * 30)
+        run(*[-11] * 30, begins=begins)
     assert (len(Script.started) > 20) == elsewhere
 
 
@@ -159,14 +158,12 @@ def test_a_worker_that_gives_up_is_not_replaced_and_its_error_is_shown(
 
 
 def test_a_run_goes_on_with_the_processes_that_the_system_allows(
-    run: Callable[..., bool], study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., bool], study: optuna.Study
 ) -> None:
-    def start(arguments: Sequence[str], *, storage: str) -> Script:
+    def begins() -> None:
         if len(Script.started) >= allowed:
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        return Script(arguments, storage=storage)
 
-    monkeypatch.setattr(_processes, "WorkerProcess", start)
     passed: list[int] = []
     for allowed in (0, 1, 2):
         # The second one dies, and cannot be replaced.
@@ -175,6 +172,7 @@ def test_a_run_goes_on_with_the_processes_that_the_system_allows(
                 *(0, -9),
                 on_trial=lambda study, trial: passed.append(trial.number),
                 trains=lambda: study.add_trial(optuna.create_trial(value=0.5)),
+                begins=begins,
             )
         assert len(Script.started) == allowed
     assert passed == [1, 2, 3]
@@ -188,14 +186,13 @@ def test_the_run_is_interrupted_where_this_process_is(run: Callable[..., bool]) 
 
 @pytest.mark.parametrize("trials_here", [0, 60_000])
 def test_what_a_callback_raises_of_a_trial_elsewhere_ends_the_run(
-    run: Any, study: optuna.Study, monkeypatch: pytest.MonkeyPatch, trials_here: int
+    run: Any, study: optuna.Study, trials_here: int
 ) -> None:
     def fail(study: optuna.Study, trial: Any) -> None:
         raise OSError("the terminal is gone")
 
-    def end_a_trial(arguments: Sequence[str], *, storage: str) -> Script:
+    def end_a_trial() -> None:
         study.add_trial(optuna.create_trial(value=0.5))
-        return Script(arguments, storage=storage)
 
     def train() -> None:
         (frozen, *_) = study.trials
@@ -205,9 +202,8 @@ def test_what_a_callback_raises_of_a_trial_elsewhere_ends_the_run(
         if trials_here:
             pytest.fail("the trials here continued")
 
-    monkeypatch.setattr(_processes, "WorkerProcess", end_a_trial)
     with pytest.raises(OSError, match="the terminal is gone"):
-        run(on_trial=fail, trains=train)
+        run(on_trial=fail, trains=train, begins=end_a_trial)
 
 
 def test_ctrl_c_stops_workers_and_kills_them_the_second_time(
@@ -280,7 +276,7 @@ def run_later(
     Target(trials=13, total=None, epoch_examples=100).save(study)
 
     def launch(*states: str | float, worth: float, on_trial: Any = None) -> list[int]:
-        Script.ends, Script.started = [], []
+        Script.ends, Script.started, Script.begins = [], [], lambda: None
         started: list[int] = []
         passed = threading.Semaphore(0)
 
@@ -573,3 +569,64 @@ def test_an_orderly_end_after_two_signals_is_not_interrupted(
     assert presses == 2
     # It would end this process later.
     assert "second-ctrl-c" not in {thread.name for thread in threading.enumerate()}
+
+
+_FORKS = """
+import multiprocessing, os, sys, time
+from hpo_mab.cli import _main
+_main._SECONDS_TO_TIDY = 0.1
+fork = multiprocessing.get_context("fork")
+asleep = fork.Event()
+
+def sleep():
+    asleep.set()
+    time.sleep(600)
+
+with _main.stoppable():
+    if not (forked := os.fork()):
+        sys.exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 3
+    for _ in range(2):
+        child = fork.Process(target=sleep)
+        child.start()
+        asleep.wait()
+        asleep.clear()
+        child.terminate()
+        child.join()
+    fork.Process(target=sleep, daemon=True).start()
+    time.sleep(0.5)  # Longer than the end after a second signal takes.
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_signals_of_forked_children_are_not_those_of_the_command() -> None:
+    # The last one outlives the context, like the processes of a DataLoader.
+    ended = subprocess.run([sys.executable, "-c", _FORKS], timeout=240, check=False)
+    assert ended.returncode == 0
+
+
+_END_OF_INPUT = """
+import signal, time
+from hpo_mab._interrupts import deferred_interrupts
+from hpo_mab.cli import _main
+_main._SECONDS_TO_TIDY = 600
+
+def on_signal(number, frame):
+    handler(number, frame)
+    handled.append(number)
+
+with _main.stoppable(), deferred_interrupts():
+    signal.raise_signal(signal.SIGINT)
+    handled, handler = [], signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, on_signal)
+    _main.interrupt_at_eof()
+    while not handled:
+        time.sleep(0.01)
+"""
+
+
+def test_the_end_of_a_workers_input_is_no_second_ctrl_c() -> None:
+    # A scheduler sends Ctrl-C to all processes of a job, and the first one then ends the others.
+    command = [sys.executable, "-c", _END_OF_INPUT]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr

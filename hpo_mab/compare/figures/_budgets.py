@@ -129,7 +129,7 @@ def _mean_points(
     ]
 
 
-_NO_PAIRS = "No configuration was trained in both arms."
+_NO_PAIRS = "There are no pairs of the same configuration."
 
 
 def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
@@ -215,11 +215,12 @@ def fidelity(summary: ComparisonSummary, *, final: Final = "reference") -> go.Fi
     )
     curves = len(arms)
     paired = [contrast for contrast in summary.contrasts if contrast.paired]
+    # The reference is drawn once, with the most of its trainings.
+    most = max(paired, key=lambda contrast: contrast.pairs, default=None)
     for contrast in paired:
         budgets = [row.examples for row in contrast.paired]
         rows = [row.agreement("kendall", final=final) for row in contrast.paired]
-        # Once: the same trainings are the reference of every arm.
-        if contrast is paired[0]:
+        if contrast is most:
             own = [row.reference for row in rows]
             _add_estimates(made, budgets, own, summary.reference, arms, curves=curves)
         found = [row.arm for row in rows]

@@ -92,8 +92,10 @@ def anytime_incumbent(
                 label=label,
                 step=True,
             )
-        # Steps: an incumbent stays until the next one is found.
-        add_line(made, spent, np.median(values, axis=0), name=arm, arms=arms, line={"shape": "hv"})
+        # Steps: an incumbent stays until the next one is found. A line of one point is invisible.
+        mode = "lines" if spent[0] < spent[-1] else "markers"
+        middle = np.median(values, axis=0)
+        add_line(made, spent, middle, name=arm, arms=arms, mode=mode, line={"shape": "hv"})
     return note_if_empty(made, "No arm has a complete trial of known cost for every seed.")
 
 
