@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import select
-import subprocess
 import sys
 import threading
 import time
@@ -144,35 +142,8 @@ def _curve(place: Place, data: ImageSplits, seed: int = 0) -> Iterator[training.
 def _processes(place: Place, k: int, seconds: float) -> float:
     """K processes that share the device."""
     command = [sys.executable, str(Path(__file__)), str(place.device), str(int(place.tiny))]
-    crew = [
-        subprocess.Popen(
-            [*command, str(seconds)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(k)
-    ]
-    try:
-        end = time.perf_counter() + min(_PATIENCE, place.left - seconds)
-        for member in crew:
-            _await_ready(member, end)
-        for member in crew:
-            if member.stdin is not None:
-                member.stdin.write("go\n")
-                member.stdin.flush()
-        rates = [float(member.communicate(timeout=20 + seconds)[0]) for member in crew]
-    finally:
-        for member in crew:
-            member.kill()
-    return sum(rates)
-
-
-def _await_ready(member: subprocess.Popen[str], end: float) -> None:
-    if member.stdout is None:
-        raise RuntimeError("a process has no output")
-    ready, _, _ = select.select([member.stdout], [], [], max(0.0, end - time.perf_counter()))
-    if not ready:
-        raise TimeoutError("a process took too long to start")
-    if member.stdout.readline().strip() != "ready":
-        raise RuntimeError("a process did not start")
+    patience = min(_PATIENCE, place.left - seconds)
+    return _shared.rates(command, count=k, seconds=seconds, patience=patience)
 
 
 def _stack(place: Place, k: int, seconds: float, *, sampler: str = "mab") -> float:
@@ -237,8 +208,7 @@ def _worker() -> None:
     place = Place(torch.device(device), bool(int(tiny)))
     data = _data(place)
     _first_trial(place)
-    print("ready", flush=True)
-    sys.stdin.readline()
+    _shared.wait_for_go()
     started = time.perf_counter()
     done = _loop(place, data, _after(float(seconds)))
     print(done / (time.perf_counter() - started), flush=True)

@@ -7,8 +7,12 @@ import functools
 import json
 import os
 import platform
+import select
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -137,6 +141,44 @@ def ratio(times: dict[str, list[float]], above: str, below: str) -> tuple[float,
     ratios = sorted(a / b for a, b in zip(times[above], times[below], strict=True))
     last = len(ratios) - 1
     return statistics.median(ratios), ratios[round(0.1 * last)], ratios[round(0.9 * last)]
+
+
+def rates(
+    command: Sequence[str],
+    *,
+    count: int,
+    seconds: float,
+    patience: float,
+    env: dict[str, str] | None = None,
+) -> float:
+    """Sum of the rates that processes print after some seconds; they begin once all are ready.
+
+    Each is ``command`` with ``seconds`` as its last argument, and calls `wait_for_go` within
+    ``patience`` seconds.
+    """
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    crew = [subprocess.Popen([*command, str(seconds)], env=env, **pipes) for _ in range(count)]
+    end = time.perf_counter() + patience
+    try:
+        for member in crew:
+            left = max(0.0, end - time.perf_counter())
+            if not select.select([member.stdout], [], [], left)[0]:
+                raise TimeoutError("a process took too long to start")
+            if member.stdout.readline().strip() != "ready":
+                raise RuntimeError("a process did not start")
+        for member in crew:
+            member.stdin.write("go\n")
+            member.stdin.flush()
+        return sum(float(member.communicate(timeout=20 + seconds)[0]) for member in crew)
+    finally:
+        for member in crew:
+            member.kill()
+
+
+def wait_for_go() -> None:
+    """Say to `rates` that this process is ready, and wait until all are."""
+    print("ready", flush=True)
+    sys.stdin.readline()
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,26 +28,11 @@ DEFAULT = "one trial, torch's default threads"
 
 def way(processes: int, threads: int | None, *, seconds: float, data: str) -> float:
     """Seconds of wall-clock time a step, all processes together."""
-    command = [sys.executable, __file__, "--worker", str(threads or 0), "--data", data]
+    command = [sys.executable, __file__, "--worker", str(threads or 0), "--data", data, "--seconds"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    crew = [
-        subprocess.Popen(
-            [*command, "--seconds", str(seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(processes)
-    ]
-    for member in crew:
-        if member.stdout is None or member.stdout.readline().strip() != "ready":
-            raise RuntimeError("a worker did not start")
-    for member in crew:
-        if member.stdin is not None:
-            member.stdin.write("go\n")
-            member.stdin.flush()
-    return 1 / sum(float(member.communicate()[0]) for member in crew)
+    return 1 / _shared.rates(
+        command, count=processes, seconds=seconds, patience=300, env=environment
+    )
 
 
 def worker(threads: int, *, seconds: float, data: str) -> None:
@@ -63,8 +47,7 @@ def worker(threads: int, *, seconds: float, data: str) -> None:
         clock=time.perf_counter,
     )
     next(evaluations)
-    print("ready", flush=True)
-    sys.stdin.readline()
+    _shared.wait_for_go()
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         next(evaluations)

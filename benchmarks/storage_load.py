@@ -40,7 +40,7 @@ from hpo_mab.compare import summarise
 from hpo_mab.search import TrainingObjective
 from hpo_mab.search._searchers import PlannedSampler, sampler_factory
 from hpo_mab.search._target import Target
-from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import OnTrial, TrialLoop
 from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget, Evaluation
@@ -180,9 +180,7 @@ def _work(url: str, name: str, costs: Any) -> None:
     storage.close()
 
 
-def _loop(
-    study: optuna.Study, storage: Storage, on_trial: TrialCallback | None = None
-) -> _CountingLoop:
+def _loop(study: optuna.Study, storage: Storage, on_trial: OnTrial | None = None) -> _CountingLoop:
     """The product's loop over trials that compute nothing."""
     objective = TrainingObjective(
         model=nn.Identity,

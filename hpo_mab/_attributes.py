@@ -60,6 +60,8 @@ LOST_KEY = "hpo_mab:lost"
 CURVE_KEY = "hpo_mab:curve"
 #: Name of the process that trains it, see `hpo_mab.storage._process.this_process`.
 WORKER_KEY = "hpo_mab:worker"
+#: ``[step, value]`` of a rung of `AdvantagePruner` that it has reached; the rung's number follows.
+RUNG_KEY = "hpo_mab:rung_"
 #: Optuna's own: number of the failed trial that it tries again.
 RETRY_KEY = "failed_trial"
 
@@ -84,7 +86,7 @@ GIVEN_KEY = "hpo_mab:given"
 #: Test accuracy of the best trial's network: ``{"trial": number, "accuracy": float}``.
 TEST_KEY = "hpo_mab:test"
 #: Number of the study's record of examples, a system attribute, see
-#: `hpo_mab.storage.ExampleStore`.
+#: `hpo_mab.storage._examples.ExampleStore`.
 RECORD_KEY = "hpo_mab:record"
 #: How far a study's notes and figures have been written, a system attribute.
 PUBLISHED_KEY = "hpo_mab:published"
@@ -254,6 +256,50 @@ def flat_spec(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flat_spec(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+#: Keys that may change when a study is continued, as may ``compare``: its trials mean the same.
+MAY_CHANGE = (
+    "name",
+    "budget.trials",
+    "budget.total",
+    "data.root",
+    "data.download",
+    "training.device",
+    "training.checkpoint",
+    # Not with sampler "auto", which races samplers that use the record.
+    "training.examples",
+    "training.graph",
+    "training.slots",
+)
+#: What the studies of a pair must have in common: all that decides a trial's curve, except the
+#: batch sampler. "sampler.kind" is here because the reference must be uniform.
+_OF_A_PAIR = (
+    "sampler.kind",
+    "seed",
+    "data.",
+    "model.",
+    "optimizer.",
+    "training.",
+    "budget.evaluations",
+    "budget.early_validation",
+    *BUDGET_KEYS,
+)
+_NOT_OF_A_PAIR = (*MAY_CHANGE, "training.threads")
+
+
+def unlike(spec: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys that decide the curve of a trial and in which two definitions differ."""
+    own, theirs = dict(flat_spec(spec)), dict(flat_spec(other))
+    early = "budget.early_validation"
+    # A study stores the number that "auto" has become; before that it is not known.
+    unknown = (early,) if "auto" in (own.get(early), theirs.get(early)) else ()
+    return [
+        key
+        for key in sorted(own.keys() | theirs.keys())
+        if key.startswith(_OF_A_PAIR) and key not in (*_NOT_OF_A_PAIR, *unknown)
+        if own.get(key) != theirs.get(key)
+    ]
 
 
 def is_range(value: Any) -> bool:

@@ -8,6 +8,7 @@ that a file can hold.
 from __future__ import annotations
 
 import difflib
+import enum
 import errno
 import functools
 import hashlib
@@ -176,7 +177,7 @@ def _stored_form(value: Any) -> Any:
     import numpy as np
     import torch
 
-    value = plain(value)
+    value = plain(value.value if isinstance(value, enum.Enum) else value)
     if isinstance(value, float) and math.isnan(value):
         return "nan"  # NaN does not equal itself.
     if isinstance(value, list | tuple):

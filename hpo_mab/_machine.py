@@ -11,7 +11,8 @@ from typing import Any
 
 _MACHINE = Path("/proc/meminfo")
 _PROCESS = Path("/proc/self/statm")
-_CONTAINER = Path("/sys/fs/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def expanded(path: str | Path) -> Path:
@@ -26,12 +27,23 @@ def available_memory() -> int | None:
     found = []
     with contextlib.suppress(OSError, ValueError):
         found.append(1024 * _number_after(_MACHINE, "MemAvailable:"))
-    # A container's limit; the file holds "max" where there is none. What the container has read of
-    # files is not counted: the kernel frees it where a process needs the memory.
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((_CONTAINER / "memory.max").read_text())
-        found.append(max(0, limit - _number_after(_CONTAINER / "memory.stat", "anon")))
+    # Limits of a container, or of a job of Slurm; the file holds "max" where there is none. What
+    # was read of files is not counted: the kernel frees it where a process needs the memory.
+    for group in _groups():
+        with contextlib.suppress(OSError, ValueError):
+            limit = int((group / "memory.max").read_text())
+            found.append(max(0, limit - _number_after(group / "memory.stat", "anon")))
     return min(found, default=None)
+
+
+def _groups() -> list[Path]:
+    """Folders of the control groups (version 2) that this process is in, the root last."""
+    own = "/"
+    with contextlib.suppress(OSError):
+        lines = _OWN_GROUP.read_text().splitlines()
+        own = next((line[3:] for line in lines if line.startswith("0::")), own)
+    folder = _GROUPS / own.strip("/")
+    return [folder, *folder.parents][: len(folder.parts) - len(_GROUPS.parts) + 1]
 
 
 def resident_memory() -> int | None:
@@ -75,6 +87,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
         "cpu_threads": torch.get_num_threads(),
+        "mps": torch.backends.mps.is_available(),
         "gpus": [torch.cuda.get_device_name(index) for index in gpus],
     }
 

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     from hpo_mab.storage import TrialRun
 
-#: Most retries of a trial whose worker is lost.
+#: Most retries of a trial whose worker is lost, without getting further.
 RETRIES = 3
 
 
@@ -393,6 +393,11 @@ class Plan:
                 break
         return failed
 
+    def is_suspect(self, number: int) -> bool:
+        """Whether a trial follows two attempts that lost their worker: it may itself end it."""
+        one = self._attempts[number]
+        return one.retry and one.place is not None and _losses(self.places[one.place]) >= 2
+
     def slot_of(self, number: int) -> int:
         """The slot of a trial that has none yet.
 
@@ -450,11 +455,20 @@ def _replaced(pairs: Iterable[tuple[Attempt, Attempt]]) -> set[int]:
     }
 
 
+def _losses(attempts: Sequence[Attempt]) -> int:
+    """The number of lost attempts since one continued further than those before."""
+    lost = reached = 0
+    for one in attempts:
+        if (resumed_at := one.attrs.get(RESUMED_KEY, 0)) > reached:
+            lost, reached = 0, resumed_at
+        lost += one.lost
+    return lost
+
+
 def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
     # A trial may itself end its worker, e.g. by using up memory. So the number of lost attempts is
-    # limited; that of interrupted ones is not.
-    lost = sum(one.lost for one in attempts)
+    # limited; that of interrupted ones is not, nor of those that continued further than before.
     needless = any(
         one.state in OPEN or (one.finished and not one.lacked_checkpoint) for one in attempts
     )
-    return attempts[-1].cut_off and not needless and lost <= RETRIES
+    return attempts[-1].cut_off and not needless and _losses(attempts) <= RETRIES

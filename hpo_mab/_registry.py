@@ -229,7 +229,10 @@ def class_signature(cls: type[Any], *, first: Collection[str]) -> inspect.Signat
     """
     try:
         return inspect.Signature(
-            sorted(parameters(cls).values(), key=lambda one: (one.kind, one.name not in first))
+            sorted(
+                parameters(cls).values(),
+                key=lambda one: (one.kind, one.kind is one.KEYWORD_ONLY and one.name not in first),
+            )
         )
     except ValueError:  # An argument without default of a base class after one with a default.
         own = inspect.signature(cls.__init__)
@@ -307,7 +310,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     """``__getattr__`` and ``__dir__`` of a package whose names are imported on first use.
 
     The names are those that its block ``if TYPE_CHECKING`` imports, which type checkers and editors
-    read, too. Its imports must be absolute.
+    read, too. Its imports must be absolute, and its source must be installed.
 
     Args:
         package: Its ``__name__``.
@@ -327,7 +330,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
         }
 
     def load(name: str) -> Any:
-        # `inspect.getsource` itself looks for private attributes.
+        # `inspect.getsource` asks for `__wrapped__`, which must not read the source again.
         if name.startswith("_") or name not in modules():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(modules()[name]), name)

@@ -135,7 +135,9 @@ class TrialCallback(lightning.Callback):
                 self._average = WeightAverage(module, window=self._window)
             self._average.update()
         self._steps = trainer.global_step
-        if batch is None:  # Lightning skips it.
+        if batch is None:  # Lightning skips it, so `training_step` cannot answer the draw.
+            if self._sampler is not None and self._sampler.outstanding:
+                self._sampler.discard()
             return
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is not None:
@@ -221,7 +223,7 @@ class TrialCallback(lightning.Callback):
 
 
 def _within_fit(trainer: lightning.Trainer) -> bool:
-    """Whether a validation is of the training, not of `validate` nor of the sanity check."""
+    """Whether a validation is part of `fit`, and not its sanity check."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 

@@ -322,7 +322,7 @@ class SamplerContract:
         assert torch.equal(stream, model.run(reused.load_state_dict(state), 25))
 
     def test_refuses_the_state_of_another_sampler(self, model: TableModel) -> None:
-        """A state of other examples or options is an error that names the difference."""
+        """A state of another seed, batch size, rank or labels is an error that names it."""
         sampler = self._make(model)
         model.run(sampler, 3)
         state = sampler.state_dict()

@@ -277,20 +277,27 @@ def test_the_seconds_are_those_of_training(
 class TimeFirst(Module):
     """Gets the batch as the second dimension of its inputs; every fourth batch is None."""
 
+    def __init__(self, sampler: MABSampler) -> None:
+        super().__init__()
+        self.sampler, self.batches = sampler, 0
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not self.trainer.training:
             return batch
-        self.batches = getattr(self, "batches", 0) + 1
+        self.drawn = self.sampler.draw()
+        self.batches += 1
         return None if self.batches % 4 == 0 else (batch[0][None], batch[1])
 
     def training_step(self, batch: Any, batch_index: int) -> Any:
-        return super().training_step((batch[0][0], batch[1]), batch_index)
+        losses = F.cross_entropy(self.model(batch[0][0]), batch[1], reduction="none")
+        return self.sampler.update(losses, indices=self.drawn)
 
 
 def test_with_a_sampler_each_batch_but_none_counts_as_its_batch_size(storage: Storage) -> None:
     sampler = MABSampler(_data().tensors[1], batch_size=BATCH_SIZE)
-    _, curve = _fit(storage, TimeFirst(), sampler=sampler, budget_examples=120)
+    _, curve = _fit(storage, TimeFirst(sampler), sampler=sampler, budget_examples=120)
     assert [point.examples for point in curve] == [30, 60, 90, 120]
+    assert sampler.outstanding == 0  # The draws of batches that are None were discarded.
 
 
 class Untrained(Module):

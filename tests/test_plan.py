@@ -156,6 +156,12 @@ def test_who_is_tried_again() -> None:
     assert plan.unsettled() == {(1, ""), (2, "uniform"), (3, ""), (5, "")}
 
 
+def test_losses_count_since_a_trial_last_continued_further() -> None:
+    # Trial 2 continued at the first evaluation, and the next ones at the same one.
+    trials = _with(_trials(*["f0 lost"] * 6), resumed_at={2: 1, 3: 1, 4: 1})
+    assert [len(Plan(trials[:count]).retries()) for count in range(1, 7)] == [1] * 5 + [0]
+
+
 def test_failures_in_a_row_are_those_of_the_trials_own_making() -> None:
     trials = _trials("f0", "c1", "f2", "f3 lost", "f3", "f4 interrupted", "r5")
     assert Plan(trials).failed_in_a_row() == [2, 4]

@@ -14,12 +14,7 @@ from hpo_mab.advantage._evidence import (
     Rung,
     measure_evidence,
 )
-from hpo_mab.advantage._fidelity import (
-    FidelityComparison,
-    Statistic,
-    compare_fidelity,
-    fidelity,
-)
+from hpo_mab.advantage._fidelity import FidelityComparison, Statistic, compare_fidelity, fidelity
 from hpo_mab.advantage._pairs import PairedCurves, pair_curves
 
 __all__ = [

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from hpo_mab._errors import ArgumentError, json_values, require
-from hpo_mab.advantage._pairs import PairedCurves, interpolate
+from hpo_mab.advantage._pairs import Floats, PairedCurves, interpolate
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,35 +68,30 @@ class Estimate:
         return cls(**{k: absent[k] if v is None else v for k, v in fields.items()})
 
 
-Floats = NDArray[np.float64]
-
 #: With fewer observations too many resamples are constant, so Student's t is used.
 BOOTSTRAP_FROM = 8
 #: Spread below this share of the largest value is rounding, not variation.
 _ROUNDING = 1e-12
 
 
-def mean_estimate(values: Floats, *, confidence: float = 0.95, resamples: int = 2000) -> Estimate:
-    """Mean of independent observations, with the interval of `mean_limits`.
+def mean_estimate(values: Floats, *, resamples: int = 2000) -> Estimate:
+    """Mean of independent observations, with the 95% interval of `mean_limits`.
 
     Args:
         values: Observations [n]; NaN entries are left out.
-        confidence: Coverage aimed at, in (0, 1).
         resamples: Bootstrap resamples, at least 100.
 
     Returns:
         The mean; its interval is unbounded where ``n < 2`` or where nothing varies.
 
     Raises:
-        ArgumentError: ``confidence`` or ``resamples`` outside its bound.
+        ArgumentError: ``resamples`` below 100.
     """
     observed = np.asarray(values, dtype=np.float64)
     observed = observed[~np.isnan(observed)]
-    low, high = mean_limits(observed[:, None], confidence=confidence, resamples=resamples)
+    low, high = mean_limits(observed[:, None], resamples=resamples)
     mean = float(observed.mean()) if len(observed) else math.nan
-    return Estimate(
-        value=mean, low=float(low[0]), high=float(high[0]), n=len(observed), confidence=confidence
-    )
+    return Estimate(value=mean, low=float(low[0]), high=float(high[0]), n=len(observed))
 
 
 def mean_limits(

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from hpo_mab._errors import ArgumentError, require
 from hpo_mab.advantage._advantage import Estimate, check_resampling
-
-Floats = NDArray[np.float64]
+from hpo_mab.advantage._pairs import Floats
 
 #: Configurations above which a ranking by sorting is faster than one by comparing all pairs.
 _MANY = 300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -88,6 +89,25 @@ class PairedCurves:
         """Pairs whose trials both ran to the last budget."""
         return int(np.isfinite(self.difference[:, -1:]).sum())
 
+    @property
+    def cost(self) -> float:
+        """Geometric mean over pairs of the bandit's seconds divided by the reference's.
+
+        NaN if they are not known.
+        """
+        return float(np.exp(self._log_costs()[1]))
+
+    def _log_costs(self) -> tuple[Floats, float]:
+        """Logarithms of each pair's ratio of seconds [P], and their mean."""
+        if self.bandit_seconds is None or self.uniform_seconds is None:
+            return np.full(len(self), np.nan), math.nan
+        costs = _log_costs(self.bandit_seconds, self.uniform_seconds)
+        if not np.isfinite(costs).any():
+            return costs, math.nan
+        # Of whole trainings, if there are any: a stopped pair has the pace of its beginning.
+        ended = np.isfinite(costs) & np.isfinite(self.difference[:, -1])
+        return costs, float(np.nanmean(costs[ended] if ended.any() else costs))
+
     def in_seconds(self) -> Self:
         """The same pairs at equal training seconds instead of equal examples.
 
@@ -107,13 +127,10 @@ class PairedCurves:
         """
         if self.bandit_seconds is None or self.uniform_seconds is None:
             raise ArgumentError("in_seconds needs bandit_seconds and uniform_seconds, got None.")
-        costs = _log_costs(self.bandit_seconds, self.uniform_seconds)
-        if len(self.budgets) < 2 or not np.isfinite(costs).any():
+        costs, cost = self._log_costs()
+        if len(self.budgets) < 2 or math.isnan(cost):
             bandit = np.full_like(self.bandit, np.nan)
             return dataclasses.replace(self, bandit=bandit, bandit_seconds=self.uniform_seconds)
-        # Of whole trainings, if there are any: a stopped pair has the pace of its beginning.
-        ended = np.isfinite(costs) & np.isfinite(self.difference[:, -1])
-        cost = np.nanmean(costs[ended] if ended.any() else costs)
         at = self.budgets * np.exp(-cost)
         read = interpolate(self.budgets, self.bandit, at)
         # From the left, so that the slope is 0 once the bandit has ended.
@@ -203,13 +220,13 @@ def pair_curves(
     """Pair the trials of two arms: same study seed, same slot, same common parameters.
 
     The budgets are those of the reference's longest complete trial. Failed trials, and trials that
-    are not marked ``paired``, are left out. So are pairs that were not trained by their studies'
-    own samplers, as the first trials of ``auto``. If all studies have the same number of
-    evaluations, and all complete trials made equally many, evaluations of equal index are compared,
-    because the batch size may change a trial's budget. Otherwise curves are interpolated,
-    accuracies in the logarithm of the budget, at the same shares of each trial's own budget if it
-    is known. Budgets within 1% count as reached. A curve is NaN beyond its last evaluation and
-    before its first one.
+    are not marked ``paired``, are left out. So are trials that ``auto`` trained under uniform
+    sampling, and pairs that studies of different samplers trained under one. If all studies have
+    the same number of evaluations, and all complete trials made equally many, evaluations of equal
+    index are compared, because the batch size may change a trial's budget. Otherwise curves are
+    interpolated, accuracies in the logarithm of the budget, at the same shares of each trial's own
+    budget if it is known. Budgets within 1% count as reached. A curve is NaN beyond its last
+    evaluation and before its first one.
 
     Args:
         bandit: Studies of the arm in question, one a seed.
@@ -310,8 +327,8 @@ def sampler_of(run: StudyRun) -> str:
         return run.settings.sampler.kind
     trained = [(t.twin, t.attrs[SAMPLER_KEY]) for t in run.trials if SAMPLER_KEY in t.attrs]
     originals = {name for twin, name in trained if not twin}
-    # A race trains its first trials under uniform sampling, and twins of them under others.
-    races = UNIFORM in originals and len({name for _, name in trained}) > 1
+    # A pilot trains uniform twins, a race twins of uniform trials under other samplers.
+    races = UNIFORM in originals and any(twin and name != UNIFORM for twin, name in trained)
     return AUTO if races else "+".join(sorted(originals))
 
 

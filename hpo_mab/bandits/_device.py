@@ -16,6 +16,7 @@ from hpo_mab.bandits._settings import (
     BanditEngine,
     BanditSettings,
     MovingAverage,
+    checked_rewards,
     draw_figures,
 )
 from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs, TensorPasses
@@ -238,7 +239,7 @@ class DeviceEngine(BanditEngine):
         rows = losses.to(self._sizes.device).view(self._stack, -1)
         average, valid = self._average.before(rows)
         valid = valid.expand_as(rows)
-        rewards = self._rule(rows, average) & valid
+        rewards = checked_rewards(self._rule(rows, average), rows) & valid
         self._counts.add(arms, rewards.flatten(), valid.flatten())
         self._tally += torch.stack((rewards, valid), dim=2).sum(dim=1)
 

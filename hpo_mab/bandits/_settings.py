@@ -51,6 +51,22 @@ REWARDS = Registry(
 )
 
 
+def checked_rewards(found: Any, losses: Any) -> Any:
+    """Rewards that a rule has returned for losses.
+
+    Raises:
+        ArgumentError: They are not one boolean a loss.
+    """
+    kind = str(getattr(found, "dtype", type(found).__name__)).removeprefix("torch.")
+    shape = getattr(found, "shape", ())
+    if kind != "bool" or shape != losses.shape:
+        raise ArgumentError(
+            f"reward must return a boolean for each loss, {list(losses.shape)}, "
+            f"got {list(shape)} of {kind}."
+        )
+    return found
+
+
 class LossBinarizer:
     """Rewards losses by a rule, given the moving average ``m`` of the training loss.
 
@@ -88,7 +104,7 @@ class LossBinarizer:
         self.total = self.decay * self.total + (1 - self.decay) * mean
         self.weight = self.decay * self.weight + (1 - self.decay)
         average = np.array([threshold], dtype=losses.dtype)
-        return np.asarray(self._rule(losses, average), dtype=np.bool_).view(np.int8)
+        return np.asarray(checked_rewards(self._rule(losses, average), losses)).view(np.int8)
 
 
 class MovingAverage:

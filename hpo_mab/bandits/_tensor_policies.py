@@ -238,7 +238,8 @@ class TensorKnobs:
         """Set the knobs of all bandits of a network."""
         rows = slice(slot * self._bandits, (slot + 1) * self._bandits)
         self.alpha[rows], self.beta[rows] = settings.prior
-        self.temperature[rows] = settings.temperature
+        # Not 0 in single precision: 0 / 0 is no logit.
+        self.temperature[rows] = max(settings.temperature, torch.finfo(torch.float32).tiny)
         self.discount[rows] = settings.discount or 1.0
         self.uniform[rows] = settings.uniform
         self.correction[rows] = settings.correction
@@ -293,9 +294,9 @@ class TensorSoftmax(TensorPolicy):
 
     def logits(self, successes: Tensor, failures: Tensor) -> Tensor:
         """Mean over temperature, -inf for padding, [B, A]."""
-        mean = self.mean(successes, failures)
-        logits = mean / self.knobs.temperature.to(mean.dtype)
-        return logits.masked_fill(~self.held, -torch.inf)
+        mean = self.mean(successes, failures).masked_fill(~self.held, -torch.inf)
+        # Below the highest one: large logits would round the noise of a draw away.
+        return (mean - mean.amax(dim=1, keepdim=True)) / self.knobs.temperature.to(mean.dtype)
 
     def keys(self, successes: Tensor, failures: Tensor) -> Tensor:
         """Logits plus Gumbel noise, [B, A]: the greatest sum is a draw from their softmax."""

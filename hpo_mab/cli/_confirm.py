@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo_mab._interrupts import stoppable
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import command_line
 
@@ -27,7 +28,7 @@ def confirm(
     max_trainings: Annotated[
         int, typer.Option(callback=opt.within(1), help="Most trainings of this command.")
     ] = 20,
-    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    storage: opt.StorageUrl = opt.DEFAULT_URL,
     device: opt.Device = None,
     data_root: opt.DataRoot = None,
     quiet: opt.Quiet = False,
@@ -42,7 +43,6 @@ def confirm(
 
     Example: `hpo-mab confirm digits-mab-seed0`.
     """
-    from hpo_mab.cli._main import stoppable
     from hpo_mab.search import confirm as train_again
     from hpo_mab.storage import Storage
 

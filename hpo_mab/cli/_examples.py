@@ -27,7 +27,7 @@ _COLUMNS = ("index", "label", "predicted", "score", "visits", "file")
 def examples(
     study: opt.Study,
     top: Annotated[int, typer.Option(callback=opt.within(1), help="Examples of each list.")] = 10,
-    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    storage: opt.StorageUrl = opt.DEFAULT_URL,
     data_root: opt.DataRoot = None,
     page: Annotated[
         Path | None, typer.Option("--html", help="Write the lists with pictures to this page.")
@@ -133,7 +133,7 @@ def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
 
 
 def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from hpo_mab.cli._output import console
     from hpo_mab.search._examples import RANKINGS, SCORES
@@ -147,7 +147,9 @@ def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> No
         ]
         # A column that is empty in all rows is left out.
         kept = [place for place in range(len(_COLUMNS)) if any(row[place] for row in rows)]
-        shown = Table(*(_COLUMNS[place] for place in kept), box=None, padding=(0, 2, 0, 0))
+        # A file name that is cut could not be found.
+        columns = (Column(_COLUMNS[place], overflow="fold") for place in kept)
+        shown = Table(*columns, box=None, padding=(0, 2, 0, 0))
         for row in rows:
             shown.add_row(*(row[place] for place in kept))
         out.print(f"\n{RANKINGS[ranking].capitalize()}", style="bold")
@@ -176,7 +178,7 @@ def _examples_csv(found: StudyExamples) -> str:
     place = {int(row): place for place, row in enumerate(found.record.examples)}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("index", "label", "predicted", *RANKINGS, "visits", "file"))
+    rows.writerow((*_COLUMNS[:3], *RANKINGS, *_COLUMNS[4:]))
     for one in everything:
         values = (f"{scores[ranking][place[one.row]]:.6g}" for ranking in RANKINGS)
         rows.writerow((one.index, one.label, one.predicted, *values, one.visits, one.file))

@@ -1,16 +1,13 @@
-"""Entry point: commands and signals; errors are one line with exit status 2."""
+"""Entry point of the commands; errors are one line with exit status 2."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
-import os
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Annotated, Any, TextIO
 
@@ -206,102 +203,3 @@ def _outside_cause(error: Exception) -> str | None:
     from hpo_mab.storage._process import diagnose
 
     return f"The storage failed: {diagnose(error)}" if isinstance(error, STORAGE_ERRORS) else None
-
-
-# Signals that end a command as Ctrl-C does.
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: How long the process may take to end in order after the second Ctrl-C.
-_SECONDS_TO_TIDY = 3.0
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Treat the termination signal, which schedulers and containers send, like Ctrl-C.
-
-    The second signal ends the process within seconds. Python alone cannot do that while a library's
-    or a driver's call does not return.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with _second_is_final():
-            yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-#: Where Python writes the signals within `stoppable`; None outside.
-_write_end: int | None = None
-
-
-def _forget_signals() -> None:
-    """In a forked child: it must not report its signals to the command that forked it."""
-    global _write_end
-    if _write_end is not None:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.close(_write_end)
-        _write_end = None
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_forget_signals)
-
-
-@contextlib.contextmanager
-def _second_is_final() -> Iterator[None]:
-    global _write_end
-    read_end, write_end = os.pipe()
-    # Python's handlers wait for the main thread; Python writes to this pipe when the signal comes.
-    os.set_blocking(write_end, False)
-    _write_end = write_end
-    wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    over = threading.Event()
-    listener = threading.Thread(
-        target=_end_after_second, args=(read_end, over), name="second-ctrl-c", daemon=True
-    )
-    listener.start()
-    try:
-        yield
-    finally:
-        over.set()
-        signal.set_wakeup_fd(wakeup)
-        if _write_end is not None:  # A forked child has closed it.
-            os.close(write_end)
-        _write_end = None
-        listener.join()
-        os.close(read_end)
-
-
-def _end_after_second(read_end: int, over: threading.Event) -> None:
-    """End the process some seconds after the second signal, unless it is over before."""
-    received = 0
-    while received < 2:
-        number = os.read(read_end, 1)
-        if not number:
-            return
-        received += number[0] in _SIGNALS
-    if over.wait(_SECONDS_TO_TIDY):
-        return
-    if sys.stderr.isatty():
-        os.write(2, b"\x1b[?25h")  # Progress hides the cursor.
-    os._exit(130)
-
-
-def interrupt_at_eof() -> None:
-    """Send this process the termination signal as soon as its standard input closes.
-
-    Not Ctrl-C: a scheduler may have sent Ctrl-C to all processes of the job. A second one is raised
-    at once, perhaps while the database is in use.
-    """
-
-    def wait() -> None:
-        # Not sys.stdin: its buffer's lock must be free when the interpreter ends.
-        while os.read(0, 4096):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, name="until-eof", daemon=True).start()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hpo_mab._errors import ArgumentError, json_values
-from hpo_mab.storage import DEFAULT_URL
+from hpo_mab.storage import DEFAULT_URL as DEFAULT_URL  # Exported to the commands.
 
 if TYPE_CHECKING:
     from hpo_mab.search import StudySpec
@@ -45,7 +45,7 @@ def study_names(ctx: typer.Context) -> list[str]:
 
     given = ctx.params.get("storage")
     # Some commands take several storages.
-    urls = [given] if isinstance(given, str) else storages(given) or [DEFAULT_STORAGE]
+    urls = [given] if isinstance(given, str) else storages(given) or [DEFAULT_URL]
     found: list[str] = []
     for url in urls:
         try:
@@ -67,8 +67,6 @@ def within(low: int, high: int | None = None) -> Callable[..., Any]:
 
     return check
 
-
-DEFAULT_STORAGE = DEFAULT_URL
 
 # Each option is declared once. Commands list those that they take, because typer reads signatures.
 
@@ -96,7 +94,7 @@ Storages = Annotated[
         "--storage",
         help="Database URL or path; repeat it to read studies from several. [env var: "
         "HPO_MAB_STORAGE]",
-        show_default=DEFAULT_STORAGE,
+        show_default=DEFAULT_URL,
     ),
 ]
 Study = Annotated[

@@ -115,7 +115,9 @@ def evidence(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path(
         "evidence.json"
     ),
-    arm: Annotated[str | None, typer.Option(help="Arm with bandit sampling; default mab.")] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="Arm that is compared with uniform sampling; default mab.")
+    ] = None,
     reference: Annotated[str, typer.Option(help="Arm with uniform sampling.")] = "uniform",
     margin: Annotated[
         float, typer.Option(callback=opt.within(0, 1), help="Tolerated loss of fidelity.")
@@ -202,7 +204,8 @@ def _evidence_text(found: Evidence, output: Path) -> str:
         found.budgets, found.advantage, found.acceleration, found.rungs, strict=True
     ):
         lines.append(
-            f"{budget:>8.0%}{points(ahead):>26}{ratio(faster):>26}{rung.decided_at:>12.0%}"
+            f"{100 * budget:>7.3g}%{points(ahead):>26}{ratio(faster):>26}"
+            f"{100 * rung.decided_at:>11.3g}%"
         )
     lines.append(f"{moved} of {len(found.rungs)} rungs are decided earlier than under uniform.")
     if not moved:
@@ -221,7 +224,7 @@ PORT = 8080
 
 
 def dashboard(
-    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    storage: opt.StorageUrl = opt.DEFAULT_URL,
     host: Annotated[
         str,
         typer.Option(help="Address to listen on; with any but 127.0.0.1, others can reach it."),

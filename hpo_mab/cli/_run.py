@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
+from hpo_mab._interrupts import stoppable
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._confirm import confirm
 from hpo_mab.cli._files import refuse_unwritable, write_file
@@ -29,7 +30,7 @@ _SQLITE_WORKERS = 2
 
 
 def launcher(context: typer.Context, spec: StudySpec, storage: Storage) -> Launch | None:
-    """What runs trials in other processes as well; None if this process runs all.
+    """What runs trials in other processes; None if this process runs all.
 
     ``--workers auto`` starts others once they are worth it, where they can reach the database.
     """
@@ -55,7 +56,8 @@ def launcher(context: typer.Context, spec: StudySpec, storage: Storage) -> Launc
             "one another. PostgreSQL has no such limit: --storage postgresql://...",
             err=True,
         )
-    from hpo_mab.workers import ProcessLauncher, RayLauncher, later_devices, worker_devices
+    from hpo_mab.workers import ProcessLauncher, RayLauncher
+    from hpo_mab.workers._room import later_devices, worker_devices
 
     device = spec.training.device
     if workers is None:
@@ -68,6 +70,7 @@ def launcher(context: typer.Context, spec: StudySpec, storage: Storage) -> Launc
             address=ray,
             gpus_per_worker=gpus_per_worker or 0.0,
             device=device,
+            threads=spec.training.threads,
             **given,
         )
     # This process has the first.
@@ -78,7 +81,7 @@ def launcher(context: typer.Context, spec: StudySpec, storage: Storage) -> Launc
 def run(
     context: typer.Context,
     spec: opt.Spec = "digits",
-    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    storage: opt.StorageUrl = opt.DEFAULT_URL,
     name: Annotated[
         str | None, typer.Option(help="Study name; default definition-sampler-seedN.")
     ] = None,
@@ -118,7 +121,6 @@ def run(
     began = time.monotonic()
     with opt.prints_aside(as_json):
         loaded = opt.definition(context)
-    from hpo_mab.cli._main import stoppable
     from hpo_mab.cli._output import print_summary, run_facts, warn_unpublished
     from hpo_mab.cli._progress import StudyProgress, shown_data
     from hpo_mab.search import StudyRunner
@@ -248,7 +250,7 @@ _MORE_SEEDS = 4
 def compare(
     context: typer.Context,
     spec: opt.Spec = "digits",
-    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    storage: opt.StorageUrl = opt.DEFAULT_URL,
     name: Annotated[
         str | None,
         typer.Option(
@@ -301,12 +303,10 @@ def compare(
     with opt.prints_aside(as_json):
         loaded = opt.definition(context)
     _warn_of_sections_without_effect(context, loaded)
-    from hpo_mab.cli._main import stoppable
     from hpo_mab.cli._output import warn_unpublished
     from hpo_mab.cli._progress import StudyProgress, shown_data
     from hpo_mab.compare import comparison_record, report_html, run_comparison
     from hpo_mab.compare._runner import arms_of, comparison_names
-    from hpo_mab.search._study import reference_of
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
@@ -345,7 +345,7 @@ def compare(
     elif not quiet:
         more = {"seeds": str(loaded.compare.seeds + _MORE_SEEDS)}
         # A reference study has one seed.
-        one_seed = any(map(reference_of, arms_of(loaded).values()))
+        one_seed = any("reference" in arm.sources for arm in arms_of(loaded).values())
         _print_comparison(
             summary,
             found,

@@ -29,7 +29,7 @@ def studies(
         int | None,
         typer.Option(help="Show this trial of STUDY: its evaluations, and why it was pruned."),
     ] = None,
-    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    storage: opt.StorageUrl = opt.DEFAULT_URL,
     as_json: opt.Json = False,
 ) -> None:
     """List the studies in a database, the trials of a study, or one trial.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab._interrupts import interrupt_at_eof, stoppable
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._files import refuse_unwritable, write_file
 from hpo_mab.cli._options import study_names
@@ -26,7 +27,7 @@ def worker(
             help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
         ),
     ],
-    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    storage: opt.StorageUrl = opt.DEFAULT_URL,
     device: opt.Device = None,
     slots: opt.Slots = None,
     workers: Annotated[
@@ -51,11 +52,9 @@ def worker(
 
     Example: `hpo-mab worker --storage postgresql://me@host/studies --study cifar10-auto-seed0`.
     """
-    from hpo_mab.cli._main import interrupt_at_eof, stoppable
-
-    if until_eof:
-        interrupt_at_eof()
     with stoppable():
+        if until_eof:
+            interrupt_at_eof()
         from hpo_mab.cli._progress import StudyProgress
         from hpo_mab.search import join_study
         from hpo_mab.search._target import Target
@@ -96,11 +95,11 @@ def replay(
         str,
         typer.Argument(
             callback=_trial_number,
-            help="Number of the trial, or 'best'. After hpo-mab confirm, 'best' is the trial with "
-            "the highest mean of its new trainings.",
+            help="Number of the trial, or 'best'. After hpo-mab confirm, a trial's value is the "
+            "mean of its new trainings if it has any.",
         ),
     ],
-    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    storage: opt.StorageUrl = opt.DEFAULT_URL,
     device: opt.Device = None,
     data_root: opt.DataRoot = None,
     tolerance: Annotated[
@@ -128,7 +127,6 @@ def replay(
     Examples: `hpo-mab replay digits-mab-seed0 7`;
     `hpo-mab replay digits-mab-seed0 best --save best.pt`.
     """
-    from hpo_mab.cli._main import stoppable
     from hpo_mab.search import replay as train_again
     from hpo_mab.storage import Storage
 
@@ -208,7 +206,7 @@ def copy(
             help="Delete the study once the copy is complete; files of its artifacts stay.",
         ),
     ] = False,
-    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    storage: opt.StorageUrl = opt.DEFAULT_URL,
     as_json: opt.Json = False,
 ) -> None:
     """Copy or move a study with its trials, learning curves, notes and artifacts.
@@ -223,7 +221,6 @@ def copy(
     hpo-mab copy digits-mab-seed0 --name before
     ```
     """
-    from hpo_mab.cli._main import stoppable
     from hpo_mab.search import copy_study
     from hpo_mab.storage import Storage
 

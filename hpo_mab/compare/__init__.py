@@ -19,12 +19,7 @@ from hpo_mab.compare._records import (
     FidelityRow,
     PairedRow,
 )
-from hpo_mab.compare._report import (
-    ComparisonRuns,
-    comparison_record,
-    read_record,
-    report_html,
-)
+from hpo_mab.compare._report import ComparisonRuns, comparison_record, read_record, report_html
 from hpo_mab.compare._summary import IncumbentCurve, incumbent_curve, summarise
 
 if TYPE_CHECKING:

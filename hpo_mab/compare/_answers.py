@@ -35,12 +35,12 @@ _NO_PAIRS = (
     "there are no pairs: no configuration with a learning curve was trained by both arms under "
     "their own samplers"
 )
-_OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
+_OTHER_SLOTS = "the arms' trials were trained in different numbers of slots or processes"
 _OTHER_HARDWARE = "the arms' studies began on different processors or numbers of threads"
 _MID_SCHEDULE = "at equal seconds the slower arm is read before the end of its trials"
 _CUT_OFF = "its trials take fewer seconds, and what longer ones would reach is not known"
 
-#: Below this ratio of seconds an arm is cheaper than the reference.
+#: Below this ratio of the pairs' seconds an arm is cheaper than the reference.
 _CHEAPER = 0.95
 
 #: No sampler makes a step take this many times as long: above it, the machine was busy.
@@ -127,17 +127,17 @@ def answers(contrast: Contrast) -> tuple[Answer, ...]:
     """The answers about one arm: each question with each of its currencies.
 
     One seed gives no answer about searches. Seconds give none if the arms were trained in different
-    numbers of slots or on different hardware, or if both arms of all pairs are the same trainings.
-    For pairs, a yes or no at equal seconds must also be the reply at equal examples. At equal
-    seconds the slower arm's learning rate has not decayed yet, and its accuracy may be measured on
-    fewer validation images.
+    numbers of slots or processes or on different hardware, or if both arms of all pairs are the
+    same trainings. For pairs, a yes or no at equal seconds must also be the reply at equal
+    examples. At equal seconds the slower arm's learning rate has not decayed yet, and its accuracy
+    may be measured on fewer validation images.
     """
     return tuple(_answer(contrast, question, currency) for question, currency in _QUESTIONS)
 
 
 def _answer(contrast: Contrast, question: Question, currency: Currency | None) -> Answer:
     estimate = _measure(contrast, question, currency)
-    reason = _reason(contrast, question, currency)
+    reason = _reason(contrast, question, currency, estimate)
     return Answer(
         arm=contrast.arm,
         reference=contrast.reference,
@@ -149,9 +149,10 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
     )
 
 
-def _reason(contrast: Contrast, question: Question, currency: Currency | None) -> str:
+def _reason(
+    contrast: Contrast, question: Question, currency: Currency | None, estimate: Estimate | None
+) -> str:
     """Why a question has no answer, whatever the interval; empty if it may have one."""
-    estimate = _measure(contrast, question, currency)
     if currency == "seconds" and (why := _why_no_seconds(contrast)):
         return why
     if _is_equal(estimate):
@@ -196,7 +197,7 @@ def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> s
         )
     if _reply(at_examples) != reply:
         return _MID_SCHEDULE
-    cheaper = contrast.seconds_per_example.value < _CHEAPER
+    cheaper = contrast.pair_cost < _CHEAPER
     return _CUT_OFF if at_seconds and reply == "no" and cheaper else ""
 
 
@@ -274,6 +275,16 @@ def _caveats_of(contrast: Contrast, arms: Mapping[str, ArmSummary]) -> Iterator[
             f"Unequal studies; finished trials by seed: {own} in {contrast.arm}, {other} in "
             f"{contrast.reference}. Best validation accuracies are compared after what the "
             "cheaper study spent; hyperparameters as each study ended."
+        )
+    elif contrast.retrained_gain and abs(contrast.examples - 1) > 0.1:
+        yield (
+            f"{contrast.arm} spent {contrast.examples:.2f} times {contrast.reference}'s examples; "
+            "hyperparameters are compared as each study ended."
+        )
+    if contrast.differs:
+        yield (
+            f"{contrast.arm} and {contrast.reference} also differ in "
+            f"{', '.join(contrast.differs)}: the answers are about these, too."
         )
     if any(contrast.diverged):
         yield (

@@ -10,20 +10,12 @@ import optuna
 
 from hpo_mab._attributes import AUTO, UNIFORM, StudySettings
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.advantage import (
-    DEFAULT_MARGIN,
-    FEWEST_PAIRS,
-    Evidence,
-    measure_evidence,
-    pair_curves,
-)
+from hpo_mab.advantage import DEFAULT_MARGIN, FEWEST_PAIRS, Evidence, measure_evidence, pair_curves
 from hpo_mab.compare._stored import _selected
+from hpo_mab.compare._summary import stopped_pairs
 from hpo_mab.pruners._evidence import pairs_of_trials
 from hpo_mab.search._given import Raced
-from hpo_mab.storage import (
-    StudyRun,
-    open_study,
-)
+from hpo_mab.storage import StudyRun, open_study
 
 
 def evidence_of(
@@ -45,7 +37,8 @@ def evidence_of(
         margin: See `hpo_mab.advantage.measure_evidence`.
 
     Raises:
-        ArgumentError: Fewer than 4 pairs, or studies of several networks.
+        ArgumentError: Fewer than 4 pairs, pairs that a pruner has stopped, or studies of several
+            networks.
         UnknownNameError: No study of an arm.
     """
     own, other = (_of_arm(runs, name) for name in (arm, reference))
@@ -53,6 +46,11 @@ def evidence_of(
     seeds = f"{len(own)} seed{'' if len(own) == 1 else 's'}"
     source = f"{own[0].title}, {seeds}, {arm}/{reference}"
     pairs = pair_curves(own, other)
+    if stopped := stopped_pairs(own, other):
+        raise ArgumentError(
+            f"Evidence needs pairs that no pruner can stop; {stopped} of these were stopped, and "
+            "those left are a biased selection. Run the studies without a pruner."
+        )
     count = len(pairs.budgets)
     if all(run.settings.evaluations == count for run in both):
         # A pruner counts evaluations. Budgets in examples are rounded to whole steps, so a budget's

@@ -19,7 +19,7 @@ Target = Literal["reference", "common", "retrained"]
 Final = Literal["reference", "own"]
 
 CURRENCIES: tuple[Currency, ...] = ("examples", "seconds")
-#: Coverage of all intervals of a comparison, the default of `hpo_mab.advantage.mean_estimate`.
+#: Coverage of all intervals of a comparison, that of `hpo_mab.advantage.mean_estimate`.
 CONFIDENCE = 0.95
 
 
@@ -194,20 +194,26 @@ class Contrast:
         gain: Incumbent validation accuracy minus the reference's at equal spend, by currency.
             Equal spend is what the cheaper of the two studies spent in all.
         gain_p: Wilcoxon signed-rank p-values of the same; None below 5 seeds.
-        seconds_per_example: Training seconds per example over the reference's.
+        seconds_per_example: Training seconds per example over the reference's, of all trials of the
+            studies. Their configurations differ.
+        examples: Training examples of its studies over those of the reference's; NaN if not known.
         cost: Costs to target.
-        pairs: Number of pairs of one configuration trained in both arms.
+        pairs: Number of pairs, see `hpo_mab.advantage.pair_curves`.
+        pair_cost: Training seconds of the pairs over the reference's; NaN if not known.
         paired: Measurements on the pairs, by budget.
         retrained_gain: Re-trained test accuracy minus the reference's, over seeds.
         retrained_p: Wilcoxon signed-rank p-value of the same; None below 5 seeds.
-        same_slots: Whether trials of both arms were trained in equally many slots. Where not, the
-            arms' seconds measure the slots and not the samplers.
+        same_slots: Whether trials of both arms were trained in equally many slots, and by equally
+            many processes. Where not, the arms' seconds measure these and not the samplers.
         same_hardware: Whether the studies of each seed began on equal processors with equally many
             threads; true where that is not known.
         diverged: Configurations that diverged or failed in this arm only, and in the reference
-            only. They are not among the pairs that reached the end of a trial.
+            only. They are not among the pairs that reached the end of a trial. Trials that
+            `pair_curves` leaves out do not count.
         stopped: Configurations that a pruner stopped in one arm or both. The pairs left are a
             biased selection.
+        differs: Keys of the definitions, other than the batch sampler's, that decide the curve of a
+            trial and whose values differ.
 
     Examples:
         >>> from pathlib import Path
@@ -233,6 +239,9 @@ class Contrast:
     same_hardware: bool = True
     diverged: tuple[int, int] = (0, 0)
     stopped: int = 0
+    examples: float = math.nan
+    pair_cost: float = math.nan
+    differs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

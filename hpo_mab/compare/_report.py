@@ -7,7 +7,7 @@ import html
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from hpo_mab._errors import ArgumentError, json_values
@@ -15,12 +15,7 @@ from hpo_mab.compare import figures
 from hpo_mab.compare._answers import answers, verdict
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
 from hpo_mab.compare._summary import summarise
-from hpo_mab.compare._tables import (
-    Grid,
-    essential_grids,
-    grids,
-    percent,
-)
+from hpo_mab.compare._tables import Grid, essential_grids, grids, percent
 from hpo_mab.compare._text import (
     FILES,
     parameter,
@@ -167,7 +162,7 @@ def _run_to_json(run: StudyRun) -> dict[str, Any]:
         for name, key in itertools.product(("data", "sampler", "pruner"), FILES):
             options = sections.get(name) or {}
             if isinstance(options.get(key), str):
-                options[key] = Path(options[key]).name
+                options[key] = PureWindowsPath(options[key]).name
     return plain
 
 
@@ -218,6 +213,7 @@ def report_html(
 
     Returns:
         The page, plotly.js included once (about 5 MB); nothing is loaded from elsewhere.
+        Write it as UTF-8.
     """
     runs, heading = found.runs, html.escape(title or found.title)
     lines = verdict(summary).splitlines()
@@ -295,11 +291,10 @@ def _figures(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[go.Fi
     made = [
         figures.anytime_incumbent(runs),
         figures.paired_advantage(summary),
-        figures.fidelity(summary, final="own"),
+        figures.fidelity(summary),
         figures.anytime_incumbent(runs, currency="seconds"),
         figures.paired_advantage(summary, currency="seconds"),
         *(figures.acceleration(summary, currency=currency) for currency in CURRENCIES),
-        figures.fidelity(summary),
         *(figures.cost_to_target(summary, currency=currency) for currency in CURRENCIES),
         figures.learning_curves(runs),
         figures.learning_curves(runs, metric="train_loss"),

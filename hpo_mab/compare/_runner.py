@@ -16,15 +16,11 @@ from hpo_mab._errors import ArgumentError, SpecError, failure_reason
 from hpo_mab._plan import derive_seed
 from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyRunner, StudySpec, TrialCallback, load_splits, make_objective
+from hpo_mab.search import StudyRunner, StudySpec, load_splits, make_objective
 from hpo_mab.search._definition import ArmSection, PrunerSection, SamplerSection
 from hpo_mab.search._runner import Launch
-from hpo_mab.search._study import (
-    check_reference,
-    check_study,
-    choose_names,
-    reference_of,
-)
+from hpo_mab.search._study import check_reference, check_study, choose_names
+from hpo_mab.search._trial_loop import OnTrial
 from hpo_mab.storage import Storage, StudyRun, open_study
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training import Budget, select_device
@@ -65,7 +61,7 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
 
 #: Called before each study with its name and the trials of its definition. The context ends with
 #: the study.
-StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[TrialCallback | None]]
+StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[OnTrial | None]]
 
 #: Called before each training of an incumbent: with the study's name, the training's number from 1,
 #: and the number of trainings.
@@ -146,7 +142,7 @@ def comparison_names(
     studies = {
         (arm, one.seed): one for seeded in _arms_by_seed(spec) for arm, one in seeded.items()
     }
-    if spec.compare.seeds > 1 and any(map(reference_of, studies.values())):
+    if spec.compare.seeds > 1 and any("reference" in s.sources for s in studies.values()):
         raise ArgumentError(
             "compare.seeds must be 1 with pruner.reference, a study of one seed, "
             f"got {spec.compare.seeds}."

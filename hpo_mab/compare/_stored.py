@@ -15,14 +15,7 @@ from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.compare._runner import stored_scores
 from hpo_mab.data import DataIdentity
-from hpo_mab.storage import (
-    DEFAULT_URL,
-    Storage,
-    StoredDefinition,
-    StudyRun,
-    open_study,
-    read_run,
-)
+from hpo_mab.storage import DEFAULT_URL, Storage, StoredDefinition, StudyRun, open_study, read_run
 from hpo_mab.storage import study_names as names_in
 from hpo_mab.training import Budget
 
@@ -59,7 +52,8 @@ def stored_comparison(
     """A comparison of stored studies; nothing is trained.
 
     Test accuracies of re-trained incumbents are used only if the reference's incumbent of the same
-    seed was re-trained with the same budget. Of each seed all arms count equally many.
+    seed was re-trained with the same budget. Of each seed, equally many
+    accuracies of every arm are used.
 
     Args:
         studies: Names or patterns, each ``[ARM=][DATABASE#]STUDY``, e.g. ``"digits-*"``,
@@ -172,9 +166,9 @@ def _comparison(given: Iterable[_Found], reference: str | None) -> ComparisonRun
         if one.scores is not None and budgets.get(one.run.seed) == one.scores[0]
     }
     # Trainings are paired by number: of each seed, all arms count equally many.
-    fewest = {
-        seed: min(len(scores) for (_, of), scores in used.items() if of == seed) for _, seed in used
-    }
+    fewest: dict[int, int] = {}
+    for (_, seed), scores in used.items():
+        fewest[seed] = min(fewest.get(seed, len(scores)), len(scores))
     return ComparisonRuns(
         reference=chosen,
         runs=tuple(

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from hpo_mab._attributes import REASON_KEY, STACK_KEY
+from hpo_mab._attributes import REASON_KEY, STACK_KEY, unlike
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab._plan import FINISHED, OPEN, Plan
 from hpo_mab.advantage import (
@@ -25,6 +25,7 @@ from hpo_mab.advantage import (
     pair_curves,
 )
 from hpo_mab.advantage._pairs import (
+    Floats,
     compares_nothing,
     refuse_other_budgets,
     same_configuration,
@@ -48,8 +49,6 @@ from hpo_mab.compare._records import (
 
 if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun, TrialRun
-
-Floats = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -352,7 +351,22 @@ def _contrast(arm: Runs, reference: Runs) -> Contrast:
             _agree([_hardware(runs[seed]) for runs in (arm, reference)]) for seed in seeds
         ),
         **_early_ends(arm, reference, seeds),
+        examples=_spend(arm, seeds) / _spend(reference, seeds) if seeds else math.nan,
+        pair_cost=pairs.cost,
+        differs=_differing_keys(arm[seeds[0]].spec, reference[seeds[0]].spec) if seeds else (),
     )
+
+
+def _spend(runs: Runs, seeds: Sequence[int]) -> float:
+    """Training examples of an arm's studies; NaN if they are not known, or none."""
+    return _total([runs[seed].examples for seed in seeds]) or math.nan
+
+
+def _differing_keys(spec: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+    """See `Contrast.differs`; none where a study has no definition."""
+    if not (spec and other):
+        return ()
+    return tuple(key for key in unlike(spec, other) if key != "sampler.kind")
 
 
 def _early_ends(arm: Runs, reference: Runs, seeds: Sequence[int]) -> dict[str, Any]:
@@ -370,6 +384,12 @@ def _early_ends(arm: Runs, reference: Runs, seeds: Sequence[int]) -> dict[str, A
         "diverged": (diverged.count((True, False)), diverged.count((False, True))),
         "stopped": sum("pruned" in pair for pair in ends),
     }
+
+
+def stopped_pairs(arm: Sequence[StudyRun], reference: Sequence[StudyRun]) -> int:
+    """See `Contrast.stopped`."""
+    own, other = ({run.seed: run for run in runs} for runs in (arm, reference))
+    return int(_early_ends(own, other, sorted(own.keys() & other.keys()))["stopped"])
 
 
 def _last_attempts(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]:
@@ -394,9 +414,14 @@ def _end(trial: TrialRun) -> str:
     return "diverged" if REASON_KEY in trial.attrs else trial.state
 
 
-def _slots(runs: Sequence[StudyRun]) -> set[int]:
-    """Slots of the stacks that trials were trained in; 1 is alone."""
-    return {int(t.attrs.get(STACK_KEY, 1)) for run in runs for t in run.trials if t.curve}
+def _slots(runs: Sequence[StudyRun]) -> set[tuple[int, int]]:
+    """Slots of the stacks that trials were trained in, 1 is alone, and processes of their study."""
+    return {
+        (int(trial.attrs.get(STACK_KEY, 1)), run.processes)
+        for run in runs
+        for trial in run.trials
+        if trial.curve
+    }
 
 
 def _hardware(run: StudyRun) -> list[Any] | None:
@@ -407,7 +432,7 @@ def _hardware(run: StudyRun) -> list[Any] | None:
     cards = sorted(set(known.get("gpus", ())))
     device = run.settings.training.get("device", "auto")
     if device == "auto":
-        device = "cuda" if cards else "cpu"
+        device = "cuda" if cards else "mps" if known.get("mps") else "cpu"
     kind = device.partition(":")[0]
     used = cards if kind == "cuda" else []
     # GPUs of one model are equally fast, so the device's index matters only if models differ.

@@ -164,8 +164,8 @@ def _arms(summary: ComparisonSummary) -> Grid:
                 arm.arm,
                 str(len(arm.seeds)),
                 "-" if arm.best_median is None else f"{100 * arm.best_median:.1f}",
-                percent(arm.best),
-                "-" if arm.retrained is None else percent(arm.retrained),
+                _of_seeds(arm.best, len(arm.seeds)),
+                "-" if arm.retrained is None else _of_seeds(arm.retrained, len(arm.seeds)),
             )
             for arm in summary.arms
         ),
@@ -174,6 +174,11 @@ def _arms(summary: ComparisonSummary) -> Grid:
             "configuration, trained again under uniform sampling on fresh seeds."
         ),
     )
+
+
+def _of_seeds(mean: Estimate, seeds: int) -> str:
+    """A mean in percent; with its number of seeds where it is not of all."""
+    return percent(mean) + (f" (n = {mean.n})" if 0 < mean.n < seeds else "")
 
 
 def _spend(summary: ComparisonSummary) -> Grid:
@@ -217,8 +222,8 @@ def _gains(summary: ComparisonSummary) -> Grid:
         "best: accuracy of the best configuration. n: seeds; for same configurations, pairs at the "
         "end of a trial."
     ]
-    if max(len(contrast.seeds) for contrast in summary.contrasts) == FEWEST_FOR_TEST:
-        notes.append("Five seeds cannot give a p below 0.0625.")
+    if any(count == str(FEWEST_FOR_TEST) for _, _, _, count, _ in rows):
+        notes.append("Five seeds or pairs cannot give a p below 0.0625.")
     if len(summary.contrasts) > 1:
         notes.append("Intervals are not adjusted for the number of arms.")
     return Grid(
@@ -269,7 +274,8 @@ def _advantages(summary: ComparisonSummary, contrast: Contrast) -> Grid:
         ),
         caption=(
             "Same configuration, same seed. equal seconds: the arm is read where it has taken the "
-            "reference's seconds. best quarter: the pairs with the best final accuracy. "
+            "reference's seconds. best quarter: a quarter of the pairs, those with the best "
+            "final accuracy. "
             f"[{summary.confidence:.0%} interval over pairs]"
         ),
     )
@@ -332,7 +338,8 @@ def _other_fidelities(contrast: Contrast) -> Grid:
         ),
         caption=(
             "own finals: each arm's early accuracies against its own final ones, without bias. "
-            "regret: final accuracy lost by choosing at this budget, points."
+            "regret: final accuracy lost by choosing at this budget, points. Recall and regret are "
+            f"by {contrast.reference}'s final ranking, which favours {contrast.reference}."
         ),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from hpo_mab._attributes import SAMPLER_KEY, Section, StudySettings, is_range
@@ -86,7 +86,9 @@ def _section_text(section: Section, *, hide: Sequence[str] = ()) -> str:
     """A section of a definition: its kind, then its options and ranges but the hidden ones."""
     shown = [
         f"{_OPTION_NAMES.get(key, key)} "
-        + value_in_words(Path(value).name if key in FILES and isinstance(value, str) else value)
+        + value_in_words(
+            PureWindowsPath(value).name if key in FILES and isinstance(value, str) else value
+        )
         for key, value in section.options.items()
         if value is not None and key not in hide
     ]

@@ -55,6 +55,9 @@ def _fidelity_text(stored: Any, settings: StudySettings) -> tuple[bool, str]:
         return False, ""
     found = RungFidelity.from_json(stored)
     placed = next(_uniform_steps(settings, found.full))
+    if placed not in found.steps:
+        where = f"**The first rung lies at evaluation {placed}**"
+        return False, f"{where}: the ranking was not measured there."
     first = found.first_rung(placed)
     made = (
         f"**The first rung lies at evaluation {placed}**"

@@ -29,7 +29,7 @@ SEPARATOR = "*Regenerated after each run; your text below this line is kept.*"
 _HINTS = (
     "Figures are on the study's first page. A pruned trial's note has the reason. A trial's "
     "attribute `hpo_mab:slot` is the number of its configuration, which repeated trials keep. "
-    "`hpo_mab:paired` says whether it may be in a pair of a comparison."
+    "`hpo_mab:paired` says whether the trial may be in a pair of a comparison."
 )
 
 
@@ -41,6 +41,7 @@ def study_note(
     confirmed: str = "",
     verdict: str = "",
     compared: str = "",
+    is_old: bool = False,
     evidence: str = "",
     examples: str = "",
 ) -> str:
@@ -53,6 +54,7 @@ def study_note(
         confirmed: From `confirmed_note`; empty if there is none.
         verdict: Of the comparison it belongs to, a line per answer; empty if there is none.
         compared: Path of the page that compares its studies, likewise.
+        is_old: Whether trials have ended since the verdict.
         evidence: From `evidence_note`, likewise.
         examples: From `examples_note`, likewise.
     """
@@ -61,7 +63,13 @@ def study_note(
         parts.append(confirmed)
     if verdict:
         lines = "\n".join(f"- {line}" for line in verdict.splitlines())
-        parts.append(f"## Verdict\n\n{lines}\n\n[Report of the comparison]({compared})")
+        link = f"[Report of the comparison]({compared})"
+        if is_old:
+            link = (
+                "Trials have ended since: the verdict and the figures of pairs lack them. The "
+                f"[report of the comparison]({compared}) has them."
+            )
+        parts.append(f"## Verdict\n\n{lines}\n\n{link}")
     if evidence:
         parts.append(evidence)
     if examples:

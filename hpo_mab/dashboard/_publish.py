@@ -26,12 +26,7 @@ from hpo_mab.dashboard._files import (
     pictures_path,
     save_curves,
 )
-from hpo_mab.dashboard._notes import (
-    confirmed_note,
-    keep_users_part,
-    pruning_notes,
-    study_note,
-)
+from hpo_mab.dashboard._notes import confirmed_note, keep_users_part, pruning_notes, study_note
 from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.data import ImageData
 from hpo_mab.search._confirm import stored_repeats
@@ -218,8 +213,10 @@ def _publish_one(
     with storage.lock(run.name):
         before = _published(storage, study)
         # A study that continues by itself keeps the verdict of the comparison it was part of.
-        verdict = found or before.get("found", {})
-        if not found and verdict and before.get("finished") == ended:
+        verdict: dict[str, Any] = before.get("found", {})
+        if found:
+            verdict = {**found, "ended": ended}
+        elif verdict and before.get("finished") == ended:
             # No trial has ended since the comparison was published: its figures stay.
             drawn = {}
         note = study_note(
@@ -229,12 +226,14 @@ def _publish_one(
             confirmed=confirmed_note(run, stored_repeats(attrs)),
             evidence=evidence_note(study, run.settings),
             examples=examples,
-            **verdict,
+            verdict=verdict.get("verdict", ""),
+            compared=verdict.get("compared", ""),
+            is_old=verdict.get("ended", ended) != ended,
         )
         written = _page(storage, study, note, pruning_notes(run), drawn)
         published = {
             **listed,
-            "found": dict(verdict),
+            "found": verdict,
             "confirmed": attrs.get(CONFIRMED_KEY),
             # If the curves cannot be saved, the next `refresh` tries again.
             "finished": None if is_large else ended,

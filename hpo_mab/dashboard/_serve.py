@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -142,6 +143,7 @@ class _ThreadedServer(ThreadingMixIn, simple_server.WSGIServer):
     """Browsers open idle connections, which would block a server of one thread."""
 
     daemon_threads = True
+    allow_reuse_address = os.name != "nt"  # On Windows it would share a port that is in use.
 
     def __init__(self, address: Any, handler: Any) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import operator
 import os
 import re
 import statistics
@@ -103,6 +104,10 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
     return dataclasses.replace(decoded, notes=layout.notes)
 
 
+#: Order of files on every system; on Windows, paths themselves are compared without case.
+_parts = operator.attrgetter("parts")
+
+
 class _Walk:
     """Finds image files, and counts the others by the reason why they are left out."""
 
@@ -112,7 +117,7 @@ class _Walk:
     def folders(self, folder: Path) -> dict[str, Path]:
         """Visible folders in ``folder`` by name, sorted; image files there are counted."""
         found = {}
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.iterdir(), key=_parts):
             if path.is_dir():
                 if not _is_hidden(path.name) and not _is_of_database(path):
                     found[path.name] = path
@@ -134,7 +139,7 @@ class _Walk:
                 self.passed["hidden"] += inside
             names[:] = [name for name in names if not _is_hidden(name)]
             found += [Path(where, name) for name in files if self._is_taken(where, name)]
-        return sorted(found)
+        return sorted(found, key=_parts)
 
     def _is_taken(self, where: str, name: str) -> bool:
         if _is_hidden(name):
@@ -291,7 +296,7 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
 
 def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
     # A name may hold bytes that are no UTF-8, which could not be printed.
-    paths = (os.fsencode(path.relative_to(root)) for path in layout.everything)
+    paths = (os.fsencode(path.relative_to(root).as_posix()) for path in layout.everything)
     names = [path.decode(errors="replace") for path in paths]
     read = _pictures.read_all(layout.everything, size=size)
     pictures = [found for found in read if not isinstance(found, str)]

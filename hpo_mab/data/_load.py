@@ -21,14 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpo_mab._errors import (
-    ArgumentError,
-    DataError,
-    HpoMabError,
-    failure_reason,
-    name_of,
-    plain,
-)
+from hpo_mab._errors import ArgumentError, DataError, HpoMabError, failure_reason, name_of, plain
 from hpo_mab._labels import stratified_split
 from hpo_mab._machine import expanded
 from hpo_mab._registry import Named, Registry

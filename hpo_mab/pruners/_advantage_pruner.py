@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from hpo_mab._attributes import PRUNED_KEY
+from hpo_mab._attributes import PRUNED_KEY, RUNG_KEY
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
 from hpo_mab._plan import Attempt
 from hpo_mab.advantage import DEFAULT_MARGIN, Evidence
@@ -23,15 +23,10 @@ from hpo_mab.pruners._evidence import EvidenceKeeper, RungFidelity
 from hpo_mab.storage._optuna import id_of, needed_at_rung, storage_of
 
 
-def rung_key(rung: int) -> str:
-    """Key of the trial system attribute ``[step, value]`` of a rung that a trial has reached."""
-    return f"hpo_mab:rung_{rung}"
-
-
 def next_rung(trial: FrozenTrial) -> int:
     """Number of the first rung that a trial has not reached."""
     rung = 0
-    while rung_key(rung) in trial.system_attrs:
+    while f"{RUNG_KEY}{rung}" in trial.system_attrs:
         rung += 1
     return rung
 
@@ -42,7 +37,7 @@ def _value_at(trial: FrozenTrial, *, rung: int, step: int, worst: float) -> floa
     Values of different budgets must not be mixed. If the rung lay at another step for that trial,
     its report at ``step`` counts. A trial that was stopped before ``step`` counts as ``worst``.
     """
-    taken = trial.system_attrs.get(rung_key(rung))
+    taken = trial.system_attrs.get(f"{RUNG_KEY}{rung}")
     # A retry counts in place of an attempt that was cut off.
     if taken is None or Attempt.of(trial).cut_off:
         return None
@@ -288,7 +283,8 @@ class AdvantagePruner(BasePruner):
         if math.isnan(value):
             return because
         # Stored also if the trial is pruned: later trials are compared with all that came here.
-        storage_of(study).set_trial_system_attr(id_of(trial), rung_key(rung), [placed.step, value])
+        at = [placed.step, value]
+        storage_of(study).set_trial_system_attr(id_of(trial), f"{RUNG_KEY}{rung}", at)
         maximize = study.direction == StudyDirection.MAXIMIZE
         worst = -math.inf if maximize else math.inf
         others = (one for one in trials if one.number != trial.number)

@@ -66,20 +66,23 @@ def pairs_of_trials(
         Curves over the steps up to ``full`` that every complete uniform trial of the pairs has
         reported; NaN from where a trial was stopped.
     """
-    own = [t for t in trials if _has_curve(t) and _is_trained_by(t, sampler)]
+    uniform = {_slot(t): t for t in reference if _has_curve(t)}
+    # A study's own twins count before the trials of the reference.
+    uniform.update({_slot(t): t for t in trials if _has_curve(t) and Attempt.of(t).uniform})
+    own = [
+        t
+        for t in trials
+        if _has_curve(t)
+        and _is_trained_by(t, sampler)
+        and _slot(t) in uniform
+        and same_configuration(t.params, uniform[_slot(t)].params)
+    ]
     # A pruner selects trials by their early values. So those that it cannot stop are taken, if
     # there are enough.
     safe = [t for t in own if t.user_attrs.get(PAIRED_KEY) or TWIN_KEY in t.user_attrs]
     # Reversed: of several trials of one slot the first counts.
     bandit = {_slot(t): t for t in reversed(safe if len(safe) >= FEWEST_PAIRS else own)}
-    uniform = {_slot(t): t for t in reference if _has_curve(t)}
-    # A study's own twins count before the trials of the reference.
-    uniform.update({_slot(t): t for t in trials if _has_curve(t) and Attempt.of(t).uniform})
-    keys = sorted(
-        key
-        for key in bandit.keys() & uniform.keys()
-        if same_configuration(bandit[key].params, uniform[key].params)
-    )
+    keys = sorted(bandit)
     steps = _common_steps([uniform[key] for key in keys], full)
     shape = (len(keys), len(steps))
     curves = [
@@ -287,6 +290,8 @@ class EvidenceKeeper:
         self._seen: int | None = None
         self._names = ("", "")
         self._warned = False
+        #: Whether `auto` trains under uniform sampling, for now or for good: no reason to warn.
+        self._uniform = False
 
     def read_once(self, study: optuna.Study) -> None:
         """Read the study's evidence; later calls do nothing."""
@@ -331,7 +336,7 @@ class EvidenceKeeper:
     def warn_once(self) -> None:
         """Warn once if no rung is moved."""
         evidence = self.evidence
-        if self._warned or (evidence is not None and evidence.moves):
+        if self._warned or self._uniform or (evidence is not None and evidence.moves):
             return
         self._warned = True
         why = (
@@ -360,7 +365,8 @@ class EvidenceKeeper:
         # Sampler whose trials are paired with the uniform ones; None pairs any other's.
         arm = attrs.get(CHOICE_KEY, {}).get("sampler")
         # Before a race is decided, and after uniform sampling has won it, no rung moves.
-        if self.full is None or (races and arm in (None, UNIFORM)):
+        self._uniform = races and arm in (None, UNIFORM)
+        if self.full is None or self._uniform:
             return
         own = "race" if races else "pilot"
         found = self.measure(

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
     from hpo_mab.samplers._linear import ContextualSampler, ImponSampler
     from hpo_mab.samplers._mab import MABSampler
     from hpo_mab.samplers._pass import CSGDSampler, PredictionVarianceSampler, PSGDSampler
-    from hpo_mab.samplers._selective import (
-        CurriculumSampler,
-        HardMiningSampler,
-        InfoBatchSampler,
-    )
+    from hpo_mab.samplers._selective import CurriculumSampler, HardMiningSampler, InfoBatchSampler
     from hpo_mab.samplers._streams import UniformSampler
 
 __all__ = [

@@ -188,8 +188,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         Args:
             draw: The draw answered.
             losses: Detached float32 [B] on ``self.device``, possibly non-finite.
-            logits: Detached float32 [B, C] if given.
-            targets: Labels int64 [B] if given.
+            logits: Detached float32 [B, C] on ``self.device`` if given.
+            targets: Labels int64 [B] on ``self.device`` if given.
         """
 
     @property
@@ -339,6 +339,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             self.check_outputs(logits, targets=targets)
         self._outstanding.popleft()
         self._answers += 1
+        if targets is not None:
+            # On CUDA the copy is perhaps made later, so that the host does not wait.
+            targets = targets.to(self.device, non_blocking=self.device.type == "cuda")
         with torch.no_grad():
             self._learn(
                 draw,
@@ -348,6 +351,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             )
         if draw.weights is None:
             return losses.mean()
+        # `_learn` may have set them.
+        check_draw(draw, len(losses), owner=type(self).__name__)
         return (losses * draw.weights.to(losses.device, losses.dtype)).mean()
 
     def discard(self, *, indices: Tensor | Sequence[int] | None = None) -> None:

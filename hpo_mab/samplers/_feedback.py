@@ -56,7 +56,7 @@ class Draw:
 class DrawQueue(collections.deque[Draw]):
     """Draws that wait for their losses, the oldest first."""
 
-    #: Kinds of warnings given.
+    #: Kinds of the warnings already given.
     _warned: frozenset[str] = frozenset()
 
     def oldest(self, caller: str) -> Draw:
@@ -94,18 +94,18 @@ class DrawQueue(collections.deque[Draw]):
 
 
 def check_draw(draw: Any, count: int, *, owner: str) -> None:
-    """Raise unless ``_draw`` has returned ``count`` indices, and ``count`` weights or None."""
+    """Raise unless a draw has ``count`` indices, and ``count`` weights or None."""
     found = draw.indices if isinstance(draw, Draw) else draw
     is_tensor = isinstance(draw, Draw) and isinstance(found, Tensor)
-    if is_tensor and found.shape == (count,):
+    if is_tensor and found.shape == (count,) and found.dtype == torch.int64:
         weights = draw.weights
         is_tensor = isinstance(weights, Tensor)
         if weights is None or (is_tensor and weights.shape == (count,)):
             return
         got = f"shape {list(weights.shape)}" if is_tensor else type(weights).__name__
-        raise ArgumentError(f"{owner}._draw must return {count} weights or None, got {got}.")
-    got = f"shape {list(found.shape)}" if is_tensor else type(found).__name__
-    raise ArgumentError(f"{owner}._draw must return a Draw of {count} indices, got {got}.")
+        raise ArgumentError(f"{owner} must give a Draw {count} weights or None, got {got}.")
+    got = f"shape {list(found.shape)} of {found.dtype}" if is_tensor else type(found).__name__
+    raise ArgumentError(f"{owner}._draw must return a Draw of {count} int64 indices, got {got}.")
 
 
 def check_losses(losses: Tensor, count: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab._registry import bound_to
+from hpo_mab._registry import bound_to, parameters
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
 from hpo_mab.samplers._feedback import Draw
 
@@ -29,7 +29,8 @@ def foreign_sampler(
     Args:
         make: The sampler's class, or a function that returns the sampler. It is called with the
             sampler's options. Of ``labels``, ``data_source`` (the labels, as a container of N) and
-            every sampler's arguments, it gets those that its signature has.
+            every sampler's arguments, it gets those that its signature has. A ``**`` gets all of
+            them but ``data_source``.
         name: Its name, for messages and checkpoints.
         labels: Class of each training example, integers [N].
         **arguments: Arguments of every sampler, see `BatchSampler`, and options of this one.
@@ -43,7 +44,11 @@ def foreign_sampler(
     common = bound.kwargs
     random = _RandomState(common["seed"])
     with random:
-        made = bound_to(make, {"labels": labels, "data_source": labels, **common})(**arguments)
+        given = {"labels": labels, **common}
+        # A function with ``**`` may pass all of it on to a sampler of this package.
+        if "data_source" in parameters(make):
+            given["data_source"] = labels
+        made = bound_to(make, given)(**arguments)
     if isinstance(made, BatchSampler):
         return made
     return ForeignSampler(made, labels, name=name, random=random, options=arguments, **common)

@@ -90,7 +90,8 @@ class MABSampler(BatchSampler):
         temperature: Of ``"softmax"``, positive.
         reward: Which losses of a batch are rewarded: ``"above_average"``, those that reach the
             moving average; or another rule like
-            `hpo_mab.bandits.above_average`: the function, or its name ``"package.module:name"``.
+            `hpo_mab.bandits.above_average`: the function, or its name ``"package.module:name"``. It
+            returns booleans; losses may have a leading dimension for the networks of a stack.
 
     Raises:
         ArgumentError: An argument outside its bound, a negative ``seed``, or ``memory`` together

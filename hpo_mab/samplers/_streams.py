@@ -329,7 +329,7 @@ class LearningSampler(StreamSampler):
 
     def _targets_of(self, positions: Tensor, targets: Tensor | None) -> Tensor:
         """Labels of a batch: ``targets`` if given, else those of the sampler."""
-        return self._targets[positions] if targets is None else targets.to(self.device)
+        return self._targets[positions] if targets is None else targets
 
     def _reward(self, rewarded: Tensor, judged: Tensor) -> None:
         """Count the rewarded and the judged losses of a batch, bool [B] each."""

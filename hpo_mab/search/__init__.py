@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from hpo_mab.search._replay import Replay, load_network, replay
     from hpo_mab.search._reporter import ShortTrialWarning, TrialReporter
     from hpo_mab.search._runner import RunOutcome, StudyRunner, join_study
-    from hpo_mab.search._space import SearchSpace
-    from hpo_mab.search._trial_loop import TrialCallback
 
 __all__ = [
     "Candidate",
@@ -31,13 +29,11 @@ __all__ = [
     "Copied",
     "Replay",
     "RunOutcome",
-    "SearchSpace",
     "ShortTrialWarning",
     "StudyFailedError",
     "StudyRunner",
     "StudySpec",
     "TrainingObjective",
-    "TrialCallback",
     "TrialReporter",
     "builtin_names",
     "confirm",

@@ -9,18 +9,12 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import optuna
-from numpy.typing import NDArray
 
-from hpo_mab._attributes import (
-    CHOICE_KEY,
-    TotalBudget,
-)
+from hpo_mab._attributes import CHOICE_KEY, TotalBudget
 from hpo_mab._errors import json_values
 from hpo_mab.advantage import Estimate
 from hpo_mab.advantage._advantage import positive_rank_sums
-from hpo_mab.advantage._pairs import interpolate
-
-Floats = NDArray[np.float64]
+from hpo_mab.advantage._pairs import Floats, interpolate
 
 
 def fewest_pairs(error: float) -> int:

@@ -6,6 +6,7 @@ No slot is trained twice and none is left out.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 
 import optuna
@@ -22,19 +23,16 @@ from hpo_mab._attributes import (
     WORKER_KEY,
 )
 from hpo_mab._errors import HpoMabError, failure_reason
+from hpo_mab._interrupts import raise_if_interrupted
 from hpo_mab._plan import Attempt, Next, Plan, budgets_of
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.search._queue import close_lost, requeue
 from hpo_mab.search._target import Spending, Target
 from hpo_mab.storage import STORAGE_ERRORS, Storage
-from hpo_mab.storage._optuna import (
-    add_running,
-    begin_waiting,
-    id_of,
-    running_trial,
-    storage_of,
-)
+from hpo_mab.storage._optuna import add_running, begin_waiting, id_of, running_trial, storage_of
 from hpo_mab.storage._process import hold, release, this_process
+
+_CLAIM_SECONDS = 5.0
 
 #: Queues the twins of a study's trials that are due; returns whether there were any.
 QueueTwins = Callable[[optuna.Study], bool]
@@ -63,7 +61,8 @@ def claim(
         study: The study.
         storage: Its database.
         taken: Each trial is appended as soon as it runs, so that the caller ends it if this raises.
-        count: Trials to take.
+        count: Trials to take; fewer, but at least one, if that takes longer than some seconds,
+            or after one that may end its worker.
         queue_twins: Called with the study's lock held.
         is_saved: Whether a complete trial can continue; None: none can.
 
@@ -80,8 +79,9 @@ def claim(
             # Without a total budget, complete trials would continue without end.
             is_saved = None
         spending = None if target.total is None else Spending(study, target, storage.curves)
-        most = len(taken) + count
-        while len(taken) < most:
+        most, began, ends = len(taken) + count, time.monotonic(), False
+        while not ends:
+            raise_if_interrupted()
             if spending is not None:
                 if spending.share >= 1:
                     return Next.DONE
@@ -96,6 +96,10 @@ def claim(
             trial = _start_next(study, storage, plan, best)
             if trial is not None:
                 taken.append(trial)
+                # Suggestions may take long, and others wait for the lock: the caller claims again.
+                ends = len(taken) == most or time.monotonic() - began >= _CLAIM_SECONDS
+                # Trials claimed after one that ends its worker would be lost, too.
+                ends = ends or Plan.of(study).is_suspect(trial.number)
     return None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 
 from hpo_mab._attributes import CONFIRMED_KEY, SAMPLER_KEY
-from hpo_mab._errors import ArgumentError, require
+from hpo_mab._errors import ArgumentError, StorageError, require
 from hpo_mab._interrupts import deferred_interrupts
 from hpo_mab._plan import derive_seed
 from hpo_mab.search._objective import TrainingObjective
@@ -162,7 +162,8 @@ def confirm(
 
     Raises:
         ArgumentError: No trial is complete, or an argument is outside its bound.
-        StorageError: The study was not made by this product, or the data here differ from its own.
+        StorageError: The study was not made by this product, the data here differ from its own, or
+            the database may only be read.
         UnknownNameError: There is no such study.
     """
     require(trainings >= 1, "trainings", "at least 1", trainings)
@@ -176,6 +177,10 @@ def confirm(
             if found.finished or done == max_trainings:
                 break
             if objective is None:
+                if storage.is_archive:
+                    raise StorageError(
+                        f"{storage.shown_url} may only be read: no training can be stored in it."
+                    )
                 _, objective = reopen(storage, name, device=device, data_root=data_root)
             best = found.candidates[0]
             trained = dataclasses.replace(best, repeats=(*best.repeats, _train(objective, best)))

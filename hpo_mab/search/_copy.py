@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from copy import copy as shallow_copy
 from pathlib import Path
@@ -17,11 +18,11 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import PUBLISHED_KEY, RECORD_KEY
+from hpo_mab._attributes import PUBLISHED_KEY, RECORD_KEY, TARGET_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search._queue import close_lost
 from hpo_mab.search._study import check_name
-from hpo_mab.storage import Storage, files_folder, open_study
+from hpo_mab.storage import Storage, StoredDefinition, files_folder, open_study
 from hpo_mab.storage._optuna import ARTIFACT, add_copy, id_of, storage_of
 
 _TRIAL_NOTE = re.compile(r"dashboard:(\d+):")
@@ -85,7 +86,7 @@ def copy_study(
     with source.lock(name):
         study = open_study(source, name)
         if not source.is_archive:
-            close_lost(study, source)
+            _close_lost(study, source)
         _refuse_running(study, source)
         copy = _create_copy(study, target, chosen)
         here, there = (files_folder(each, "artifacts").resolve() for each in (source, target))
@@ -108,6 +109,16 @@ def copy_study(
             source.remove_orphans()
             # Files stay here: a copy that Optuna has made refers to them, too.
     return copied
+
+
+def _close_lost(study: optuna.Study, source: Storage) -> None:
+    if TARGET_KEY in study.user_attrs or StoredDefinition.is_in(study.user_attrs):
+        close_lost(study, source)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # In a loop of the user's own Optuna queues them again, see `hpo_mab.storage._open._Retry`.
+        optuna.storages.fail_stale_trials(study)
 
 
 def _refuse_running(study: optuna.Study, source: Storage) -> None:

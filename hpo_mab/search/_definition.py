@@ -237,10 +237,17 @@ class StudySpec(_Section):
         return self.model_copy(update={key: one for key, one in given.items() if one is not None})
 
     @property
+    def sources(self) -> dict[str, Any]:
+        """The advantage pruner's ``evidence`` or ``reference``; empty under uniform sampling."""
+        # A user's own pruner may have options of these names.
+        if self.pruner.kind != "advantage" or self.sampler.kind == UNIFORM:
+            return {}
+        given = self.pruner.options
+        return {key: given[key] for key in ("evidence", "reference") if given.get(key) is not None}
+
+    @property
     def has_pilot(self) -> bool:
         """Whether the pruner measures its evidence on pairs with uniform sampling."""
         # Evidence from elsewhere is not measured again, and the race of "auto" has pairs.
-        given = map(self.pruner.options.get, ("evidence", "reference"))
-        brings = any(one is not None for one in given)
-        measures = self.sampler.kind not in (UNIFORM, AUTO) and not brings
+        measures = self.sampler.kind not in (UNIFORM, AUTO) and not self.sources
         return self.pruner.kind == "advantage" and measures

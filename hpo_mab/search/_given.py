@@ -16,7 +16,6 @@ from hpo_mab._attributes import (
     CHOICE_KEY,
     EVIDENCE_KEY,
     GIVEN_KEY,
-    UNIFORM,
     StudySettings,
     flat_spec,
 )
@@ -143,12 +142,8 @@ def is_its_evidence(study: optuna.Study, path: Any) -> bool:
 def take_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
     """Store what a study uses of its evidence, because the file may be moved afterwards."""
     attr: dict[str, Any] = {"digest": "", "pruner": False, "unused": ""}
-    if (
-        spec.pruner.kind == "advantage"
-        and spec.pruner.options.get("evidence") is not None
-        and spec.sampler.kind != UNIFORM
-    ):
-        evidence = read_evidence(spec.pruner.options["evidence"])
+    if "evidence" in spec.sources:
+        evidence = read_evidence(spec.sources["evidence"])
         attr["digest"] = evidence.digest
         if not evidence.pairs and spec.sampler.kind != AUTO:
             warnings.warn(
@@ -179,8 +174,8 @@ def given_race(spec: StudySpec) -> tuple[str, Raced] | None:
     if spec.sampler.kind != AUTO:
         return None
     named = spec.sampler.evidence
-    given = spec.pruner.options.get("evidence") if named is None else named
-    if given is None or (named is None and spec.pruner.kind != "advantage"):
+    given = spec.sources.get("evidence") if named is None else named
+    if given is None:
         return None
     evidence = read_evidence(given)
     if evidence.race is not None:

@@ -16,7 +16,7 @@ import pydantic
 from hpo_mab._attributes import BUDGET_KEYS, NAMING_KEYS
 from hpo_mab._errors import ArgumentError, HpoMabError, SpecError, UnknownNameError
 from hpo_mab._machine import expanded
-from hpo_mab.search._definition import ArmSection, StudySpec
+from hpo_mab.search._definition import ArmSection, DataSection, StudySpec
 
 
 def builtin_names() -> tuple[str, ...]:
@@ -144,7 +144,7 @@ _IMAGE_FOLDER = "image_folder-"
 def _data_label(raw: Mapping[str, Any]) -> str:
     """The data's label in a study's name: the data set; for an image folder also its name."""
     section = raw.get("data", {})
-    named = {"name": "digits", "root": "data", **(section if isinstance(section, Mapping) else {})}
+    named = {**DataSection().model_dump(), **(section if isinstance(section, Mapping) else {})}
     if named["name"] != "image_folder":
         return str(named["name"])
     return f"{_IMAGE_FOLDER}{expanded(str(named['root'])).resolve().name}"

@@ -61,7 +61,9 @@ class TrainingObjective:
     Each value of ``model_options``, ``optimizer``, ``sampler``, ``batch_size``, ``warmup``,
     ``label_smoothing`` and ``average`` is a constant or a range. A range is an Optuna distribution,
     or a mapping such as ``{"low": 0.01, "high": 1.0, "log": True}``. Ranges become ordinary Optuna
-    parameters, named as in `SearchSpace`.
+    parameters. Those of the optimiser are named ``lr``, ``momentum``, ...; of the network,
+    ``model.width``, ...; of the sampler, ``sampler.memory``, ...; of the loop, as the arguments.
+    ``prior`` has two: ``sampler.prior_alpha`` and ``sampler.prior_beta``.
 
     Each evaluation reports its validation accuracy to Optuna, at steps 1 to ``evaluations``. The
     study's pruner may then stop the trial. A non-finite loss ends the trial as pruned.
@@ -98,12 +100,13 @@ class TrainingObjective:
         early_validation: Validation examples of the evaluations before the last, a fixed random
             part, at least 1; None takes all. The last evaluation takes all.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
-        channels_last: Memory format of images and weights.
+        channels_last: Memory format of images and weights; not used with MPS.
         graph: Whether training steps may be captured in a CUDA graph; where they cannot be, the
             ordinary loop takes them.
         threads: CPU threads of a trial, at least 1; afterwards the process has as many as before.
             None leaves the number as it is.
-        num_workers: Data-loading processes; only with datasets.
+        num_workers: Data-loading processes; only with datasets. On macOS and Windows their class
+            must be in a module, not in a notebook.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
         seed: The study's seed. A trial's seed follows from it and the trial's slot.
         initial: Trials in the first ``initial`` slots are never pruned, so that trials of another
@@ -200,11 +203,13 @@ class TrainingObjective:
         self.space = SearchSpace(
             optimizer={"name": "sgd", **optimizer},
             sampler={**chosen, "kind": trained_kind(chosen["kind"])},
-            model=model_options,
-            batch_size=batch_size,
-            warmup=warmup,
-            label_smoothing=label_smoothing,
-            average=average,
+            model=model_options or {},
+            loop={
+                "batch_size": batch_size,
+                "warmup": warmup,
+                "label_smoothing": label_smoothing,
+                "average": average,
+            },
         )
         self.workload = Workload(
             model=model,
@@ -248,7 +253,7 @@ class TrainingObjective:
             )
         self._has_twins = self.pilot or auto
         #: Whether trials of other lengths were looked for.
-        self._warned = False
+        self._compared_lengths = False
         #: Where its trials are kept; a `TrialLoop` replaces it while it runs.
         self.recording = Recording(curves=curves)
         #: Why trials were not trained many at a time or from a CUDA graph, each reason once.
@@ -336,6 +341,9 @@ class TrainingObjective:
             )
         if not self.recording.in_loop:
             self._store_settings(trial, suggested)
+            # In our own loop `TrialLoop` removes them.
+            if self.recording.checkpoints is not None:
+                self.recording.checkpoints.sweep(trial.study)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
         # Pairs need trials that ran to their end, so the pruner is not asked about the first ones.
@@ -346,29 +354,23 @@ class TrainingObjective:
             slot=slot,
             configuration=self._with_record(trial, suggested),
             seed=trial_seed(self.seed, slot),
-            # Nor are twins, which an objective with another ``initial`` may have queued.
+            # A twin is never pruned; an objective with another ``initial`` may have queued it.
             may_prune=slot >= first_prunable and TWIN_KEY not in trial.user_attrs,
             budgets=budgets_of(trial.user_attrs),
         )
 
     def _store_settings(self, trial: optuna.trial.Trial, suggested: Configuration) -> None:
-        """Store with a trial what a definition would hold; remove old checkpoints.
-
-        See `StoredDefinition.of`.
-        """
+        """Store with a trial what a definition would hold, see `StoredDefinition.of`."""
         length = self.workload.trial_examples(suggested.batch_size)
-        if not (self._warned or StoredDefinition.is_in(trial.study.user_attrs)):
+        if not (self._compared_lengths or StoredDefinition.is_in(trial.study.user_attrs)):
             evaluations = min(self.workload.loop.evaluations, length // suggested.batch_size)
             warn_of_other_lengths(trial, length, evaluations)
-            self._warned = True
+            self._compared_lengths = True
         trial.set_user_attr(BUDGET_KEY, length)
         if not self._has_twins:
             # A retry has the name of the first attempt, perhaps of another objective.
             trial.set_user_attr(SAMPLER_KEY, suggested.sampler.name)
         mark_pair(trial, initial=self.initial)
-        # In our own loop `TrialLoop` removes them.
-        if self.recording.checkpoints is not None:
-            self.recording.checkpoints.sweep(trial.study)
 
     def queue_pilot_twin(self, trial: optuna.trial.Trial, slot: int) -> None:
         """Queue the twin of a trial of the pilot that has reached the end of its budget."""
@@ -487,7 +489,7 @@ class TrainingObjective:
         known = ", ".join(self.portfolio) or own
         argument = "portfolio" if self.portfolio else "sampler"
         wanted = f"one with the trial's sampler '{name}'" if self.portfolio else f"'{name}'"
-        require(name == own, argument, f"{wanted}, as in the objective that queued it", known)
+        require(name == own, argument, f"{wanted}, as in the objective that made it", known)
         return configuration
 
     def _with_record(

@@ -72,7 +72,8 @@ def check_names(spec: StudySpec) -> None:
     SearchSpace(
         optimizer={"name": spec.optimizer.name, **spec.optimizer.options},
         sampler={"kind": UNIFORM},
-        **{key: getattr(spec.training, key) for key in LOOP_TYPES},
+        model={},
+        loop={key: getattr(spec.training, key) for key in LOOP_TYPES},
     )
     _check_arm(spec)
     for name, arm in spec.compare.arms.items():

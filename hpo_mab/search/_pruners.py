@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.pruners import BasePruner
 
-from hpo_mab._attributes import AUTO, EVIDENCE_KEY, GIVEN_KEY, UNIFORM
+from hpo_mab._attributes import AUTO, EVIDENCE_KEY, GIVEN_KEY
 from hpo_mab._errors import ArgumentError, check_integer, name_of, require
 from hpo_mab._registry import Named, Registry
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
@@ -139,15 +139,13 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
         ArgumentError: Evidence that cannot be read, and the study has no copy.
     """
     kind, options = spec.pruner.kind, spec.pruner.options
-    if kind == "advantage" and options.get("evidence") is not None:
+    if kind == "advantage":
+        options = {**options, "evidence": None, "reference": None, **spec.sources}
         if not attrs.get(GIVEN_KEY, {}).get("pruner", True):
             # Of another task, so the file is not needed.
-            options = {key: value for key, value in options.items() if key != "evidence"}
-        elif EVIDENCE_KEY in attrs:
-            options = {**options, "evidence": attrs[EVIDENCE_KEY]}
-    # There is no advantage over uniform sampling to measure.
-    if kind == "advantage" and spec.sampler.kind == UNIFORM:
-        options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
+            options["evidence"] = None
+        elif "evidence" in spec.sources and EVIDENCE_KEY in attrs:
+            options["evidence"] = attrs[EVIDENCE_KEY]
     if kind == "promotion":
         options = {"unlimited": is_continuable(spec), **options}
     averaged = always_averages(spec.training.average)

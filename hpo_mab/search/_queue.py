@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import optuna
@@ -14,14 +13,13 @@ from hpo_mab._attributes import (
     RETRY_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
-    TARGET_KEY,
     TWIN_KEY,
     UNIFORM,
     WORKER_KEY,
     attrs_of_retry,
 )
 from hpo_mab._plan import Plan, slot_of
-from hpo_mab.storage import Storage, StoredDefinition
+from hpo_mab.storage import Storage
 from hpo_mab.storage._optuna import add_copy, id_of, storage_of, unchecked_trial
 from hpo_mab.storage._process import is_gone, is_held, is_here, this_process
 
@@ -66,12 +64,6 @@ def queue_twin(
 
 def close_lost(study: optuna.Study, storage: Storage) -> None:
     """Fail the trials whose worker is gone; the caller holds the study's lock."""
-    if not (TARGET_KEY in study.user_attrs or StoredDefinition.is_in(study.user_attrs)):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Optuna fails them and queues them again, see `hpo_mab.storage._open._Retry`.
-            optuna.storages.fail_stale_trials(study)
-        return
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     recent = storage.optuna.heartbeats([id_of(trial) for trial in running])
     for trial in running:

@@ -45,7 +45,7 @@ from hpo_mab.search._choice import Choice, Ended, Standing, fewest_pairs, stored
 from hpo_mab.search._portfolio import uses_record
 from hpo_mab.search._queue import queue_twin
 from hpo_mab.search._space import Part
-from hpo_mab.storage import FIRST_TRIALS
+from hpo_mab.storage._examples import FIRST_TRIALS
 
 #: Highest probability of adopting a sampler that is not better than uniform sampling.
 ERROR = 0.05
@@ -447,6 +447,6 @@ def _sampler_and_reason(
     # Without the last budget: no pruner decides at the end of a trial.
     for share, loss in zip(evidence.budgets[:-1], evidence.fidelity[:-1], strict=True):
         if loss.below(-evidence.margin):
-            worse = f"fidelity at {share:.0%} is worse by {-loss.value:.2f}"
+            worse = f"fidelity at {100 * share:.3g}% is worse by {-loss.value:.2f}"
             return UNIFORM, f"{figures}, but {worse}"
     return finalist.name, f"{figures}, and fidelity is not shown to be worse"

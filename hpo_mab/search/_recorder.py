@@ -33,8 +33,9 @@ from hpo_mab._interrupts import interruptible
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner
 from hpo_mab.pruners._reasons import reason_of
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
-from hpo_mab.storage import CurveStore, ExampleWriter
+from hpo_mab.storage import CurveStore
 from hpo_mab.storage._definition import batch_size_of, have_one_budget
+from hpo_mab.storage._examples import ExampleWriter
 from hpo_mab.storage._optuna import id_of, startup_trials, storage_of
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
 from hpo_mab.training._tally import ExampleTally
@@ -198,7 +199,7 @@ def store_reason(trial: optuna.trial.Trial) -> None:
 def warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: int) -> None:
     """Warn if an earlier trial of the study has another budget or number of evaluations."""
     earlier = [t for t in trial.study.get_trials(deepcopy=False) if t.number != trial.number]
-    size = batch_size_of(trial) if earlier else 0
+    size = batch_size_of(trial)
     for other in earlier:
         attrs = other.user_attrs
         if other.intermediate_values and BUDGET_KEY not in attrs:
@@ -269,9 +270,10 @@ def follow(
             record.add(evaluation)
             pruned = may_prune and not training.ended and record.should_prune()
             stops = pruned or training.ended
-            # A paused trial continues from the same checkpoint, which still has its visits.
-            paused = isinstance(trial.study.pruner, PromotionPruner)
-            if stops and not (paused and evaluation.index <= training.resumed_at):
+            # Nothing is saved at an evaluation from a checkpoint. A trial that pauses there
+            # continues from the old file, whose visits must not count twice.
+            pauses = isinstance(trial.study.pruner, PromotionPruner)
+            if stops and not (pauses and evaluation.index <= training.resumed_at):
                 offer(trial, training.examples, recording.examples)
             if checkpoint is not None and training.has_state:
                 checkpoint.save_if_due(record, training.state_dict, stops=stops, pruned=pruned)

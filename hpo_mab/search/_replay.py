@@ -18,6 +18,7 @@ from hpo_mab.search._confirm import candidates_of, stored_repeats
 from hpo_mab.search._stored import reopen, train_recorded
 from hpo_mab.storage import Storage, TrialRun, open_study, read_run
 from hpo_mab.training import Evaluation, TrainingDiverged
+from hpo_mab.training._average import python_numbers, set_numbers
 
 #: Fields of an evaluation that a replay cannot reproduce.
 _TIMES = ("seconds", "sampler_seconds")
@@ -100,11 +101,12 @@ def replay(
         curve = tuple(_first_evaluations(len(trial.curve), training))
         if len(curve) < len(trial.curve):
             return Replay(trial=trial, curve=curve)
-        weights = training.network_state()
+        weights, numbers = training.network_state(), python_numbers(training.model)
     network = {
         "name": spec.model.name,
         "options": dict(objective.recorded(trial.params, trial.attrs).model),
         "weights": weights,
+        "numbers": numbers,
         "study": name,
         "trial": trial.number,
         "accuracy": curve[-1].accuracy,
@@ -156,7 +158,8 @@ def load_network(path: str | Path) -> nn.Module:
     try:
         made = make(**options)
         made.load_state_dict(saved["weights"])
-    except (RuntimeError, TypeError) as error:
+        set_numbers(made, saved.get("numbers", {}))
+    except (AttributeError, RuntimeError, TypeError) as error:
         reason = str(error).strip().replace("\n", " ")
         raise ArgumentError(
             f"Network '{saved['name']}' here differs from the one in '{path}': {reason}"

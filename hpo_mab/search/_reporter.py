@@ -13,13 +13,10 @@ from typing import Self, SupportsFloat
 import optuna
 from torch import Tensor, nn
 
-from hpo_mab._attributes import (
-    BUDGET_KEY,
-    SAMPLER_KEY,
-    UNIFORM,
-)
+from hpo_mab._attributes import BUDGET_KEY, SAMPLER_KEY, UNIFORM
 from hpo_mab._errors import ArgumentError, check_integer, is_integer, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, UniformSampler
+from hpo_mab.samplers._foreign import ForeignSampler
 from hpo_mab.search._recorder import (
     TrialRecord,
     check_direction,
@@ -29,7 +26,13 @@ from hpo_mab.search._recorder import (
 )
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, TrainingDiverged, WeightAverage
-from hpo_mab.training._average import shared_copy, tensor_at, tensors_of
+from hpo_mab.training._average import (
+    python_numbers,
+    set_numbers,
+    shared_copy,
+    tensor_at,
+    tensors_of,
+)
 from hpo_mab.training._device import to_evaluation
 from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
 
@@ -158,7 +161,9 @@ class TrialReporter:
         self._counted = 0
         # A subclass, such as a curriculum, draws otherwise.
         uniform = sampler is None or type(sampler) is UniformSampler
-        trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else type(sampler).__name__)
+        # A sampler of PyTorch's interface has the name that it was made by.
+        name = sampler._name if isinstance(sampler, ForeignSampler) else type(sampler).__name__
+        trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else name)
         trial.set_user_attr(BUDGET_KEY, budget_examples)
 
     def __enter__(self) -> Self:
@@ -253,6 +258,7 @@ class TrialReporter:
         for name, tensor in tensors_of(self._network).items():
             own = averages.get(name)
             tensor.data = (tensor_at(self._model, name) if own is None else own).detach()
+        set_numbers(self._network, python_numbers(self._model))
         to_evaluation(self._network)
         return self._network
 

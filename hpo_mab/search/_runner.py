@@ -23,13 +23,8 @@ from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._pruners import PRUNERS
 from hpo_mab.search._slots import note_alone, run_trials
 from hpo_mab.search._stored import reopen, train_recorded
-from hpo_mab.search._study import (
-    check_study,
-    choose_name,
-    make_study,
-    open_with_parts,
-)
-from hpo_mab.search._trial_loop import TrialCallback
+from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
+from hpo_mab.search._trial_loop import OnTrial
 from hpo_mab.storage import (
     STORAGE_ERRORS,
     Storage,
@@ -47,7 +42,7 @@ from hpo_mab.training import Budget, TrainingDiverged
 #: whether Ctrl-C ended it early. ``workers`` is the number of processes that share the study.
 RunHere = Callable[..., bool]
 #: Runs a study's trials here and elsewhere, or elsewhere alone; returns what `RunHere` does.
-Launch = Callable[[optuna.Study, TrialCallback | None, RunHere], bool]
+Launch = Callable[[optuna.Study, OnTrial | None, RunHere], bool]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +149,7 @@ class StudyRunner:
         self,
         name: str | None = None,
         *,
-        on_trial: TrialCallback | None = None,
+        on_trial: OnTrial | None = None,
         score: bool = True,
         launch: Launch | None = None,
         keep_target: bool = False,
@@ -163,7 +158,9 @@ class StudyRunner:
 
         Args:
             name: The study's name; None takes the default.
-            on_trial: Called with study and trial after each trial.
+            on_trial: Called with study and trial after each trial. Its method ``running``, if it
+                has one, is called during trials with the share of its budget that each has spent,
+                by number.
             score: Whether to score the best trial on the test set.
             launch: Shares the trials with other processes, see `hpo_mab.workers`; None does not.
             keep_target: Whether a stored study keeps a target that is higher than the definition's.
@@ -190,7 +187,7 @@ class StudyRunner:
     def _run(
         self,
         study: optuna.Study,
-        on_trial: TrialCallback | None,
+        on_trial: OnTrial | None,
         launch: Launch | None,
         *,
         score: bool,
@@ -331,7 +328,7 @@ def join_study(
     data_root: str | None = None,
     slots: Slots | None = None,
     workers: int = 1,
-    on_trial: TrialCallback | None = None,
+    on_trial: OnTrial | None = None,
 ) -> bool:
     """Run trials of a stored study until it has reached its target.
 
@@ -342,7 +339,9 @@ def join_study(
         data_root: Folder of the data here; None takes the definition's.
         slots: Trials at the same time on a CUDA device; None takes the definition's.
         workers: Processes that share the study, this one included: ``"auto"`` slots are shared.
-        on_trial: Called with study and trial after each trial.
+        on_trial: Called with study and trial after each trial. Its method ``running``, if it has
+            one, is called during trials with the share of its budget that each has spent, by
+            number.
 
     Returns:
         Whether Ctrl-C ended it early.

@@ -21,7 +21,7 @@ from hpo_mab.search._space import Configuration, PartSpace
 from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.search._stacks import why_alone
 from hpo_mab.search._target import Target
-from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import OnTrial, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import Storage
 from hpo_mab.training import Budget, TrainingDiverged
@@ -45,7 +45,7 @@ def run_trials(
     storage: Storage,
     objective: TrainingObjective,
     settings: TrainingSection,
-    on_trial: TrialCallback | None,
+    on_trial: OnTrial | None,
     *,
     workers: int = 1,
 ) -> bool:

@@ -24,7 +24,6 @@ from hpo_mab.search._ranges import (
     range_ends,
     ranges,
 )
-from hpo_mab.training import DEFAULT_AVERAGE
 from hpo_mab.training._schedule import LearningCurve
 
 
@@ -164,36 +163,19 @@ LOOP_TYPES: Mapping[str, type] = {
 class SearchSpace:
     """Constants and ranges of a trial; ranges become Optuna parameters.
 
-    Names of the optimiser's parameters are ``lr``, ``momentum``, ...; of the network's,
-    ``model.width``, ...; of the sampler's, ``sampler.memory``, .... ``prior`` has two:
-    ``sampler.prior_alpha`` and ``sampler.prior_beta``. The loop's are ``batch_size``, ``warmup``,
-    ``label_smoothing`` and ``average``.
+    The names of the parameters are those of `hpo_mab.search.TrainingObjective`.
 
     Args:
         optimizer: ``name`` and options. Here and for ``sampler``, a class or a function may be
             given in place of its name.
         sampler: ``kind`` and knobs.
         model: Options of the network.
-        batch_size: Examples per batch.
-        warmup: Share of the budget in which the learning rate rises.
-        label_smoothing: Mass moved from the true label to all labels.
-        average: Window of the average of the weights, as a share of the steps so far.
+        loop: A value for each key of `LOOP_TYPES`.
 
     Raises:
         ArgumentError: A range that holds nothing, a setting of the loop outside its bound, or what
             cannot be imported.
         UnknownNameError: An unknown optimiser, sampler, option or knob.
-
-    Examples:
-        >>> import optuna
-        >>> from hpo_mab.search import SearchSpace
-        >>> space = SearchSpace(
-        ...     optimizer={"name": "sgd", "lr": {"low": 0.01, "high": 0.1, "log": True}},
-        ...     sampler={"kind": "mab"},
-        ... )
-        >>> trial = optuna.trial.FixedTrial({"lr": 0.05})
-        >>> space.suggest(trial).optimizer.options["lr"]
-        0.05
     """
 
     def __init__(
@@ -201,24 +183,15 @@ class SearchSpace:
         *,
         optimizer: Mapping[str, Any],
         sampler: Mapping[str, Any],
-        model: Mapping[str, Any] | None = None,
-        batch_size: Any = 128,
-        warmup: Any = 0.15,
-        label_smoothing: Any = 0.0,
-        average: Any = DEFAULT_AVERAGE,
+        model: Mapping[str, Any],
+        loop: Mapping[str, Any],
     ) -> None:
         # Imported late: mistakes in a definition are found without torch.
         from hpo_mab.training._optimizers import OPTIMIZERS
 
         self.optimizer = PartSpace("optimizer", OPTIMIZERS, OPTIMIZERS.load, optimizer)
         self.sampler = PartSpace("sampler", SAMPLERS, sampler_maker, sampler)
-        self.model = _parse("model", model or {})
-        loop = {
-            "batch_size": batch_size,
-            "warmup": warmup,
-            "label_smoothing": label_smoothing,
-            "average": average,
-        }
+        self.model = _parse("model", model)
         self.loop = _parse("training", loop)
         check_types(
             "training",

@@ -23,7 +23,7 @@ from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._recorder import NO_CHECKPOINT, TrialRecord, offer, store_end
 from hpo_mab.search._space import Assignment
 from hpo_mab.search._stacks import Stacks, why_alone
-from hpo_mab.search._trial_loop import End, TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import End, OnTrial, TrialLoop
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
@@ -79,7 +79,7 @@ class StackLoop(TrialLoop):
         *,
         slots: int,
         examples: bool = False,
-        on_trial: TrialCallback | None = None,
+        on_trial: OnTrial | None = None,
     ) -> None:
         super().__init__(study, storage, objective, examples=examples, on_trial=on_trial)
         self._stacks = Stacks(
@@ -138,7 +138,7 @@ class StackLoop(TrialLoop):
         try:
             assignment = self._objective.assign(trial)
             why = why_alone(self._objective.workload, assignment.configuration)
-            why = why or self._why_continued_alone(trial, assignment)
+            why = why or self._why_continued_alone(trial, assignment) or self._why_lost(trial)
             if why is not None:
                 return why
             checkpoint = self._objective.checkpoint(trial, assignment)
@@ -180,6 +180,15 @@ class StackLoop(TrialLoop):
         before = self._study.get_trials(deepcopy=False)[trial.user_attrs[PROMOTES_KEY]]
         alone = STACK_KEY not in before.user_attrs
         return "the trial that it continues was trained alone" if alone else None
+
+    def _why_lost(self, trial: optuna.trial.Trial) -> str | None:
+        """Why a trial is not trained next to others again; None if it may be.
+
+        If it ends its worker, all trials of its stack are lost. In a stack again, none of them
+        would be repeated in the end.
+        """
+        suspect = Plan.of(self._study).is_suspect(trial.number)
+        return "its worker ended suddenly, at least twice" if suspect else None
 
     def _end_without_checkpoint(self, running: _Running) -> None:
         running.stack.stop(running.stack_slot)

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner
 
-from hpo_mab._attributes import AUTO, BUDGET_KEYS, UNIFORM, StudySettings, flat_spec
+from hpo_mab._attributes import AUTO, MAY_CHANGE, UNIFORM, StudySettings, flat_spec, unlike
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError, require
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._definition import StudySpec
@@ -27,20 +27,6 @@ from hpo_mab.storage import Storage, StoredDefinition, open_study, study_names
 
 #: Keys of a definition that name evidence.
 _EVIDENCE = {"pruner.evidence", "sampler.evidence"}
-#: Keys that may change when a study is continued, as may ``compare``: its trials mean the same.
-_MAY_CHANGE = (
-    "name",
-    "budget.trials",
-    "budget.total",
-    "data.root",
-    "data.download",
-    "training.device",
-    "training.checkpoint",
-    # Not with sampler "auto", which races samplers that use the record.
-    "training.examples",
-    "training.graph",
-    "training.slots",
-)
 
 
 def default_name(spec: StudySpec, arm: str, *, base: str | None = None) -> str:
@@ -178,12 +164,10 @@ def _take_changes(
     stored = StoredDefinition.load(study)
     before = stored.settings.training
     training = {**before, **{key: getattr(spec.training, key) for key in _FOR_WORKERS}}
-    taken = dataclasses.replace(stored, spec={**stored.spec, "training": training})
+    arm, changed = stored.arm, {**stored.spec, "training": training}
     if takes_arm:
-        compare = spec.compare.model_dump(mode="json")
-        taken = dataclasses.replace(
-            taken, arm=definition.arm, spec={**taken.spec, "compare": compare}
-        )
+        arm, changed["compare"] = definition.arm, spec.compare.model_dump(mode="json")
+    taken = dataclasses.replace(stored, arm=arm, spec=changed)
     if taken != stored:
         taken.save(study)
 
@@ -227,7 +211,7 @@ def check_reference(
 
     ``planned`` are studies that run before it, by name. A missing database is not made.
     """
-    reference, planned = reference_of(spec), planned or {}
+    reference, planned = spec.sources.get("reference"), planned or {}
     if reference is None:
         return
     if reference in (names := study_names(storage)):
@@ -242,41 +226,15 @@ def check_reference(
 
 def _refuse_other_reference(spec: StudySpec, reference: str, other: Mapping[str, Any]) -> None:
     """Refuse a reference that is not uniform, or trains the same configuration in another way."""
-    theirs = dict(flat_spec(other))
-    own = {**dict(flat_spec(spec.model_dump(mode="json"))), "sampler.kind": UNIFORM}
-    for key in sorted(own.keys() | theirs.keys()):
-        # A study stores the number that "auto" has become; before that it is not known.
-        unknown = key == "budget.early_validation" and "auto" in (own.get(key), theirs.get(key))
-        matters = key.startswith(_OF_A_PAIR) and key not in _NOT_OF_A_PAIR and not unknown
-        if matters and own.get(key) != theirs.get(key):
-            raise ArgumentError(
-                f"pruner.reference: study '{reference}' has {key} = {_value_text(theirs, key)}, "
-                f"but pairs with this study need {_value_text(own, key)}."
-            )
-
-
-def reference_of(spec: StudySpec) -> str | None:
-    """Name of the study whose trials the pruner pairs with the study's; None if it needs none."""
-    named = spec.pruner.options.get("reference")
-    # A user's own pruner may have an option of that name.
-    needed = spec.pruner.kind == "advantage" and spec.sampler.kind != UNIFORM
-    return str(named) if needed and named is not None else None
-
-
-#: What a study and its reference must have in common: all that decides a trial's curve, except the
-#: batch sampler. "sampler.kind" is here because the reference must be uniform.
-_OF_A_PAIR = (
-    "sampler.kind",
-    "seed",
-    "data.",
-    "model.",
-    "optimizer.",
-    "training.",
-    "budget.evaluations",
-    "budget.early_validation",
-    *BUDGET_KEYS,
-)
-_NOT_OF_A_PAIR = (*_MAY_CHANGE, "training.threads")
+    own = spec.model_dump(mode="json")
+    own["sampler"]["kind"] = UNIFORM
+    if different := unlike(own, other):
+        key = different[0]
+        there, here = (_value_text(dict(flat_spec(one)), key) for one in (other, own))
+        raise ArgumentError(
+            f"pruner.reference: study '{reference}' has {key} = {there}, but pairs with this study "
+            f"need {here}."
+        )
 
 
 def _study_sampler(spec: StudySpec, pruner: BasePruner) -> PlannedSampler:
@@ -293,7 +251,7 @@ def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> 
     stored = StoredDefinition.load(study).spec
     before, now = dict(flat_spec(stored)), dict(flat_spec(wanted))
     changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
-    allowed = {*_MAY_CHANGE, *(key for key in changed if key.startswith("compare."))}
+    allowed = {*MAY_CHANGE, *(key for key in changed if key.startswith("compare."))}
     # Its race has samplers that use the record.
     if now.get("sampler.kind") == AUTO:
         allowed.discard("training.examples")

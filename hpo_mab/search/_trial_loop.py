@@ -20,16 +20,17 @@ from hpo_mab._interrupts import deferred_interrupts, interruptible, raise_if_int
 from hpo_mab._plan import Attempt, Next, budgets_of, slot_of
 from hpo_mab.search._claim import claim, raise_if_failing
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.storage import STORAGE_ERRORS, ExampleWriter, Storage
+from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.storage._examples import ExampleWriter
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.storage._process import release
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training._device import release_memory
 
-#: Called with study and trial after each trial. During trials its method
-#: ``running``, if it has one, is called with the spent share of each one's budget, by number.
+#: Called with study and trial after each trial. During trials its method ``running``, if it has
+#: one, is called with the share of its budget that each running trial has spent, by number.
 #: ``running_again`` is called likewise while the best trial is trained again to be tested.
-TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
+OnTrial = Callable[[optuna.Study, FrozenTrial], None]
 _OnProgress = Callable[[Mapping[int, float]], None]
 
 SECONDS_BETWEEN_POLLS = 1.0
@@ -41,7 +42,7 @@ _DATABASE_SECONDS = 300.0
 class FinishedTrials:
     """Passes every trial that finishes from now on to the callback once, if there is one."""
 
-    def __init__(self, study: optuna.Study, on_trial: TrialCallback | None) -> None:
+    def __init__(self, study: optuna.Study, on_trial: OnTrial | None) -> None:
         self._study = study
         self._on_trial = on_trial
         self.on_progress = getattr(on_trial, "running", None)
@@ -121,7 +122,7 @@ class TrialLoop:
         objective: TrainingObjective,
         *,
         examples: bool = False,
-        on_trial: TrialCallback | None = None,
+        on_trial: OnTrial | None = None,
     ) -> None:
         self._study = study
         self._storage = storage
@@ -332,14 +333,15 @@ class TrialLoop:
 
     def _wait_for_database(self, error: BaseException) -> None:
         """Wait until the database answers again; the claimed trials are tried again."""
-        # SQLAlchemy may have replaced the KeyboardInterrupt of a Ctrl-C with this error.
-        raise_if_interrupted()
-        self._storage_failures += 1
-        if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:
-            raise self._storage.error(error) from None
-        if not self._storage.wait_until_back(seconds=_DATABASE_SECONDS):
-            raise self._storage.error(error) from None
-        try:
-            self._abandon()
-        except STORAGE_ERRORS as again:
-            raise self._storage.error(again) from None
+        while True:
+            # SQLAlchemy may have replaced the KeyboardInterrupt of a Ctrl-C with this error.
+            raise_if_interrupted()
+            self._storage_failures += 1
+            if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:
+                raise self._storage.error(error) from None
+            if not self._storage.wait_until_back(seconds=_DATABASE_SECONDS):
+                raise self._storage.error(error) from None
+            try:
+                return self._abandon()
+            except STORAGE_ERRORS as again:
+                error = again

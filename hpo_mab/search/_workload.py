@@ -48,14 +48,14 @@ class Loop:
     The fields are arguments of `hpo_mab.search.TrainingObjective`, which describes them.
     """
 
-    evaluations: int = 8
-    precision: str = "float32"
-    channels_last: bool = False
-    graph: bool = True
-    schedule: str = "linear"
-    keep: str = "trained"
-    threads: int | None = None
-    early_validation: int | None = None
+    evaluations: int
+    precision: str
+    channels_last: bool
+    graph: bool
+    schedule: str
+    keep: str
+    threads: int | None
+    early_validation: int | None
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -106,7 +106,9 @@ class Workload:
                 f"got {num_workers}."
             )
         self.budget = budget
-        self.loop = loop
+        # On MPS some versions of PyTorch compute wrong gradients of batch normalisation with it.
+        last = loop.channels_last and device.type != "mps"
+        self.loop = dataclasses.replace(loop, channels_last=last)
         self.device = device
         #: The study's record of examples, frozen for its samplers; None before that.
         self.known: ExampleRecord | None = None

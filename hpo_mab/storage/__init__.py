@@ -12,7 +12,6 @@ from hpo_mab._registry import lazy_names
 if TYPE_CHECKING:
     from hpo_mab.storage._curves import CurveStore
     from hpo_mab.storage._definition import StoredDefinition
-    from hpo_mab.storage._examples import FIRST_TRIALS, ExampleStore, ExampleWriter
     from hpo_mab.storage._open import STORAGE_ERRORS, Storage, files_folder
     from hpo_mab.storage._runs import (
         MissingCurvesWarning,
@@ -28,11 +27,8 @@ DEFAULT_URL = "sqlite:///hpo_mab.db"
 
 __all__ = [
     "DEFAULT_URL",
-    "FIRST_TRIALS",
     "STORAGE_ERRORS",
     "CurveStore",
-    "ExampleStore",
-    "ExampleWriter",
     "MissingCurvesWarning",
     "Storage",
     "StoredDefinition",

@@ -15,13 +15,7 @@ import sqlalchemy as sa
 from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.storage._optuna import id_of, storage_of
-from hpo_mab.storage._tables import (
-    CURVES,
-    STUDIES,
-    SYSTEM_ATTRIBUTES,
-    TRIALS,
-    USER_ATTRIBUTES,
-)
+from hpo_mab.storage._tables import CURVES, STUDIES, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from hpo_mab.training import Evaluation
 from hpo_mab.training._schedule import stored_evaluation
 
@@ -181,7 +175,7 @@ class CurveStore:
         numbers = sorted({row["curve"] for row in rows})
         with target._engine.begin() as connection:
             known: set[int] = set()
-            for chunk in _chunks(numbers):
+            for chunk in chunks(numbers):
                 known |= set(
                     connection.scalars(
                         sa.select(CURVES.c.curve).distinct().where(CURVES.c.curve.in_(chunk))
@@ -189,14 +183,14 @@ class CurveStore:
                 )
             # By their key: trials that share a curve select its rows twice.
             new = {(r["curve"], r["index"]): r for r in rows if r["curve"] not in known}
-            for chunk in _chunks(list(new.values())):
+            for chunk in chunks(list(new.values())):
                 connection.execute(CURVES.insert(), chunk)
 
     def remove_orphans(self) -> None:
         """Remove the curves that no trial refers to: those of deleted trials and studies."""
         with self._engine.begin() as connection:
             # Looked up first: a DELETE with this condition locks every row it reads on MySQL.
-            for chunk in _chunks(list(connection.scalars(_ORPHANS))):
+            for chunk in chunks(list(connection.scalars(_ORPHANS))):
                 connection.execute(CURVES.delete().where(CURVES.c.curve.in_(chunk)))
 
     def _begin(self, connection: sa.Connection, trial_id: int, *, restart: bool) -> int | None:
@@ -240,12 +234,15 @@ def _curve_points(
     connection: sa.Connection, trial_ids: Collection[int]
 ) -> Iterator[tuple[Any, ...]]:
     """Points of some trials' curves: trial id, curve, fields; in order of trial and budget."""
-    # A study's ids lie close together: one range scan beats thousands of bound parameters.
     column = SYSTEM_ATTRIBUTES.c.trial_id
+    within: sa.ColumnElement[bool] = column.in_(trial_ids)
+    if len(trial_ids) > _CHUNK:
+        # A study's ids lie close together: one range scan beats thousands of bound parameters.
+        within = sa.and_(column >= min(trial_ids), column <= max(trial_ids))
     query = (
         sa.select(column, CURVES.c.curve, *(CURVES.c[name] for name in _FIELDS))
         .join(CURVES, CURVES.c.curve == _number)
-        .where(_is_key, column >= min(trial_ids), column <= max(trial_ids))
+        .where(_is_key, within)
         .order_by(column, CURVES.c.index)
     )
     for row in connection.execute(query):
@@ -253,7 +250,8 @@ def _curve_points(
             yield tuple(row)
 
 
-def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """The items in parts, each short enough for one statement."""
     for start in range(0, len(items), _CHUNK):
         yield items[start : start + _CHUNK]
 

@@ -44,13 +44,6 @@ class ExampleStore:
     Args:
         engine: Engine of the database of the records: the engine of the study's Optuna storage,
             whose tables are up to date.
-
-    Examples:
-        >>> from hpo_mab.storage import Storage
-        >>> storage = Storage("sqlite:///studies.db")
-        >>> storage.examples.load(1) is None
-        True
-        >>> storage.close()
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -281,13 +274,6 @@ class ExampleWriter:
         lock: Returns the lock of the study's record. No thread of this process may hold it when
             `flush` is called.
         clock: Returns seconds.
-
-    Examples:
-        >>> from hpo_mab.storage import ExampleWriter, Storage
-        >>> storage = Storage("sqlite:///studies.db")
-        >>> writer = ExampleWriter(storage.examples, study_id=1, total=100, labels="1f")
-        >>> writer.flush()
-        >>> storage.close()
     """
 
     def __init__(

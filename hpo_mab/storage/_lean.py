@@ -28,6 +28,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab.storage._optuna import RUNG_PREFIX
 from hpo_mab.storage._tables import (
     CHILDREN_BETWEEN,
     CHILDREN_OF,
@@ -299,7 +300,7 @@ class LeanStorage(RDBStorage):
         if (collecting := self._collecting) is not None:
             self._write(collecting)
         table = SYSTEM_ATTRIBUTES.c
-        rungs = table.key.startswith("completed_rung_", autoescape=True)
+        rungs = table.key.startswith(RUNG_PREFIX, autoescape=True)
         with self._transaction() as connection:
             connection.execute(
                 sa.delete(SYSTEM_ATTRIBUTES).where(table.trial_id == trial_id, rungs)

@@ -30,6 +30,7 @@ from hpo_mab.storage import DEFAULT_URL
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._lean import LeanStorage
+from hpo_mab.storage._optuna import RUNG_PREFIX
 from hpo_mab.storage._process import diagnose, locker
 from hpo_mab.storage._tables import STUDIES, prepare_tables
 
@@ -86,6 +87,9 @@ class Storage:
         url: Any SQLAlchemy URL that Optuna takes; a path means SQLite.
         create: Whether a missing SQLite file is made; reading commands do not make one.
 
+    Attributes:
+        file: The file of an SQLite database; None on a server and in memory.
+
     Raises:
         StorageError: The URL cannot be read. On first use: the database cannot be reached or does
             not hold studies. The message never holds a password.
@@ -105,7 +109,7 @@ class Storage:
         is_path = self.is_sqlite and database and database != ":memory:"
         # Resolved here: the working directory may change later.
         try:
-            self._file = Path(str(database)).absolute() if is_path else None
+            self.file = Path(str(database)).absolute() if is_path else None
         except FileNotFoundError:
             raise StorageError(
                 "The working directory is gone; name the database by its whole path."
@@ -152,11 +156,6 @@ class Storage:
         return self.url.get_backend_name() == "sqlite"
 
     @property
-    def file(self) -> Path | None:
-        """The file of an SQLite database; None on a server and in memory."""
-        return self._file
-
-    @property
     def in_memory(self) -> bool:
         """Whether the database ends with the process."""
         return self.is_sqlite and self.file is None
@@ -189,15 +188,17 @@ class Storage:
         return locker(self.optuna.engine)
 
     def wait_until_back(self, *, seconds: float) -> bool:
-        """Wait until the database answers, at most ``seconds``; returns whether it does."""
+        """Wait until the database can be written, at most ``seconds``; returns whether it can."""
         deadline = time.monotonic() + seconds
         pause = 0.1
         while True:
             # SQLite would make a missing file. One that is empty answers ``SELECT 1``.
             with contextlib.suppress(*STORAGE_ERRORS, StorageError, OSError):
                 if self.exists:
+                    # PostgreSQL refuses such a row lock while it may only be read.
+                    known = sa.select(STUDIES.c.study_id).limit(1)
                     with self.optuna.engine.connect() as connection:
-                        connection.execute(sa.select(STUDIES.c.study_id).limit(1))
+                        connection.execute(known.with_for_update(key_share=True))
                     return True
             if time.monotonic() + pause > deadline:
                 return False
@@ -228,7 +229,7 @@ class Storage:
             storage = LeanStorage(
                 # Optuna calls str.format on the URL, so braces of a password must be doubled.
                 self.secret_url.replace("{", "{{").replace("}", "}}"),
-                engine_kwargs=_engine_options(self.url, self.file),
+                engine_kwargs=_engine_options(self.url, is_archive=self.is_archive),
                 # In memory each thread opens another database, and no process is ever lost.
                 heartbeat_interval=None if self.in_memory else _HEARTBEAT,
                 grace_period=_GRACE,
@@ -251,17 +252,17 @@ class _Retry(RetryHeartbeatStaleTrialCallback):
         trial.system_attrs = {
             key: one
             for key, one in trial.system_attrs.items()
-            if not key.startswith((PREFIX, "completed_rung_"))
+            if not key.startswith((PREFIX, RUNG_PREFIX))
         }
         super().__call__(study, trial)
 
 
-def _engine_options(url: sa.URL, file: Path | None) -> dict[str, Any]:
+def _engine_options(url: sa.URL, *, is_archive: bool) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":
         # Writers then wait for each other instead of raising "database is locked".
         options["connect_args"] = {"timeout": 60, "factory": JournalledConnection}
-        if file is not None and not _may_be_written(file):
+        if is_archive:
             # An open connection would not see what another process writes.
             options["poolclass"] = sa.NullPool
         return options

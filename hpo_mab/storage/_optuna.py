@@ -22,6 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 #: Begins the system attribute of an artifact; its id follows.
 ARTIFACT = "artifacts:"
+#: Begins the system attribute of a rung of successive halving that a trial has reached.
+RUNG_PREFIX = "completed_rung_"
 
 
 def queued_params(trial: optuna.trial.Trial) -> Mapping[str, Any]:
@@ -112,12 +114,12 @@ def hyperband_bracket(
 
 def completed_rungs(trial: FrozenTrial) -> int:
     """How many rungs of Optuna's successive halving a trial has reached."""
-    return sum(key.startswith("completed_rung_") for key in trial.system_attrs)
+    return sum(key.startswith(RUNG_PREFIX) for key in trial.system_attrs)
 
 
 def values_at_rung(trials: Sequence[FrozenTrial], rung: int) -> list[float]:
     """The values of those of the trials that have reached a rung of successive halving."""
-    key = f"completed_rung_{rung}"
+    key = f"{RUNG_PREFIX}{rung}"
     return [float(trial.system_attrs[key]) for trial in trials if key in trial.system_attrs]
 
 

@@ -91,8 +91,8 @@ class _Heartbeats:
 
     def __init__(self, interval: int | None) -> None:
         self.trials: dict[int, RDBStorage] = {}
-        # Held while a heartbeat is written, so that none follows the release of its trial.
         self._writing = threading.Lock()
+        self._written: int | None = None  # The trial whose heartbeat is being written, or was last.
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._beat, args=(interval,), name="heartbeats", daemon=True
@@ -105,13 +105,16 @@ class _Heartbeats:
             for trial_id, storage in list(self.trials.items()):
                 # Training continues without a database; the next heartbeat may be written.
                 with self._writing, contextlib.suppress(Exception):
+                    self._written = trial_id
                     if trial_id in self.trials:
                         storage.record_heartbeat(trial_id)
                 storage.remove_session()
 
     def forget(self, trial_id: int) -> None:
-        with self._writing:
-            self.trials.pop(trial_id, None)
+        self.trials.pop(trial_id, None)
+        if self._written == trial_id:
+            with self._writing:  # No heartbeat may follow the release.
+                pass
 
     def end(self) -> None:
         self._stop.set()
@@ -158,6 +161,7 @@ def _key(storage: RDBStorage) -> str:
 
 
 _FREE = "Free some space, then run the same command again; what is stored is kept."
+_MORE = "Raise the server's max_connections: each worker holds up to three connections."
 #: What the user can do, by a text that the database's message contains.
 _HINTS = {
     "unable to open database file": "Its folder must exist, and you must be able to write to it.",
@@ -170,6 +174,8 @@ _HINTS = {
     "authentication failed": "Put the password into ~/.pgpass, PGPASSWORD or HPO_MAB_STORAGE.",
     "no password supplied": "Put the password into ~/.pgpass, PGPASSWORD or HPO_MAB_STORAGE.",
     "resolve host": "Check the host in the URL: postgresql://user@host/name.",
+    "too many c": _MORE,  # Clients, connections.
+    "connection slots": _MORE,
     "connection refused": "Does the server run there, on that port?",
     'role "': "Check the user in the URL: postgresql://user@host/name.",
     "certificate file": "Check sslmode and sslrootcert in the URL.",
@@ -244,9 +250,12 @@ def locker(engine: sa.Engine) -> Callable[[str], AbstractContextManager[None]]:
 
 @contextlib.contextmanager
 def _file_lock(database: Path) -> Iterator[None]:
-    file = Path(f"{database}.lock")
+    file, rights = Path(f"{database}.lock"), 0o644
+    # The rights of the database, which a group may share. filelock 3 sets them at each attempt.
+    with contextlib.suppress(OSError):
+        rights = 0o600 | (database.stat().st_mode & 0o777)
     # Not thread-local: otherwise a signal handler or callback would get the lock again.
-    lock = filelock.FileLock(file, thread_local=False)
+    lock = filelock.FileLock(file, mode=rights, thread_local=False)
     try:
         lock.acquire(timeout=_WAIT_SECONDS, poll_interval=0.01)
     except filelock.Timeout:
@@ -257,12 +266,23 @@ def _file_lock(database: Path) -> Iterator[None]:
             "be able to write to it and to its folder."
         ) from None
     try:
-        # The rights of the database, which a group may share. Only the owner may change them.
+        # Only the owner may. filelock itself leaves out the bits of the umask.
         with contextlib.suppress(OSError):
-            file.chmod(0o600 | (database.stat().st_mode & 0o777))
+            file.chmod(rights)
         yield
     finally:
         lock.release()
+
+
+#: Settings of the transaction that waits for the lock and then holds it. The server may have other
+#: limits. If a machine is gone, it releases the lock after two minutes.
+_OF_LOCK = {
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "tcp_keepalives_idle": "60",
+    "tcp_keepalives_interval": "20",
+    "tcp_keepalives_count": "3",
+}
 
 
 @contextlib.contextmanager
@@ -270,7 +290,9 @@ def _postgresql_lock(engine: sa.Engine, name: str) -> Iterator[None]:
     # A lock of the transaction, not of the session. A connection pooler may run the session's next
     # transaction on another connection, without the lock.
     with engine.begin() as connection:
-        connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'"))
+        settings = {"lock_timeout": f"{_WAIT_SECONDS}s", **_OF_LOCK}
+        chosen = (sa.func.set_config(*setting, True) for setting in settings.items())
+        connection.execute(sa.select(*chosen))
         number = int.from_bytes(_digest(name)[:8], "big", signed=True)
         try:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
@@ -305,4 +327,7 @@ def _digest(name: str) -> bytes:
 
 
 def _timeout_text(what: str) -> str:
-    return f"{what} has been locked for {_WAIT_SECONDS} s; is a suspended process holding it?"
+    return (
+        f"{what} has been locked for {_WAIT_SECONDS} s; does a suspended process, or a machine "
+        "that is gone, hold it?"
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -16,12 +17,14 @@ from hpo_mab._attributes import (
     BUDGET_KEY,
     EVALUATION_KEY,
     EXAMPLES_KEY,
+    LOST_KEY,
     PAIRED_KEY,
     PREFIX,
     REASON_KEY,
     RESUMED_KEY,
     SLOT_KEY,
     TWIN_KEY,
+    WORKER_KEY,
     StudySettings,
     unreported,
 )
@@ -142,6 +145,7 @@ class StudyRun:
         training_examples: Size of the training part; None in records of earlier versions.
         environment: Versions and hardware that it began with; empty if not known.
         retrained: Test accuracies of its best configuration, trained again by a comparison.
+        processes: The most processes that trained its trials at one time.
 
     Examples:
         >>> from hpo_mab.storage import StudyRun
@@ -158,6 +162,7 @@ class StudyRun:
     training_examples: int | None = None
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     retrained: tuple[float, ...] = ()
+    processes: int = 1
 
     @property
     def settings(self) -> StudySettings:
@@ -322,6 +327,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
         trials=tuple(_trial_run(trial, curves.get(id_of(trial), ())) for trial in trials),
         training_examples=definition.epoch_examples or None,
         environment=definition.environment,
+        processes=_most_processes(trials),
     )
     if run.missing_curves:
         warnings.warn(
@@ -333,6 +339,24 @@ def read_run(storage: Storage, name: str) -> StudyRun:
             stacklevel=2,
         )
     return run
+
+
+def _most_processes(trials: Sequence[FrozenTrial]) -> int:
+    """The most processes that trained trials at one time."""
+    spans = [
+        (trial.datetime_start, trial.datetime_complete, trial.system_attrs[WORKER_KEY])
+        for trial in trials
+        # None where Optuna's own loop has begun a trial that a worker was about to begin.
+        if trial.system_attrs.get(WORKER_KEY) and trial.datetime_start and trial.datetime_complete
+        # A lost trial ends when another worker finds it.
+        if LOST_KEY not in trial.user_attrs
+    ]
+    most, ends = 1, dict[str, datetime.datetime]()
+    for start, end, worker in sorted(spans):
+        ends = {name: last for name, last in ends.items() if last > start}
+        ends[worker] = max(end, ends.get(worker, end))
+        most = max(most, len(ends))
+    return most
 
 
 def _trial_run(trial: FrozenTrial, curve: tuple[Evaluation, ...]) -> TrialRun:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         LoaderBatches,
         LoaderSweep,
         Sweep,
-        TrainingDiverged,
     )
     from hpo_mab.training._device import select_device
     from hpo_mab.training._evaluate import evaluate
@@ -27,7 +26,13 @@ if TYPE_CHECKING:
         create_optimizer,
         optimizer_options,
     )
-    from hpo_mab.training._schedule import DEFAULT_AVERAGE, Budget, Evaluation, Schedule
+    from hpo_mab.training._schedule import (
+        DEFAULT_AVERAGE,
+        Budget,
+        Evaluation,
+        Schedule,
+        TrainingDiverged,
+    )
     from hpo_mab.training._stack import StackedTrainer
     from hpo_mab.training._training import Training
 

@@ -70,8 +70,17 @@ def python_numbers(model: nn.Module) -> dict[tuple[str, str], Any]:
     }
 
 
+def set_numbers(model: nn.Module, numbers: Mapping[tuple[str, str], Any]) -> None:
+    """Give a network the numbers that `python_numbers` returned."""
+    for (path, key), number in numbers.items():
+        vars(model.get_submodule(path))[key] = number
+
+
 class NetworkWatch:
-    """Finds changes that a network makes in Python: a graph would repeat them, slots share them."""
+    """Finds what a network changes in Python.
+
+    A graph would keep the value of its capture, and the slots of a stack would share it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -79,16 +88,16 @@ class NetworkWatch:
         self._last: dict[str, Any] = {}
 
     def change(self) -> str | None:
-        """Why the network can be neither captured nor stacked, by what changed since the last call.
+        """What has changed since the last call, as the reason against a graph and a stack.
 
-        None at the first call: the first step may make buffers, or set numbers such as the size of
-        its input.
+        None if nothing has, and at the first call: the first step may make buffers, or set numbers
+        such as the size of its input.
         """
         tensors = [*self._model.parameters(), *self._model.buffers()]
         now = {
             ASSIGNS: list(map(id, tensors)),
             DRAWS: _generator_states(self._model),
-            COUNTS: python_numbers(self._model),
+            COUNTS: repr(python_numbers(self._model)),  # NaN is not equal to itself.
         }
         last, self._last = self._last, now
         # Kept until the next call: a new tensor may get the id of one that is freed.
@@ -100,10 +109,13 @@ def _generator_states(model: nn.Module) -> list[bytes]:
     """States of the random generators of the host that modules have as attributes."""
     kinds = (random.Random, np.random.Generator, np.random.RandomState)
     held = [one for module in model.modules() for one in vars(module).values()]
-    # That of the operating system has no state.
+    # `random.SystemRandom` has no state.
     held = [one for one in held if not isinstance(one, random.SystemRandom)]
     return [
-        one.get_state().numpy().tobytes() if isinstance(one, torch.Generator) else pickle.dumps(one)
+        one.get_state().numpy().tobytes()
+        if isinstance(one, torch.Generator)
+        # The state: a class within a function cannot be pickled.
+        else pickle.dumps(one.getstate() if isinstance(one, random.Random) else one)
         for one in held
         if isinstance(one, kinds) or (isinstance(one, torch.Generator) and one.device.type == "cpu")
     ]

@@ -10,42 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from hpo_mab._errors import ArgumentError, HpoMabError, plain_arguments, require
+from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab._labels import class_labels
 from hpo_mab.data import Augmentation, ImageData, Normalization
 from hpo_mab.samplers._base import BatchSampler
 from hpo_mab.samplers._feedback import Draw
+from hpo_mab.training._schedule import TrainingDiverged
 
 _T = TypeVar("_T")
-
-
-class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome, not a mistake
-    """The training or validation loss is no longer finite.
-
-    Args:
-        step: Optimiser steps done when it was detected.
-        what: The loss and its value, in words.
-
-    Attributes:
-        examples: Training examples since the last evaluation.
-        seconds: Training seconds since then.
-
-    Examples:
-        >>> from hpo_mab.training import TrainingDiverged
-        >>> print(TrainingDiverged(120, "the training loss is nan"))
-        Training diverged by step 120: the training loss is nan.
-    """
-
-    def __init__(self, step: int, what: str) -> None:
-        # As arguments: `pickle` passes them to the constructor in another process.
-        super().__init__(step, what)
-        self.step = step
-        self.examples = 0
-        self.seconds = 0.0
-
-    def __str__(self) -> str:
-        step, what = self.args
-        return f"Training diverged by step {step}: {what}."
 
 
 class LossMeter:
@@ -195,7 +167,7 @@ class DeviceBatches:
         """Endless batches: draw, gather, augment, normalise."""
         device = self.data.device
         while True:
-            yield self.fetch(sampler.next_draw().indices.to(device, non_blocking=True))
+            yield self.fetch(copied_to(device, sampler.next_draw().indices))
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Gather, augment, normalise: inputs and targets of the examples [B], on the device."""
@@ -278,10 +250,13 @@ def to_device(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Te
     if device.type == "cuda" and inputs.is_cpu and not inputs.is_pinned():
         # Only copies from pinned memory can overlap with the step.
         inputs = inputs.pin_memory()
-    return (
-        inputs.to(device, non_blocking=True),
-        targets.to(device, torch.int64, non_blocking=True),
-    )
+    return copied_to(device, inputs), copied_to(device, targets, torch.int64)
+
+
+def copied_to(device: torch.device, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on the device; on CUDA the copy is perhaps made later."""
+    # Only CUDA keeps the source until then. On MPS its memory may hold something else.
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type == "cuda")
 
 
 #: What a sweep's labels are, for errors.

@@ -42,7 +42,10 @@ def select_device(name: str = "auto") -> torch.device:
     if not _is_available(kind):
         raise ArgumentError(f"device must be one this machine has, got '{name}'; try 'auto'.")
     if number and int(number) >= torch.cuda.device_count():
-        raise ArgumentError(f"device must be below cuda:{torch.cuda.device_count()}, got '{name}'.")
+        raise ArgumentError(
+            f"device must be below cuda:{torch.cuda.device_count()}, got '{name}'; --device "
+            "replaces that of a study."
+        )
     return torch.device(name)
 
 

@@ -199,7 +199,8 @@ class DeviceStep:
             self._held = {name: tensor.to(device, copy=True) for name, tensor in given.items()}
         else:
             for name, tensor in given.items():
-                self._held[name].copy_(tensor, non_blocking=True)
+                held = self._held[name]
+                held.copy_(tensor, non_blocking=held.is_cuda)  # See `copied_to`.
         if self._sampler_in_graph:
             # The next replay reads the outstanding draw at these addresses.
             draw.indices, draw.context = self._held["indices"], self._held["context"]

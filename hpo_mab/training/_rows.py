@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,11 +16,11 @@ from hpo_mab._errors import ArgumentError, require
 from hpo_mab.models import stackable
 from hpo_mab.samplers._feedback import check_logits, check_range
 from hpo_mab.training._average import average_share, averaged_buffers, call_with
-from hpo_mab.training._batches import EVALUATED, DeviceSweep, TrainingDiverged
+from hpo_mab.training._batches import EVALUATED, DeviceSweep
 from hpo_mab.training._device import autocast, to_evaluation
 from hpo_mab.training._evaluate import examples_at_once
 from hpo_mab.training._optimizers import require_trainable
-from hpo_mab.training._schedule import Evaluation, LearningCurve, sampler_figures
+from hpo_mab.training._schedule import LearningCurve
 
 #: Most images that an evaluation holds on the device at once, over all networks.
 _EVALUATED_AT_ONCE = 16_384
@@ -269,58 +268,14 @@ class SlotTraining:
     Attributes:
         curve: Its learning curve.
         peak: Peak of its learning rate.
-        batch_size: Examples a step.
         done: Steps done.
         seconds: Training seconds spent: of each step, the share of one slot.
     """
 
     curve: LearningCurve
     peak: float
-    batch_size: int
     done: int = 0
     seconds: float = 0.0
-
-    def evaluated(
-        self,
-        averaged: bool,
-        accuracy: float,
-        loss: float,
-        *,
-        loss_sum: float,
-        statistics: Mapping[str, float],
-    ) -> Evaluation | TrainingDiverged:
-        """Add an evaluation to the curve; returns it, or the error if a loss is not finite.
-
-        Args:
-            averaged: Whether the averaged weights were evaluated.
-            accuracy: Validation accuracy.
-            loss: Mean validation loss.
-            loss_sum: Sum of the batches' mean training losses since the last evaluation.
-            statistics: Of the sampler, see `BatchSampler.statistics`.
-        """
-        done, seconds = self.curve.done
-        train_loss = loss_sum / (self.done - done)
-        for what, value in (("training", train_loss), ("validation", loss)):
-            if not math.isfinite(value):
-                diverged = TrainingDiverged(self.done, f"the {what} loss is {value}")
-                diverged.examples = (self.done - done) * self.batch_size
-                diverged.seconds = self.seconds - seconds
-                return diverged
-        point = Evaluation(
-            index=len(self.curve.points) + 1,
-            steps=self.done,
-            examples=self.done * self.batch_size,
-            seconds=self.seconds,
-            sampler_seconds=0.0,
-            accuracy=accuracy,
-            loss=loss,
-            train_loss=train_loss,
-            learning_rate=self.peak * self.curve.schedule.factor(self.done - 1),
-            averaged=averaged,
-            **sampler_figures(statistics),
-        )
-        self.curve.points.append(point)
-        return point
 
 
 #: Rings of the bandits' last pulls. Their length may differ between stacks, but a bandit uses only

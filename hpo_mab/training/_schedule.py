@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
-from hpo_mab._errors import ArgumentError, UnknownNameError, plain, require
+from hpo_mab._errors import ArgumentError, HpoMabError, UnknownNameError, plain, require
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,9 @@ SAMPLER_FIGURES = tuple(
 
 def sampler_figures(statistics: Mapping[str, float]) -> dict[str, Any]:
     """The statistics of a sampler that an `Evaluation` has a field for."""
-    return {name: statistics[name] for name in SAMPLER_FIGURES if name in statistics}
+    # A checkpoint that holds NumPy's numbers could not be loaded.
+    found = {name: statistics.get(name) for name in SAMPLER_FIGURES}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def stored_evaluation(fields: Iterable[tuple[str, Any]]) -> Evaluation:
@@ -77,6 +79,33 @@ def stored_evaluation(fields: Iterable[tuple[str, Any]]) -> Evaluation:
         elif name not in SAMPLER_FIGURES:
             values[name] = math.nan
     return Evaluation(**values)
+
+
+class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome, not a mistake
+    """The training or validation loss is no longer finite.
+
+    Args:
+        step: Optimiser steps done when it was detected.
+        what: The loss and its value, in words.
+        examples: Training examples since the last evaluation.
+        seconds: Training seconds since then.
+
+    Examples:
+        >>> from hpo_mab.training import TrainingDiverged
+        >>> print(TrainingDiverged(120, "the training loss is nan"))
+        Training diverged by step 120: the training loss is nan.
+    """
+
+    def __init__(self, step: int, what: str, examples: int = 0, seconds: float = 0.0) -> None:
+        # As arguments: `pickle` passes them to the constructor, and sets the other attributes.
+        super().__init__(step, what)
+        self.step = step
+        self.examples = examples
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        step, what = self.args
+        return f"Training diverged by step {step}: {what}."
 
 
 #: Names of the schedules that `Schedule` takes.
@@ -304,6 +333,46 @@ class LearningCurve:
         if self.average and self.at_end and self._keep == "better":
             return False, True
         return (self.average > 0 and not (self.at_end and self.schedule.decays),)
+
+    def add(
+        self,
+        averaged: bool,
+        accuracy: float,
+        loss: float,
+        *,
+        step: int,
+        batch_size: int,
+        seconds: float,
+        sampler_seconds: float = 0.0,
+        train_loss: float,
+        learning_rate: float,
+        statistics: Mapping[str, float],
+    ) -> Evaluation:
+        """Add the evaluation after a step, with the sampler's ``statistics``; returns it.
+
+        Raises:
+            TrainingDiverged: A loss is not finite.
+        """
+        done, before = self.done
+        for what, value in (("training", train_loss), ("validation", loss)):
+            if not math.isfinite(value):
+                lost = (step - done) * batch_size, seconds - before
+                raise TrainingDiverged(step, f"the {what} loss is {value}", *lost)
+        point = Evaluation(
+            index=len(self.points) + 1,
+            steps=step,
+            examples=step * batch_size,
+            seconds=seconds,
+            sampler_seconds=sampler_seconds,
+            accuracy=accuracy,
+            loss=loss,
+            train_loss=train_loss,
+            learning_rate=learning_rate,
+            averaged=averaged,
+            **sampler_figures(statistics),
+        )
+        self.points.append(point)
+        return point
 
     def stored(self, points: Iterable[Mapping[str, Any]]) -> list[Evaluation]:
         """The points of a saved state, for a curve without points."""

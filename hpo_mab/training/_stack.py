@@ -15,14 +15,9 @@ from torch.utils._pytree import tree_map_only
 from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._average import DRAWS, NetworkWatch
-from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
+from hpo_mab.training._batches import DeviceBatches, DeviceSweep
 from hpo_mab.training._captured import Captured, python_random_states
-from hpo_mab.training._device import (
-    check_index_range,
-    check_precision,
-    synchronize,
-    to_evaluation,
-)
+from hpo_mab.training._device import check_index_range, check_precision, synchronize, to_evaluation
 from hpo_mab.training._draw_rows import DrawRows, window_of
 from hpo_mab.training._optimizers import RowOptimizer
 from hpo_mab.training._rows import (
@@ -32,7 +27,7 @@ from hpo_mab.training._rows import (
     matched,
     stacked_cross_entropy,
 )
-from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve
+from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, TrainingDiverged
 from hpo_mab.training._tally import ExampleTally
 
 
@@ -221,7 +216,7 @@ class StackedTrainer:
         self._numbers.begin(slot, planned)
         if self.examples is not None:
             self.examples.begin(slot)
-        each = SlotTraining(planned, peak=peak, batch_size=self.batch_size)
+        each = SlotTraining(planned, peak=peak)
         if state is not None:
             window = window_of(sampler) if isinstance(sampler, MABSampler) else 0
             self._resume(slot, each, state, window=window)
@@ -387,8 +382,8 @@ class StackedTrainer:
     def _take_checked(self, *, compare: bool) -> None:
         """A step that raises if the network changes what its slots would share.
 
-        The network is called once for all slots. The first two steps of a round are checked, not
-        all, because reading the states takes time. A graph runs no Python.
+        The network is called once for all slots. Only the first two steps of an `advance` are
+        checked, because reading the states takes time. A graph runs no Python.
 
         Without ``compare`` there is no comparison with the last checked step: an evaluation in
         between may have set other numbers.
@@ -464,9 +459,21 @@ class StackedTrainer:
                     scores[slot] = (averaged, accuracy, loss)
         results = []
         for slot in due:
-            result = self._running[slot].evaluated(
-                *scores[slot], loss_sum=sums[slot], statistics=self._draws.statistics(slot)
-            )
+            each = self._running[slot]
+            result: Evaluation | TrainingDiverged
+            try:
+                result = each.curve.add(
+                    *scores[slot],
+                    step=each.done,
+                    batch_size=self.batch_size,
+                    seconds=each.seconds,
+                    train_loss=sums[slot] / (each.done - each.curve.done[0]),
+                    learning_rate=each.peak * each.curve.schedule.factor(each.done - 1),
+                    statistics=self._draws.statistics(slot),
+                )
+            except TrainingDiverged as error:
+                # Its traceback refers to the networks.
+                result = error.with_traceback(None)
             self._numbers.forget(slot)
             results.append((slot, result))
         return results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 
 from hpo_mab._errors import ArgumentError, plain_arguments
 from hpo_mab.samplers._base import BatchSampler
-from hpo_mab.training._average import WeightAverage, owner_of, python_numbers
+from hpo_mab.training._average import WeightAverage, owner_of, python_numbers, set_numbers
 from hpo_mab.training._batches import (
     Batches,
     DeviceBatches,
@@ -25,7 +24,7 @@ from hpo_mab.training._batches import (
     LossMeter,
     Sweep,
     TimedSampler,
-    TrainingDiverged,
+    copied_to,
 )
 from hpo_mab.training._device import (
     check_index_range,
@@ -40,7 +39,7 @@ from hpo_mab.training._device import (
 from hpo_mab.training._device_step import DeviceStep
 from hpo_mab.training._evaluate import evaluate
 from hpo_mab.training._optimizers import require_trainable, set_rates
-from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
+from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, TrainingDiverged
 from hpo_mab.training._tally import ExampleTally
 
 
@@ -57,7 +56,8 @@ class Training(Iterator[Evaluation]):
 
     After an evaluation `state_dict` is the whole state. A training with the same arguments, or with
     more ``budgets``, that loads it first yields the earlier evaluations again, then continues. On a
-    CPU the curve, except its seconds, is bit for bit that of a training never stopped.
+    CPU the curve, except its seconds, is bit for bit that of a training never stopped. Random
+    generators that the network keeps itself are not part of the state.
 
     Args:
         model: Network from inputs to logits [B, C], on the device of ``batches``.
@@ -234,7 +234,6 @@ class Training(Iterator[Evaluation]):
 
     def _advance(self) -> None:
         """Train up to the next stop and evaluate; the clock runs while training only."""
-        points = self._curve.points
         done, seconds = self._curve.done
         if not self._begun:
             self._begin()
@@ -244,7 +243,7 @@ class Training(Iterator[Evaluation]):
             self._take_steps(done, stop)
             trained = self._clock() - start
             train_loss = self._meter.read(step=stop)
-            points.append(self._evaluation(stop, seconds + trained, train_loss=train_loss))
+            self._evaluate(stop, seconds + trained, train_loss=train_loss)
         except TrainingDiverged as error:
             error.examples = (error.step - done) * self.sampler.batch_size
             error.seconds = self._clock() - start if trained is None else trained
@@ -311,7 +310,7 @@ class Training(Iterator[Evaluation]):
             logits, targets, reduction="none", label_smoothing=self._curve.label_smoothing
         )
         if self.examples is not None:
-            indices = self.sampler._outstanding[0].indices.to(losses.device, non_blocking=True)
+            indices = copied_to(losses.device, self.sampler._outstanding[0].indices)
             self.examples.keep(indices, losses.detach(), logits.detach())
             self.examples.count()
         loss = self._timed.update(losses, logits=logits, targets=targets)
@@ -328,36 +327,27 @@ class Training(Iterator[Evaluation]):
         forward = self._average.forward() if averaged and self._average is not None else None
         return evaluate(self.model, examples, precision=self._precision, forward=forward)
 
-    def _evaluation(self, step: int, seconds: float, *, train_loss: float) -> Evaluation:
+    def _evaluate(self, step: int, seconds: float, *, train_loss: float) -> None:
+        """Add the evaluation after a step to the curve."""
         start = self._clock()
-        averaged, accuracy, loss = self._evaluate()
-        self.evaluation_seconds += self._clock() - start
-        if not math.isfinite(loss):
-            raise TrainingDiverged(step, f"the validation loss is {loss}")
-        in_graph = self._device_step is not None and self._device_step.draws_in_graph
-        return Evaluation(
-            index=len(self._curve.points) + 1,
-            steps=step,
-            examples=step * self.sampler.batch_size,
-            seconds=seconds,
-            # If the graph draws the batches, replays are not timed.
-            sampler_seconds=0.0 if in_graph else self._timed.seconds,
-            accuracy=accuracy,
-            loss=loss,
-            train_loss=train_loss,
-            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
-            averaged=averaged,
-            **sampler_figures(self.sampler.statistics()),
-        )
-
-    def _evaluate(self) -> tuple[bool, float, float]:
-        """Whether the chosen weights are the averaged ones, and their accuracy and loss."""
         examples = self._validation if self._curve.at_end else self._early
         results = [
             (averaged, *self._accuracy(examples, averaged=averaged))
             for averaged in self._curve.choices
         ]
-        return max(results, key=lambda result: result[1])
+        self.evaluation_seconds += self._clock() - start
+        in_graph = self._device_step is not None and self._device_step.draws_in_graph
+        self._curve.add(
+            *max(results, key=lambda result: result[1]),
+            step=step,
+            batch_size=self.sampler.batch_size,
+            seconds=seconds,
+            # If the graph draws the batches, replays are not timed.
+            sampler_seconds=0.0 if in_graph else self._timed.seconds,
+            train_loss=train_loss,
+            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            statistics=self.sampler.statistics(),
+        )
 
     def _score(self, indices: Tensor) -> Tensor:
         """Logits of unaugmented examples in evaluation mode, float32 [n, C]."""
@@ -430,8 +420,7 @@ class Training(Iterator[Evaluation]):
             else:  # A network may make a buffer, or change its shape, while it is trained.
                 module = self.model.get_submodule(name.rpartition(".")[0])
                 module.register_buffer(key, saved.to(self._device, copy=True), persistent=False)
-        for (path, key), number in state["numbers"].items():
-            vars(self.model.get_submodule(path))[key] = number
+        set_numbers(self.model, state["numbers"])
         self._optimizer.load_state_dict(state["optimizer"])
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak

@@ -2,13 +2,6 @@
 
 from hpo_mab.workers._processes import ProcessLauncher
 from hpo_mab.workers._ray import RayLauncher
-from hpo_mab.workers._room import WorkerWarning, later_devices, room, worker_devices
+from hpo_mab.workers._room import WorkerWarning, room
 
-__all__ = [
-    "ProcessLauncher",
-    "RayLauncher",
-    "WorkerWarning",
-    "later_devices",
-    "room",
-    "worker_devices",
-]
+__all__ = ["ProcessLauncher", "RayLauncher", "WorkerWarning", "room"]

@@ -20,14 +20,13 @@ from optuna.trial import FrozenTrial
 from hpo_mab._attributes import STACK_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab._interrupts import deferred_interrupts, raise_if_interrupted
-from hpo_mab._plan import Attempt
-from hpo_mab.search import TrialCallback
+from hpo_mab._plan import RETRIES, Attempt
 from hpo_mab.search._definition import Slots
 from hpo_mab.search._runner import RunHere
 from hpo_mab.search._target import Target
-from hpo_mab.search._trial_loop import FinishedTrials
+from hpo_mab.search._trial_loop import FinishedTrials, OnTrial
 from hpo_mab.storage import STORAGE_ERRORS, Storage
-from hpo_mab.storage._process import is_local, this_process
+from hpo_mab.storage._process import is_local
 from hpo_mab.workers._room import WorkerWarning
 
 
@@ -97,7 +96,8 @@ class WorkerProcess:
 
 
 _SECONDS_BETWEEN_POLLS = 0.5
-_DEATHS_IN_A_ROW = 3
+#: More than the attempts of a trial that ends its worker each time.
+_DEATHS_IN_A_ROW = RETRIES + 1
 #: Other processes start if more seconds of work than this are left. A start takes about five.
 _WORTH_SECONDS = 20.0
 #: Exit statuses of ``hpo-mab`` after which a worker is not replaced.
@@ -107,16 +107,16 @@ _DONE, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 class ProcessLauncher:
     """Runs a study's trials here and in other processes, see `hpo_mab.search.StudyRunner.run`.
 
-    This process trains from the start, the others as soon as they have loaded the data. With
-    `later_devices` they are started once this process estimates that alone it would train for more
-    than 20 further seconds. A worker that dies is replaced, and its trial is tried again. At the
-    first Ctrl-C every worker ends its trial as interrupted, to be tried again when the study is
-    continued. The second one kills the workers.
+    This process trains from the start, the others as soon as they have loaded the data. If
+    ``devices`` is a function, they are started once this process estimates that alone it would
+    train for more than 20 further seconds. A worker that dies is replaced, and its trial is tried
+    again. At the first Ctrl-C every worker ends its trial as interrupted, to be tried again when
+    the study is continued. The second one kills the workers.
 
     Args:
         storage: The study's database.
-        devices: One device for each other process, which starts at once; or `later_devices` with
-            device and threads, called with the trials that are left and the slots of a process.
+        devices: One device for each other process, which starts at once; or a function that returns
+            them, called with ``trials``, those that are left, and ``slots``, those of a process.
         data_root: Folder of the data.
         slots: Trials that each process trains at the same time; None takes the definition's.
 
@@ -149,9 +149,7 @@ class ProcessLauncher:
         self._data_root = data_root
         self._slots = slots
 
-    def __call__(
-        self, study: optuna.Study, on_trial: TrialCallback | None, run_here: RunHere
-    ) -> bool:
+    def __call__(self, study: optuna.Study, on_trial: OnTrial | None, run_here: RunHere) -> bool:
         """Run trials until the study's target is reached.
 
         Args:
@@ -169,9 +167,9 @@ class ProcessLauncher:
         """
         watch = FinishedTrials(study, on_trial)
         workers = _Workers(functools.partial(self._start, study))
-        here = None
+        later = None
         if callable(self._devices):
-            here = _OthersStarter(study, self._storage, watch, workers, later=self._devices)
+            later = self._devices
         else:
             workers.start(self._devices)
             # Also without a worker: this process's trials are passed on from the other thread.
@@ -182,8 +180,8 @@ class ProcessLauncher:
             with ThreadPoolExecutor(1) as thread:
                 following = thread.submit(self._follow, workers, watch, over)
                 try:
-                    on_end = _EndsWith(here, following)
-                    interrupted = run_here(on_end, workers=workers.sharing)
+                    here = _OthersStarter(study, self._storage, watch, workers, following, later)
+                    interrupted = run_here(here, workers=workers.sharing)
                     begun = set() if interrupted else workers.places_in(study)
                     while begun & workers.members.keys() and not following.done():
                         time.sleep(_SECONDS_BETWEEN_POLLS)
@@ -195,10 +193,8 @@ class ProcessLauncher:
         finally:
             workers.stop()
         following.result()
-        if workers.devices or here is None:
+        if workers.devices or later is None:
             watch.report_new()
-        if workers.last_error:
-            warnings.warn(workers.last_error, WorkerWarning, stacklevel=2)
         return interrupted
 
     def _follow(self, workers: _Workers, watch: FinishedTrials, over: threading.Event) -> None:
@@ -208,10 +204,10 @@ class ProcessLauncher:
             while not over.wait(_SECONDS_BETWEEN_POLLS):
                 # If the database cannot be reached, the workers wait for it, and exit in the end.
                 with contextlib.suppress(*STORAGE_ERRORS):
-                    new = (trial for trial in watch.report_new() if Attempt.of(trial).finished)
-                    ended = (trial.system_attrs.get(WORKER_KEY) for trial in new)
-                    if any(worker not in (None, this_process()) for worker in ended):
-                        workers.deaths = 0
+                    for trial in watch.report_new():
+                        place = workers.place_of(trial)
+                        if place is not None and Attempt.of(trial).finished:
+                            workers.deaths.pop(place, None)
                 workers.replace_dead()
         finally:
             self._storage.optuna.remove_session()
@@ -228,33 +224,10 @@ class ProcessLauncher:
         return WorkerProcess(arguments, storage=self._storage.secret_url)
 
 
-class _EndsWith:
-    """This process's callback; it raises an error of the other thread, which ends the run."""
-
-    def __init__(self, here: _OthersStarter | None, following: Future[None]) -> None:
-        self._here = here
-        self._following = following
-
-    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._raise_of_others()
-        if self._here is not None:
-            self._here(study, trial)
-
-    def running(self, shares: Mapping[int, float]) -> None:
-        """Called during trials."""
-        self._raise_of_others()
-        if self._here is not None:
-            self._here.running(shares)
-
-    def _raise_of_others(self) -> None:
-        if self._following.done():
-            self._following.result()
-
-
 class _OthersStarter:
-    """Starts the other processes; called after each trial and during trials while there are none.
+    """This process's callback: it starts the others, and raises an error of thread ``following``.
 
-    ``watch`` passes trials to the callback; another thread does so once the others are started.
+    ``watch`` passes trials to the user's callback; that thread does so once others are started.
     """
 
     def __init__(
@@ -263,23 +236,26 @@ class _OthersStarter:
         storage: Storage,
         watch: FinishedTrials,
         workers: _Workers,
-        *,
-        later: Callable[..., Sequence[str]],
+        following: Future[None],
+        later: Callable[..., Sequence[str]] | None,
     ) -> None:
         self._study = study
         self._curves = storage.curves
         self._watch = watch
         self._workers = workers
+        self._following = following
         #: None once it is decided.
-        self._later: Callable[..., Sequence[str]] | None = later
+        self._later = later
         self._began = time.monotonic()
-        self._spent_before = Target.load(study).share_spent(study, self._curves)
+        self._spent_before = Target.load(study).share_spent(study, self._curves) if later else 0.0
         self._finished = 0
         self._has_checked = False
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Pass a trial on, and start the others if enough is left to do."""
-        if self._workers.devices:
+        if self._following.done():
+            self._following.result()
+        if self._workers.started.is_set():
             return
         self._watch.report(trial)
         ended = Attempt.of(trial)
@@ -289,7 +265,9 @@ class _OthersStarter:
 
     def running(self, shares: Mapping[int, float]) -> None:
         """Pass on how far the running trials are; start the others if the first one is long."""
-        if self._workers.devices:
+        if self._following.done():
+            self._following.result()
+        if self._workers.started.is_set():
             return
         if self._watch.on_progress is not None:
             self._watch.on_progress(shares)
@@ -316,6 +294,10 @@ class _OthersStarter:
             self._workers.start(devices)
 
 
+def _warn(text: str) -> None:
+    warnings.warn(text, WorkerWarning, stacklevel=3)
+
+
 class _Workers:
     """The workers, once they are started.
 
@@ -326,8 +308,7 @@ class _Workers:
         started: Set when the workers have been started, or when none will be.
         devices: Devices of the workers; empty before they are started.
         members: Workers that run, by their place.
-        deaths: Workers that died since one of them last finished a trial.
-        last_error: Why a worker ended early, or did not begin; the last such reason.
+        deaths: Workers that died in a place since one there last finished a trial, by place.
     """
 
     def __init__(self, start: Callable[[str, int], WorkerProcess]) -> None:
@@ -336,8 +317,7 @@ class _Workers:
         self.started = threading.Event()
         self.devices: tuple[str, ...] = ()
         self.members: dict[int, WorkerProcess] = {}
-        self.deaths = 0
-        self.last_error = ""
+        self.deaths: dict[int, int] = {}
 
     def start(self, devices: Sequence[str]) -> None:
         """Start a worker on each device; fewer where the system refuses another process."""
@@ -351,7 +331,7 @@ class _Workers:
         try:
             self.members[place] = self._start(device, self.sharing)
         except OSError as error:
-            self.last_error = f"Fewer workers run: no process could be started: {error}"
+            _warn(f"Fewer workers run: no process could be started: {error}")
             return False
         return True
 
@@ -360,34 +340,41 @@ class _Workers:
 
         The others may still be loading the data; once the study is done they begin no trial.
         """
-        names = (trial.system_attrs.get(WORKER_KEY) for trial in study.get_trials(deepcopy=False))
+        places = map(self.place_of, study.get_trials(deepcopy=False))
+        return {place for place in places if place is not None}
+
+    def place_of(self, trial: FrozenTrial) -> int | None:
+        """Place of the worker that runs or ran a trial; None if it is none of these workers."""
+        name = trial.system_attrs.get(WORKER_KEY)
+        if name is None or not is_local(name):
+            return None
         # The process id is the second part of the name.
-        begun = {int(name.split(":")[1]) for name in names if name and is_local(name)}
-        return {place for place, one in list(self.members.items()) if one.pid in begun}
+        pid = int(name.split(":")[1])
+        return next((place for place, one in list(self.members.items()) if one.pid == pid), None)
 
     def replace_dead(self) -> None:
         """Remove the workers that have ended; those that died are replaced."""
         for place, worker in list(self.members.items()):
             if worker.status is None:
                 continue
-            dead = self._is_to_be_replaced(worker)
+            dead = self._is_to_be_replaced(place, worker)
             worker.close()
             # Its place is never empty meanwhile: this process would stop waiting for the workers.
             replaced = dead and self._begin(place, self.devices[place])
             if not replaced:
                 del self.members[place]
 
-    def _is_to_be_replaced(self, worker: WorkerProcess) -> bool:
-        """Whether to replace a worker that has ended; records why it ended."""
+    def _is_to_be_replaced(self, place: int, worker: WorkerProcess) -> bool:
+        """Whether to replace a worker that has ended; warns if not."""
         if worker.status in (_DONE, _INTERRUPTED):
             return False
         if worker.status == _USER_ERROR:
-            self.last_error = f"A worker has ended early: {worker.last_line()}"
+            _warn(f"A worker has ended early: {worker.last_line()}")
             return False
-        self.deaths += 1
-        if self.deaths <= _DEATHS_IN_A_ROW * len(self.devices):
+        self.deaths[place] = self.deaths.get(place, 0) + 1
+        if self.deaths[place] <= _DEATHS_IN_A_ROW:
             return True
-        self.last_error = f"Worker after worker died; the last one: {worker.last_line()}"
+        _warn(f"Worker after worker died; the last one: {worker.last_line()}")
         return False
 
     def stop(self) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import optuna
 
 from hpo_mab._errors import ArgumentError, StorageError, require
-from hpo_mab.search import StudyFailedError, TrialCallback
+from hpo_mab.search import StudyFailedError
 from hpo_mab.search._definition import Slots
 from hpo_mab.search._runner import RunHere
-from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, FinishedTrials
+from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, FinishedTrials, OnTrial
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.workers._room import WorkerWarning
 
@@ -34,6 +34,7 @@ class RayLauncher:
             the definition's device.
         data_root: Folder of the data on every node.
         slots: Trials that each worker trains at the same time; None takes the definition's.
+        threads: CPUs that Ray reserves for each worker.
 
     Raises:
         ArgumentError: An argument outside its bound, or Ray is not installed.
@@ -60,6 +61,7 @@ class RayLauncher:
         device: str | None = None,
         data_root: str,
         slots: Slots | None = None,
+        threads: int = 1,
     ) -> None:
         require(workers >= 1, "--workers", "at least 1", workers)
         require(gpus_per_worker >= 0, "--gpus-per-worker", "at least 0", gpus_per_worker)
@@ -71,7 +73,7 @@ class RayLauncher:
         self._ray = _import_ray()
         self._storage = storage
         self._address = address
-        self._resources = {"num_cpus": 1.0, "num_gpus": gpus_per_worker}
+        self._resources = {"num_cpus": float(threads), "num_gpus": gpus_per_worker}
         self._given: dict[str, Any] = {
             # Ray may leave all GPUs visible to a worker that has reserved none.
             "device": "cpu" if device == "auto" and not gpus_per_worker else device,
@@ -80,9 +82,7 @@ class RayLauncher:
             "workers": workers,
         }
 
-    def __call__(
-        self, study: optuna.Study, on_trial: TrialCallback | None, run_here: RunHere
-    ) -> bool:
+    def __call__(self, study: optuna.Study, on_trial: OnTrial | None, run_here: RunHere) -> bool:
         """Run trials until the study's target is reached.
 
         Args:

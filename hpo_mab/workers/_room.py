@@ -38,8 +38,9 @@ def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
     cards = _cards(chosen)
     if workers > len(cards):
         raise ArgumentError(
-            f"--workers must be at most {len(cards)}, the number of CUDA devices, got {workers}; "
-            "one process trains many trials on a device at the same time, see --slots."
+            f"--workers must be at most {len(cards)}, the number of CUDA devices of --device "
+            f"{device}, got {workers}; one process trains many trials on a device at the same "
+            "time, see --slots."
         )
     return tuple(f"cuda:{card}" for card in cards[:workers])
 
@@ -52,7 +53,7 @@ def room(*, device: str = "auto", threads: int = 1) -> int:
     (``benchmarks/cpu_split.py``).
 
     Args:
-        device: As for `worker_devices`.
+        device: ``"auto"`` or ``"cuda"`` for all CUDA devices; any other name is one device.
         threads: CPU threads of a trial, at least 1.
 
     Returns:

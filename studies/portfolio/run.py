@@ -30,6 +30,7 @@ from hpo_mab import data, samplers, training
 from hpo_mab._examples import ExampleCounts
 from hpo_mab._machine import environment
 from hpo_mab.data import ImageData, ImageSplits, Normalization
+from hpo_mab.search._portfolio import parse_portfolio
 from hpo_mab.training import (
     Budget,
     DeviceBatches,
@@ -45,13 +46,9 @@ from hpo_mab.training._tally import ExampleTally
 sys.path.append(str(Path(__file__).parents[1]))
 from shared import configurations, flip, network, write
 
-#: The samplers, each as ``sampler.portfolio`` has it by default.
+#: The samplers of ``sampler.portfolio`` by default.
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "uniform": {"kind": "uniform"},
-    "mab": {"kind": "mab"},
-    "easy_first": {"kind": "curriculum", "start": 0.6, "end": 0.5},
-    "trimmed": {"kind": "curriculum", "start": 1.0, "end": 0.0, "trim": 0.1},
-    "hard_half": {"kind": "hard_mining", "presample": 2},
+    name: {"kind": part.name, **part.options} for name, part in parse_portfolio(None).items()
 }
 DATA_SETS = ("cifar10", "fashion_mnist", "cifar100")
 #: The first is the most informative.

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 from run import BATCH_SIZE, CONFIGURATIONS, EPOCHS, EVALUATIONS, Recorder
 from shared import configurations, write
-from tables import TRIALS, WINDOW, Floats, halving, orders, plain
+from tables import TRIALS, WINDOW, Floats, compact, halving, orders, plain
 
 from hpo_mab import data, samplers
 from hpo_mab.advantage import compare_fidelity, fidelity, mean_estimate
@@ -236,8 +236,7 @@ SHOWN = [
 
 def ranking_table(document: Mapping[str, Any]) -> str:
     """Tau, its difference and the regret of each signal at each rung, in Markdown."""
-    columns = [("tau", "difference", "regret")] * len(TITLES)
-    rows = [_head("share, signal", columns)]
+    rows = [_head("share, signal", "tau", "difference", "regret")]
     for place, rung in enumerate(RUNGS):
         for name in SHOWN:
             cells = [f"1/{EVALUATIONS // rung}, {_signal(name)}"]
@@ -253,7 +252,7 @@ def ranking_table(document: Mapping[str, Any]) -> str:
 def replay_table(document: Mapping[str, Any]) -> str:
     """Cost and regret of successive halving by each signal, in Markdown."""
     rungs = [f"from 1/{EVALUATIONS // rung}" for rung in RUNGS[:2]]
-    rows = [_head("signal", [rungs] * len(TITLES))]
+    rows = [_head("signal", *rungs)]
     for name in SHOWN:
         cells = [_signal(name)]
         for one in TITLES:
@@ -263,9 +262,9 @@ def replay_table(document: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _head(first: str, columns: Sequence[Sequence[str]]) -> str:
+def _head(first: str, one: str, *others: str) -> str:
     cells = [first]
-    for title, (one, *others) in zip(TITLES.values(), columns, strict=True):
+    for title in TITLES.values():
         cells += [f"{title}: {one}", *others]
     return f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"
 
@@ -302,7 +301,7 @@ def record(name: str, *, root: Path, out: Path, seeds: int, epochs: float | None
             if (seed, number) not in done:
                 found = trainer.signals(point, seed=seed)
                 one["rows"].append({"configuration": number, "seed": seed, **found})
-                save(document, out)
+                write(out, compact(document))
         print(name, f"seed {seed}", flush=True)
     signals, final, loss = read_signals(one["rows"])
     one |= {
@@ -312,15 +311,7 @@ def record(name: str, *, root: Path, out: Path, seeds: int, epochs: float | None
         "replay": list(replay(signals, final)),
     }
     document["environment"] = environment()
-    save(document, out)
-
-
-def save(document: Mapping[str, Any], out: Path) -> None:
-    """Write the file in one step, one row a line."""
-    text = json.dumps(document, separators=(",", ":"))
-    for first in ("configuration", "signal"):
-        text = text.replace(f'{{"{first}"', f'\n{{"{first}"')
-    write(out, text + "\n")
+    write(out, compact(document))
 
 
 def main() -> None:

@@ -575,15 +575,15 @@ def main() -> None:
             for path in options.records
         },
     }
-    options.out.write_text(compact(document) + "\n")
+    options.out.write_text(compact(document))
 
 
 def compact(document: Mapping[str, Any]) -> str:
-    """JSON with one row of a table a line."""
+    """JSON with one row a line."""
     text = json.dumps(document, separators=(",", ":"))
-    for first in ("sampler", "rule", "signal"):
+    for first in ("sampler", "rule", "signal", "configuration"):
         text = text.replace(f'{{"{first}"', f'\n{{"{first}"')
-    return text
+    return text + "\n"
 
 
 if __name__ == "__main__":

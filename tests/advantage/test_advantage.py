@@ -208,8 +208,8 @@ def test_skewed_mean_is_covered_better_than_by_students_t():
 
 def test_few_observations_give_students_interval():
     values = np.array([1.0, 2.0, 4.0, 5.0])
-    found = mean_estimate(values, confidence=0.9)
-    low, high = stats.t.interval(0.9, 3, loc=3.0, scale=stats.sem(values))
+    found = mean_estimate(values)
+    low, high = stats.t.interval(0.95, 3, loc=3.0, scale=stats.sem(values))
     assert found.value == 3.0
     assert (found.low, found.high) == pytest.approx((low, high))
 
@@ -231,12 +231,9 @@ def test_missing_values_are_left_out():
     assert (found.value, found.n) == (2.0, 2)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("confidence", 1.0), ("confidence", 0.0), ("resamples", 99)]
-)
-def test_options_outside_their_bounds_are_refused(option, value):
-    with pytest.raises(ArgumentError, match=f"{option} must be .*got {value}"):
-        mean_estimate(np.arange(5.0), **{option: value})
+def test_too_few_resamples_are_refused():
+    with pytest.raises(ArgumentError, match=r"resamples must be .*got 99"):
+        mean_estimate(np.arange(5.0), resamples=99)
 
 
 _VALUES = st.floats(allow_nan=False)

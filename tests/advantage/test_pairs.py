@@ -140,6 +140,7 @@ def test_one_budget_says_nothing_about_equal_seconds(pace):
 def test_equal_seconds_needs_seconds():
     with pytest.raises(ArgumentError, match="bandit_seconds"):
         curves().in_seconds()
+    assert math.isnan(curves().cost)
 
 
 _BUDGETS = "budgets must be one-dimensional, positive, finite"
@@ -406,6 +407,14 @@ def test_the_first_trials_of_a_race_in_an_own_loop_are_in_no_pair(originals, twi
     assert len(pair_curves([own], [study("uniform", of("uniform", 0))])) == pairs
     mabs = [study(arm, of("mab", 0)) for arm in ("median", "hyperband")]
     assert len(pair_curves(mabs[:1], mabs[1:])) == 1
+
+
+def test_own_loops_whose_trials_use_two_samplers_keep_all_pairs():
+    def loop(name, gain):
+        kinds = enumerate(("uniform", "mab"))
+        return study(name, *(trial(n, [gain], attrs={"hpo_mab:sampler": k}) for n, k in kinds))
+
+    assert len(pair_curves([loop("one", 0.3)], [loop("other", 0.2)])) == 2
 
 
 def test_accuracies_must_be_finite_or_unknown():

@@ -301,6 +301,26 @@ def test_a_rule_of_reward_decides_what_is_rewarded(
     assert by_average.counts()[:, 0].tolist() == [[0, 1], [0, 1], [0, 1], [1, 0]]
 
 
+@pytest.mark.parametrize(
+    ("rule", "got"),
+    [
+        (lambda losses, average: (losses >= average) * 1, "int64"),
+        (lambda losses, average: losses - average, "float32"),
+        (lambda losses, average: (losses >= average)[..., :1], r"1\] of bool"),
+    ],
+)
+def test_a_rule_of_reward_returns_a_boolean_for_each_loss(
+    rule: Callable[..., Any],
+    got: str,
+    engine_kind: str,
+    make_engine: Callable[..., BanditEngine],
+    teach: Callable[..., None],
+) -> None:
+    engine = make_engine(engine_kind, examples=8, bandits=4, reward=rule)
+    with pytest.raises(ArgumentError, match=rf"boolean for each loss, .*4\], got .*{got}"):
+        teach(engine, [0, 0, 0, 0], [3.0, 1.0, 2.0, 9.0])
+
+
 def test_an_unknown_rule_of_reward_is_refused() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown reward 'above_averge'.*'above_average'"):
         BanditSettings(reward="above_averge")

@@ -74,6 +74,19 @@ def test_softmax_is_the_boltzmann_distribution_of_posterior_means(
     assert torch.allclose(engine.propensities()[0], weights / weights.sum())
 
 
+@pytest.mark.parametrize("temperature", [1e-8, 1e-40, 1e-50])
+def test_a_cold_softmax_shares_its_pick_among_equals(
+    temperature: float, make_engine: Callable[..., Any]
+) -> None:
+    knobs = {"policy": "softmax", "temperature": temperature, "replacement": True}
+    engine = make_engine("device", examples=5, bandits=1, **knobs)
+    assert engine.propensities().tolist() == [[pytest.approx(0.2)] * 5]
+    drawn = torch.cat([engine.draw(uniform=False)[0] for _ in range(500)])
+    counts = torch.bincount(drawn, minlength=5)
+    # Binomial(500, 1/5) leaves [60, 140] with probability below 1e-5.
+    assert ((counts >= 60) & (counts <= 140)).all()
+
+
 def test_greedy_shares_its_pick_among_equals(
     make_engine: Callable[..., Any], train: Callable[..., Any]
 ) -> None:

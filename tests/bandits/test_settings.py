@@ -145,6 +145,13 @@ def test_bandits_of_different_rules_do_not_share_a_stack() -> None:
     assert BanditSettings().structure == BanditSettings(reward="above_average").structure
 
 
+def test_a_rule_of_reward_may_return_a_tensor_for_an_array() -> None:
+    rule = LossBinarizer(0.97, lambda losses, average: torch.as_tensor(losses) > 1)
+    rewards = rule.rewards(np.array([1.0, 2.0], dtype=np.float32))
+    assert rewards is not None
+    assert rewards.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("loss", [0.1, 1.7, 2.302585])
 def test_a_loss_equal_to_the_average_is_rewarded_by_either_engine(loss: float) -> None:
     host = LossBinarizer(0.97, above_average)

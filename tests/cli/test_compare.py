@@ -14,9 +14,9 @@ from typing import Any
 import optuna
 import pytest
 
-from hpo_mab.search import TrialCallback
 from hpo_mab.search._runner import RunHere
 from hpo_mab.search._target import Target
+from hpo_mab.search._trial_loop import OnTrial
 from hpo_mab.storage import Storage, open_study
 
 Cli = Any
@@ -146,7 +146,7 @@ def test_workers_run_the_trials_of_every_arm(
             self._others = len(devices)
 
         def __call__(
-            self, study: optuna.Study, on_trial: TrialCallback | None, run_here: RunHere
+            self, study: optuna.Study, on_trial: OnTrial | None, run_here: RunHere
         ) -> bool:
             launched.append((self._others, study.study_name))
             return run_here(on_trial)

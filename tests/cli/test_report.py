@@ -174,6 +174,7 @@ def test_evidence_of_stored_studies_and_of_their_record_prunes_another(
     at = ("--storage", "pairs.db")
     out = cli.out("evidence", "tiny-*", *at)
     assert out.startswith("4 pairs: tiny, 1 seed, mab/uniform.")
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["33.3%", "66.7%", "100%"]
     assert out.splitlines()[-1] == (
         "Next: hpo-mab run with --pruner advantage --set pruner.evidence=evidence.json"
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,16 @@ def test_a_copy_has_the_name_and_the_place_that_are_given(cli: Cli, study: str) 
     assert (status, facts["name"], facts["moved"], facts["trials"]) == (0, "kept", True, 1)
     assert names() == {study}
     assert names("--storage", "other.db") == {"kept"}
+
+
+def test_a_worker_takes_signals_before_it_watches_its_input(
+    cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers: list[Any] = []
+    watch = "hpo_mab.cli._study.interrupt_at_eof"
+    monkeypatch.setattr(watch, lambda: handlers.append(signal.getsignal(signal.SIGTERM)))
+    cli.refusal("worker", "--study", "none", "--until-eof")
+    assert handlers == [signal.default_int_handler]
 
 
 def test_ctrl_c_in_a_replay_is_one_line(

@@ -150,6 +150,22 @@ def test_a_warning_advises_against_many_workers_on_sqlite(
         assert ("postgresql://" in capsys.readouterr().err) == advice
 
 
+def test_a_worker_on_ray_reserves_the_threads_of_its_trials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hpo_mab import workers
+    from hpo_mab.cli._run import launcher
+    from hpo_mab.search import load_spec
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(workers, "RayLauncher", lambda _, **options: given.update(options))
+    options = {"workers": "2", "ray": "auto", "gpus_per_worker": None}
+    context: Any = SimpleNamespace(params={**options, "quiet": True, "as_json": False})
+    spec = load_spec("digits", {"training.threads": 4})
+    launcher(context, spec, Storage("postgresql://host/studies"))
+    assert given["threads"] == 4
+
+
 # A comparison keeps one process unless it is asked for more, so that its seconds compare.
 @pytest.mark.parametrize(("command", "auto"), [("run", ()), ("compare", ("--workers", "auto"))])
 def test_others_start_later_where_they_can_reach_the_study(

@@ -30,7 +30,6 @@ def _drawn(runs, summary):
         "acceleration": figures.acceleration(summary),
         "acceleration, seconds": figures.acceleration(summary, currency="seconds"),
         "fidelity": figures.fidelity(summary),
-        "fidelity, own": figures.fidelity(summary, final="own"),
         "cost": figures.cost_to_target(summary),
         "cost, seconds": figures.cost_to_target(summary, currency="seconds"),
         "accuracy": figures.learning_curves(runs),
@@ -68,6 +67,12 @@ def test_the_reference_is_drawn_with_the_arm_of_most_pairs(summary, rows):
     mixed = dataclasses.replace(summary, contrasts=(few, most))
     (trace,) = lines(figures.fidelity(mixed), summary.reference)
     assert len(trace.x) == len(most.paired)
+
+
+def test_fidelity_is_to_the_arms_own_final_ranking(drawn):
+    for arm in ("mab", "uniform"):
+        (trace,) = lines(drawn["fidelity"], arm)
+        assert trace.y[-1] == 1.0
 
 
 def test_every_figure_has_finite_data(drawn):

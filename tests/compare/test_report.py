@@ -190,13 +190,13 @@ def test_a_record_has_no_paths_of_the_machine(runs):
     spec = {
         "data": {"name": "digits", "root": "/home/me/data", "exclude": "/home/me/exclude.json"},
         "sampler": {"kind": "auto", "evidence": "/home/me/choice.json"},
-        "pruner": {"kind": "advantage", "evidence": "/home/me/pairs.json"},
+        "pruner": {"kind": "advantage", "evidence": r"C:\home\me\pairs.json"},
         "compare": {"arms": {"a": {"sampler": None, "pruner": {"evidence": "/home/me/arm.json"}}}},
     }
     changed = (dataclasses.replace(runs[0], spec=spec), *runs[1:])
     found = ComparisonRuns(reference="uniform", runs=changed)
     text = comparison_record(found, summarise(changed))
-    assert "/home" not in text
+    assert "home" not in text
     assert all(name in text for name in ("exclude.json", "choice.json", "pairs.json", "arm.json"))
 
 

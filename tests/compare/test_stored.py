@@ -218,3 +218,9 @@ def test_evidence_counts_evaluations_whatever_the_rounding_to_steps(study):
 
     runs = [rounded(study(arm, 0, pruned=0)) for arm in ("uniform", "mab")]
     assert evidence_of(runs).budgets == tuple(n / 8 for n in range(1, 9))
+
+
+def test_evidence_of_pairs_that_a_pruner_has_stopped_is_refused(study):
+    runs = [study(arm, 0, paired=12) for arm in ("uniform", "mab")]
+    with pytest.raises(ArgumentError, match="no pruner can stop; 2 of these were stopped"):
+        evidence_of(runs)

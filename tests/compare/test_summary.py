@@ -402,19 +402,43 @@ def test_seconds_of_other_processors_are_not_compared(runs):
     assert "different processors" in other["learns", "seconds"].reason
 
 
-@pytest.mark.parametrize(("cards", "same"), [(["A", "A"], True), (["A", "B"], False)])
-def test_cards_of_one_kind_are_equal(runs, cards, same):
-    known = {"cpu": "a", "cpu_cores": 2, "gpus": cards}
-    devices = {"mab": "cuda:0", "uniform": "cuda:1"}
+@pytest.mark.parametrize(
+    ("known", "devices", "same"),
+    [
+        ({"gpus": ["A", "A"]}, ("cuda:0", "cuda:1"), True),
+        ({"gpus": ["A", "B"]}, ("cuda:0", "cuda:1"), False),
+        ({"mps": True}, ("auto", "mps"), True),
+        ({"mps": True}, ("auto", "cpu"), False),
+    ],
+)
+def test_devices_of_one_kind_are_equal(runs, known, devices, same):
     changed = [
         dataclasses.replace(
             run,
-            environment=known,
-            spec={**run.spec, "training": {"device": devices.get(run.arm, "cuda")}},
+            environment={"cpu": "a", "cpu_cores": 2, **known},
+            spec={**run.spec, "training": {"device": devices[run.arm == "mab"]}},
         )
         for run in runs
     ]
     assert contrast_of(changed).same_hardware is same
+
+
+def test_the_cost_of_the_pairs_is_that_of_no_other_trial(trial, run):
+    paces = {"mab": (5e-4, 4e-3), "uniform": (1e-3, 1e-3)}
+    contrast = contrast_of(
+        [
+            run(
+                [
+                    trial([0.5, 0.6], number=n, seconds_per_example=pace, paired=n == 0)
+                    for n, pace in enumerate(both)
+                ],
+                arm=arm,
+            )
+            for arm, both in paces.items()
+        ]
+    )
+    assert contrast.pair_cost == pytest.approx(0.5)
+    assert contrast.seconds_per_example.value == pytest.approx(2.25)
 
 
 def test_an_arm_without_trials_has_no_other_slots(study, run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -68,6 +69,21 @@ def test_a_table_has_one_unit(summary):
     assert "one training example" not in {row[1] for row in gains.rows}
     cost = next(grid for grid in grids(summary) if grid.title.startswith("Cost"))
     assert "one training example" in {row[1] for row in cost.rows}
+
+
+@pytest.mark.parametrize(("pairs", "noted"), [(5, True), (6, False)])
+def test_five_pairs_have_a_note_on_p(study, pairs, noted):
+    runs = [study(arm, 0, paired=pairs) for arm in ("mab", "uniform")]
+    gains = next(grid for grid in grids(summarise(runs)) if "points" in grid.title)
+    assert ("Five seeds or pairs cannot give a p below 0.0625." in gains.caption) is noted
+
+
+def test_a_mean_of_some_seeds_names_their_number(study):
+    runs = [study(arm, seed, paired=0) for arm in ("mab", "uniform") for seed in range(3)]
+    runs[:2] = [dataclasses.replace(run, retrained=(0.9,)) for run in runs[:2]]
+    row = next(row for row in grids(summarise(runs))[0].rows if row[0] == "mab")
+    assert row[-1].endswith(" (n = 2)")
+    assert "n =" not in row[-2]
 
 
 def test_a_ratio_whose_interval_is_too_wide_is_shown_without_it():

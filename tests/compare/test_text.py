@@ -84,10 +84,9 @@ def test_a_cheaper_arm_is_not_worse_at_equal_seconds(summary):
     (contrast,) = summary.contrasts
     for currency in ("examples", "seconds"):
         contrast = with_measure(contrast, "learns", currency, found(-0.02, -0.01))
-    pace = dataclasses.replace(contrast.seconds_per_example, value=1.1)
+    pace = dataclasses.replace(contrast.seconds_per_example, value=0.5)  # Of all trials.
     assert answers(dataclasses.replace(contrast, seconds_per_example=pace))[1].reply == "no"
-    pace = dataclasses.replace(pace, value=0.5)
-    both = answers(dataclasses.replace(contrast, seconds_per_example=pace))[:2]
+    both = answers(dataclasses.replace(contrast, pair_cost=0.5))[:2]
     assert [one.reply for one in both] == ["no", "cannot tell"]
     assert "what longer ones would reach is not known" in str(both[1])
 
@@ -225,17 +224,20 @@ def in_slots(run, slots):
     return dataclasses.replace(run, trials=tuple(trials))
 
 
-def test_seconds_of_other_slots_get_no_answer(runs):
-    mixed = summarise([in_slots(run, 8) if run.arm == "mab" else run for run in runs])
+@pytest.mark.parametrize(
+    "change", [lambda run: in_slots(run, 8), lambda run: dataclasses.replace(run, processes=8)]
+)
+def test_seconds_of_other_slots_or_processes_get_no_answer(runs, change):
+    mixed = summarise([change(run) if run.arm == "mab" else run for run in runs])
     (contrast,) = mixed.contrasts
     alone = replies(summarise(runs).contrasts[0])
     assert "cannot tell" not in {alone[question] for question in QUESTIONS[:4]}
     for question, reply in replies(contrast).items():
         assert reply == ("cannot tell" if "seconds" in question else alone[question])
-    assert "trained in different numbers of slots" in str(answers(contrast)[1])
+    assert "trained in different numbers of slots or processes" in str(answers(contrast)[1])
     assert "Seconds of mab and uniform cannot be compared" in verdict(mixed)
-    # In equally many slots they can.
-    same = summarise([in_slots(run, 8) for run in runs])
+    # In equally many they can.
+    same = summarise([change(run) for run in runs])
     assert replies(same.contrasts[0]) == alone
 
 
@@ -245,6 +247,29 @@ def test_studies_of_unequal_length_are_named(study, runs):
     assert "finished trials by seed: 20 in mab, 12 in uniform" in said
     assert said.endswith("the cheaper study spent; hyperparameters as each study ended.")
     assert not any("Unequal" in line for line in caveats(summarise(runs)))
+
+
+def test_unequal_spend_is_named_where_hyperparameters_are_compared(study):
+    runs = [study("mab", 0, paired=0, pruned=6), study("uniform", 0, paired=0)]
+    scored = [dataclasses.replace(run, retrained=(0.8,)) for run in runs]
+    said = (
+        "mab spent 0.82 times uniform's examples; hyperparameters are compared as each study ended."
+    )
+    assert said in caveats(summarise(scored))
+    assert said not in caveats(summarise(runs))
+
+
+def test_keys_in_which_the_arms_also_differ_are_named(study):
+    def said(training):
+        runs = [study(arm, 0, paired=0) for arm in ARMS]
+        kind = {"sampler": {"kind": "mab"}, "training": training}
+        runs[0] = dataclasses.replace(runs[0], spec={**runs[0].spec, **kind})
+        return [line for line in caveats(summarise(runs)) if "also differ" in line]
+
+    assert said({"average": 0.0, "threads": 1}) == [
+        "mab and uniform also differ in training.average: the answers are about these, too."
+    ]
+    assert said({}) == []
 
 
 def test_trainings_of_the_best_that_diverged_are_named(study):
@@ -295,7 +320,7 @@ def test_facts_of_a_study_leave_out_what_there_is_not(run, budget, initial, fact
 def test_facts_of_a_study_have_the_name_of_a_file_only(run):
     spec = {
         "data": {"name": "image_folder", "exclude": "/home/me/wrong.txt"},
-        "sampler": {"kind": "auto", "evidence": "/home/me/race.json"},
+        "sampler": {"kind": "auto", "evidence": r"C:\Users\me\race.json"},
     }
     facts = dict(study_facts(dataclasses.replace(run([], arm="auto"), spec=spec)))
     assert facts["data"] == "image_folder, exclude wrong.txt"

@@ -130,6 +130,14 @@ def test_the_rung_that_fidelity_places_is_shown_with_its_figures(
     assert "first rung" not in evidence_note(study(**{FIDELITY_KEY: found.to_json()}), off)
 
 
+def test_a_first_rung_beyond_the_ranked_evaluations_is_shown_so() -> None:
+    tau = Estimate(value=0.7, low=0.4, high=0.9, n=10)
+    found = RungFidelity(full=FULL, steps=(1, 2, 3, 4), tau=(tau,) * 4, trials=10)
+    of = settings(pruner={"kind": "advantage", "min_resource": 6})
+    note = evidence_note(study(**{FIDELITY_KEY: found.to_json()}), of)
+    assert "**The first rung lies at evaluation 6**: the ranking was not measured there." in note
+
+
 def test_the_table_holds_the_evidences_own_figures(measured: Measure) -> None:
     evidence = measured(1.5)
     note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), settings(**ADVANTAGE))

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import re
+import runpy
 import socket
 import sqlite3
 import time
@@ -25,6 +26,7 @@ from PIL import Image
 from hpo_mab._attributes import CONFIRMED_KEY, PUBLISHED_KEY
 from hpo_mab.dashboard import (
     Published,
+    _serve,
     publish_comparison,
     publish_study,
     refresh,
@@ -308,6 +310,7 @@ def test_refresh_publishes_studies_with_new_trials_only(
     # Those of both arms.
     assert figures_of(study) == drawn
     assert f"**trial {compared.runs[0].best.number}** has the highest" in get_note(study)
+    assert "Trials have ended since" not in get_note(study)
     assert refresh(compared.storage).studies == ()
     optuna.create_study(study_name="someone else's", storage=compared.storage.optuna)
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING))
@@ -319,6 +322,7 @@ def test_refresh_publishes_studies_with_new_trials_only(
     study.add_trial(optuna.trial.create_trial(value=0.999))
     assert refresh(compared.storage).studies == (name,)
     assert "99.90% validation accuracy" in get_note(study)
+    assert "Trials have ended since: the verdict" in get_note(study)
     assert refresh(compared.storage).studies == ()
     compared.storage.close()
 
@@ -370,6 +374,13 @@ def test_the_server_listens_on_ipv6(compared) -> None:
     server = make_server(application(compared.storage), host="::1", port=0)
     assert server.server_address[0] == "::1"
     server.server_close()
+
+
+def test_a_port_in_use_is_not_shared_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("os.name", "nt")
+        made = runpy.run_path(_serve.__file__)
+    assert not made["_ThreadedServer"].allow_reuse_address
 
 
 def test_a_folder_that_cannot_be_written_costs_no_note(

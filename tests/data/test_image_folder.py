@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 from unittest import mock
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from hpo_mab import _machine, data
 from hpo_mab._errors import ArgumentError, DataError
-from hpo_mab.data import DataWarning, ImageSplits, _pictures
+from hpo_mab.data import DataWarning, ImageSplits, _folder, _pictures
 
 
 def _write(path: Path, value: int | tuple[int, int, int], *, mode: str = "L") -> None:
@@ -439,3 +439,17 @@ def test_the_memory_needed_is_that_of_decoded_images(
         data.load("image_folder", root=tmp_path, size=40)
     monkeypatch.setattr(_machine, "available_memory", lambda: 10 * size * 40**2)
     assert data.load("image_folder", root=tmp_path, size=40)
+
+
+def test_files_have_one_order_and_one_name_on_every_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = PureWindowsPath("C:/photos")
+    files = [root / "cat" / "B.png", root / "cat" / "a.png"]
+    assert sorted(files, key=_folder._parts) == files
+    layout = _folder._Layout(classes=("cat",), files={"train": [(files[0], 0)]}, notes=())
+    _write(tmp_path / "0.png", 7)
+    picture = _pictures.read(tmp_path / "0.png", 8)
+    monkeypatch.setattr(_pictures, "read_all", lambda paths, size: [picture])
+    # As a list of excluded images has it.
+    assert _folder._decode(root, layout, size=8).names == ("cat/B.png",)

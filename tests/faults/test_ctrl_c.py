@@ -21,7 +21,7 @@ import sqlalchemy as sa
 import torch
 from torch.utils.data import TensorDataset
 
-from hpo_mab.cli._main import stoppable
+from hpo_mab._interrupts import stoppable
 from hpo_mab.cli._options import silence_optuna
 from hpo_mab.data import ImageData, ImageSplits, split
 from hpo_mab.search import StudyRunner, TrainingObjective, make_spec

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import runpy
 import warnings
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import nbformat
 import pytest
+
+from hpo_mab.storage import Storage, open_study
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -73,17 +79,47 @@ def test_the_command_of_a_notebook_names_its_database() -> None:
     cells = nbformat.read(NOTEBOOKS / "own_model.ipynb", as_version=4).cells
     source = "".join(cell.source for cell in cells)
     (database,) = re.findall(r"sqlite:///(\w+\.db)", source)
-    assert f"hpo-mab report 'own-*' --storage {database}`" in source
+    assert f'hpo-mab report "own-*" --storage {database}`' in source
 
 
 def _is_figure(output: nbformat.NotebookNode) -> bool:
     return "application/vnd.plotly.v1+json" in output.get("data", {})
 
 
+def test_explore_that_is_interrupted_shows_no_results() -> None:
+    cells = nbformat.read(NOTEBOOKS / "explore.ipynb", as_version=4).cells
+    (cell,) = (cell for cell in cells if "run_comparison(" in cell.source)
+    names: dict[str, Any] = dict.fromkeys(("storage", "TRIALS", "EPOCHS"))
+    names |= {"load_spec": mock.Mock(), "compare": mock.Mock()}
+    names["compare"].run_comparison.return_value.interrupted = True
+    with pytest.raises(KeyboardInterrupt, match="again to continue"):
+        exec(cell.source, names)
+
+
 def test_own_model_pairs_two_studies(small: Path) -> None:
     text = text_of(run("own_model.ipynb", small))
     assert text.count("5 pairs") == 4
     assert text.count("points [") == 4
+
+
+def test_own_model_that_is_run_again_repeats_no_configuration(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = nbformat.read(NOTEBOOKS / "own_model.ipynb", as_version=4).cells
+    (cell,) = (cell for cell in cells if ".optimize(" in cell.source)
+    monkeypatch.setattr("optuna.logging.set_verbosity", lambda _: None)
+    objective = mock.Mock(return_value=lambda trial: trial.suggest_float("lr", 0.0, 1.0))
+    monkeypatch.setattr("hpo_mab.TrainingObjective", objective)
+    names = dict.fromkeys(("make_network", "train", "validation"), mock.Mock())
+    for trials in (2, 5):
+        exec(cell.source, {**names, "os": os, "EPOCHS": 1.0, "TRIALS": trials})
+    with contextlib.closing(Storage(str(small / "notebook.db"))) as storage:
+        rates = [
+            [trial.params["lr"] for trial in open_study(storage, name).trials]
+            for name in ("own-mab", "own-uniform")
+        ]
+    assert rates[0] == rates[1]
+    assert len(set(rates[0])) == 5
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)

@@ -202,14 +202,19 @@ def test_trials_of_a_slot_with_other_parameters_are_no_pair() -> None:
             params=params,
             distributions={name: ranges[name] for name in params},
             intermediate_values={1: 0.4, 2: 0.5},
-            user_attrs={"hpo_mab:slot": slot, "hpo_mab:sampler": sampler},
+            user_attrs={
+                "hpo_mab:slot": slot,
+                "hpo_mab:sampler": sampler,
+                "hpo_mab:paired": slot < 4,
+            },
         )
 
     trials = [
-        *(trial("mab", slot, 0.1, **{"sampler.floor": 0.2}) for slot in range(3)),
-        *(trial("uniform", slot, 0.2 if slot == 1 else 0.1) for slot in range(3)),
+        *(trial("mab", slot, 0.1, **{"sampler.floor": 0.2}) for slot in range(6)),
+        *(trial("uniform", slot, 0.2 if slot == 1 else 0.1) for slot in range(6)),
     ]
-    assert len(pairs_of_trials(trials, full=2)) == 2
+    # Of the four that no pruner can stop three are left, which are too few.
+    assert len(pairs_of_trials(trials, full=2)) == 5
 
 
 @pytest.mark.parametrize("later", [{}, {"hpo_mab:paired": False}])
@@ -232,6 +237,8 @@ def test_trials_that_a_pruner_can_stop_are_in_no_pair_where_others_are(
     assert len(pairs_of_trials([*safe, *open_ones[4:]], uniform, full=2)) == 4
     # Three pairs would be too few for evidence.
     assert len(pairs_of_trials([*safe[1:], *open_ones[4:]], uniform, full=2)) == 7
+    # The first four have no uniform partner.
+    assert len(pairs_of_trials([*safe, *open_ones[4:]], uniform[4:], full=2)) == 4
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
@@ -637,3 +644,13 @@ def test_an_open_race_has_no_evidence_in_a_loop_of_ones_own() -> None:
     assert keeper.full == 2
     assert keeper.evidence is None
     assert "hpo_mab:evidence" not in study.user_attrs
+
+
+def test_uniform_trials_after_a_race_are_pruned_without_a_warning() -> None:
+    study = _study(AdvantagePruner(max_resource=8, min_resource=4))
+    study.set_user_attr("hpo_mab:race", {})
+    for slot, (value, end) in enumerate([(0.5, 8), (0.1, 4), (0.2, 4)]):
+        if slot == 2:
+            study.set_user_attr("hpo_mab:choice", {"sampler": "uniform"})
+        # A warning would be an error.
+        assert _run(study, *[value] * 8, slot=slot, sampler="uniform") == end

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -47,6 +49,10 @@ class Credited(BatchSampler):
         """Examples that were credited with another example's loss."""
         answered = self.losses >= 0
         return int((self.losses != torch.arange(len(self.losses)))[answered].sum())
+
+
+Kind = enum.Enum("Kind", ["A", "B"])
+Word = enum.StrEnum("Word", ["A", "B"])
 
 
 def _loader(sampler: Any, **options: Any) -> DataLoader[Any]:
@@ -182,6 +188,28 @@ def test_targets_may_be_the_classes_numbered_from_0() -> None:
     sampler.update(torch.ones(3), targets=other, indices=[0, 1, 2])
 
 
+def test_a_sampler_learns_from_tensors_on_its_own_device() -> None:
+    class Devices(Credited):
+        def _learn(self, draw: Draw, *answer: Tensor | None) -> None:
+            self.found = [one is not None and one.device.type for one in answer]
+
+    sampler = Devices([0, 1] * 4, batch_size=2, device="meta")
+    sampler.draw()
+    sampler.update(torch.ones(2), logits=torch.ones(2, 2), targets=torch.tensor([0, 1]))
+    assert sampler.found == ["meta"] * 3
+
+
+@pytest.mark.cuda
+def test_targets_on_the_host_do_not_make_an_update_wait(
+    no_waiting: Callable[[], Any],
+) -> None:
+    sampler = MABSampler(LABELS, batch_size=30, device="cuda")
+    targets = LABELS[sampler.draw().cpu()]
+    losses = torch.rand(30, device="cuda")
+    with no_waiting():
+        sampler.update(losses, targets=targets)
+
+
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
@@ -264,10 +292,12 @@ def test_labels_that_are_no_classes_are_refused(labels: Any, message: str) -> No
         ("curriculum", {"difficulty": torch.arange(40).numpy()}, {"difficulty": torch.ones(40)}),
         # Read from a file, NaN does not equal itself.
         ("curriculum", {"difficulty": [math.nan, *range(39)]}, {"difficulty": [*range(40)]}),
+        (Credited, {"option": Kind.A}, {"option": Kind.B}),
+        (Credited, {"option": Word.A}, {"option": Word.B}),
     ],
 )
 def test_a_state_is_refused_where_an_option_differs(
-    kind: str, one: dict[str, Any], other: dict[str, Any]
+    kind: Any, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     labels = LABELS[:40]
     file = io.BytesIO()
@@ -310,6 +340,7 @@ def test_options_are_recognised_however_they_are_given() -> None:
         (Draw(torch.zeros(5, dtype=torch.int64)), r"shape \[5\]"),
         (torch.zeros(4, dtype=torch.int64), "Tensor"),
         (Draw([0, 1, 2, 3]), "list"),  # type: ignore[arg-type]
+        (Draw(torch.zeros(4, dtype=torch.int32)), r"shape \[4\] of torch\.int32"),
     ],
 )
 def test_a_draw_has_as_many_indices_as_a_batch(drawn: Any, got: str) -> None:
@@ -317,7 +348,7 @@ def test_a_draw_has_as_many_indices_as_a_batch(drawn: Any, got: str) -> None:
         def _draw(self) -> Draw:
             return drawn  # type: ignore[no-any-return]
 
-    with pytest.raises(ArgumentError, match=f"_draw must return a Draw of 4 indices, got {got}"):
+    with pytest.raises(ArgumentError, match=f"return a Draw of 4 int64 indices, got {got}"):
         Wrong([0, 1] * 10, batch_size=4).draw()
 
 
@@ -327,6 +358,15 @@ def test_weights_of_another_shape_are_refused() -> None:
             return Draw(super()._draw().indices, torch.ones(self.batch_size, 1))
 
     with pytest.raises(
-        ArgumentError, match=r"Column\._draw must return 4 weights or None, got .*1\]"
+        ArgumentError, match=r"Column must give a Draw 4 weights or None, got .*1\]"
     ):
         Column(LABELS, batch_size=4).draw()
+
+    class Late(Credited):
+        def _learn(self, draw: Draw, *_: Any) -> None:
+            draw.weights = torch.ones(self.batch_size, 1)
+
+    late = Late(LABELS, batch_size=4)
+    late.draw()
+    with pytest.raises(ArgumentError, match=r"Late must give a Draw 4 weights .*1\]"):
+        late.update(torch.ones(4))

@@ -77,6 +77,15 @@ def test_pytorchs_foreign_samplers_have_names() -> None:
     assert sorted(index for batch in _draws(sampler, 5) for index in batch) == list(range(50))
 
 
+def test_a_function_may_pass_its_arguments_on_to_a_sampler_of_ours() -> None:
+    def make(labels: torch.Tensor, **arguments: Any) -> samplers.BatchSampler:
+        return samplers.MABSampler(labels, **arguments)
+
+    sampler = samplers.create(make, LABELS, batch_size=8, seed=3, floor=0.1)
+    assert isinstance(sampler, samplers.MABSampler)
+    assert (sampler.seed, sampler.settings.floor) == (3, 0.1)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

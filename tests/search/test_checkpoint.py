@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -20,6 +21,7 @@ from _faults import _fork
 
 from hpo_mab._plan import Next, Plan, trial_seed
 from hpo_mab.pruners import PromotionPruner
+from hpo_mab.samplers import MABSampler
 from hpo_mab.search import (
     StudyRunner,
     StudySpec,
@@ -315,6 +317,16 @@ def test_without_cuda_a_checkpoint_does_not_depend_on_graphs(
             patch.setattr(workload, "loop", dataclasses.replace(workload.loop, graph=graph))
             found.append(workload.identity(configuration, seed=0))
     assert found[0] == found[1]
+
+
+def test_a_trial_whose_sampler_reports_numpys_numbers_or_none_continues(
+    runner_of: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"reward_rate": np.float64(0.5), "concentration": None}
+    monkeypatch.setattr(MABSampler, "statistics", lambda sampler: figures)
+    runner = runner_of()
+    _cut_off(runner, monkeypatch, KeyboardInterrupt())
+    assert runner.run(score=False).run.trials[-1].attrs["hpo_mab:resumed_at"] == 3
 
 
 def test_a_trial_without_its_checkpoint_starts_from_zero(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError, StorageError
+from hpo_mab._interrupts import deferred_interrupts
 from hpo_mab._plan import RETRIES, Next, Plan
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec
@@ -310,6 +312,29 @@ def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewh
     assert last.user_attrs["hpo_mab:slot"] == 3
     study.tell(last, 0.5)
     assert _next(study, storage) is Next.DONE
+
+
+def test_a_claim_that_takes_long_ends_after_a_trial(
+    study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo_mab.search._claim._CLAIM_SECONDS", 0.0)
+    taken: list[optuna.trial.Trial] = []
+    for count in (1, 2, 3):
+        assert claim(study, storage, taken, count=3) is None
+        assert len(taken) == count
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_ctrl_c_ends_a_claim_between_trials(
+    study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    presses = iter([signal.SIGINT])
+    press = "hpo_mab.search._claim.hold"
+    monkeypatch.setattr(press, lambda *_: [signal.raise_signal(one) for one in presses])
+    taken: list[optuna.trial.Trial] = []
+    with deferred_interrupts(), pytest.raises(KeyboardInterrupt):
+        claim(study, storage, taken, count=3)
+    assert len(taken) == 1
 
 
 def test_claims_of_one_process_do_not_affect_each_other(

@@ -24,7 +24,7 @@ from hpo_mab.search import (
 from hpo_mab.search import _confirm as module
 from hpo_mab.search._confirm import best_first
 from hpo_mab.search._stored import train_recorded
-from hpo_mab.storage import Storage, StudyRun, read_run
+from hpo_mab.storage import Storage, StudyRun, _open, read_run
 from hpo_mab.training import Training, TrainingDiverged
 
 Make = Callable[..., StudySpec]
@@ -208,6 +208,19 @@ def test_what_cannot_be_confirmed_is_refused(storage: Storage, tiny: Make) -> No
     for name in ("trainings", "max_trainings"):
         with pytest.raises(ArgumentError, match=f"{name} must be at least 1, got 0"):
             confirm(storage, run.name, **{name: 0})
+
+
+def test_a_database_that_may_only_be_read_is_refused_before_a_training(
+    storage: Storage,
+    run: StudyRun,
+    script: Callable[[Script], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained = script({0: [0.85]})
+    monkeypatch.setattr(_open, "_may_be_written", lambda file: False)
+    with pytest.raises(StorageError, match="may only be read: no training can be stored"):
+        confirm(storage, run.name)
+    assert trained == []
 
 
 def test_a_study_that_is_deleted_meanwhile_is_an_error(storage: Storage, run: StudyRun) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import inspect
 import io
 import pickle
 import random
@@ -28,7 +27,6 @@ from hpo_mab.advantage import pair_curves
 from hpo_mab.compare import stored_comparison
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import (
-    SearchSpace,
     StudyRunner,
     StudySpec,
     TrainingObjective,
@@ -39,7 +37,6 @@ from hpo_mab.search._queue import requeue
 from hpo_mab.search._searchers import PlannedSampler
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
-from hpo_mab.search._workload import Loop
 from hpo_mab.storage import Storage, files_folder, open_study, read_run
 from hpo_mab.training import Budget
 
@@ -66,18 +63,6 @@ def _study(**options: Any) -> optuna.Study:
     return optuna.create_study(direction="maximize", sampler=sampler, **options)
 
 
-def test_its_defaults_are_those_of_the_loop_and_the_search_space() -> None:
-    def defaults(of: Callable[..., Any]) -> dict[str, Any]:
-        found = inspect.signature(of).parameters.values()
-        return {one.name: one.default for one in found if one.default is not one.empty}
-
-    own = defaults(TrainingObjective)
-    assert defaults(Loop).items() <= own.items()
-    space = defaults(SearchSpace)
-    assert space.pop("model") is own["model_options"]
-    assert space.items() <= own.items()
-
-
 @pytest.mark.parametrize("sampler", ["uniform", "mab", "auto"])
 def test_the_best_trial_is_trained_again_as_it_was(
     splits: ImageSplits, storage: Storage, sampler: str
@@ -94,6 +79,16 @@ def test_the_best_trial_is_trained_again_as_it_was(
     assert {
         len(curve) for curve in storage.curves.load([t._trial_id for t in study.trials]).values()
     } == {3}
+
+
+@pytest.mark.parametrize(("device", "last"), [("cpu", True), ("mps", False)])
+def test_channels_last_is_not_used_with_mps(
+    splits: ImageSplits, monkeypatch: pytest.MonkeyPatch, device: str, last: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    part = TensorDataset(torch.zeros(128, 64), torch.arange(128) % 10)  # Stays on the CPU.
+    objective = _objective(splits, data=(part, part), channels_last=True, device=device)
+    assert objective.workload.loop.channels_last is last
 
 
 def test_a_fixed_trial_trains_its_configuration(splits: ImageSplits) -> None:

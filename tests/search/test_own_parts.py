@@ -25,6 +25,7 @@ from hpo_mab.search import (
     StudyRunner,
     StudySpec,
     TrainingObjective,
+    load_network,
     make_spec,
     replay,
 )
@@ -68,6 +69,16 @@ class Net(nn.Sequential):
     def __init__(self, input_shape, num_classes, width: int):
         first = nn.Linear(torch.Size(input_shape).numel(), width)
         super().__init__(nn.Flatten(), first, nn.Dropout(0.2), nn.Linear(width, num_classes))
+
+
+class Counts(Net):
+    """Keeps a number of batches in Python."""
+
+    batches = 0
+
+    def forward(self, inputs):
+        self.batches += self.training
+        return super().forward(inputs)
 
 
 class Eight(Net):
@@ -121,6 +132,16 @@ class Looks(optuna.samplers.RandomSampler):
         return trial.params["momentum"]
 
 
+class Asks(optuna.samplers.RandomSampler):
+    asked = 0
+    counts = []
+
+    def sample_relative(self, study, trial, search_space):
+        self.asked += 1
+        self.counts.append(self.asked)
+        return {}
+
+
 class First(BasePruner):
     def __init__(self, *, max_resource: int, after: int = 1):
         self.after = min(after, max_resource)
@@ -171,6 +192,21 @@ def test_everything_a_definition_names_may_be_the_users_own(storage: Storage, ti
     # And the record alone is enough to train a trial again.
     again = replay(storage, "study", 1)
     assert again.is_identical
+
+
+def test_a_saved_network_has_the_numbers_that_it_keeps_in_python(
+    storage: Storage, tiny: Make, tmp_path: Path
+) -> None:
+    own = {**OWN, "model": {"name": "mine:Counts", "width": 4}}
+    trial = _run(tiny(**own, budget={"trials": 1}), storage, score=False).run.trials[0]
+    network = replay(storage, "study", 0).network
+    assert network is not None
+    torch.save(network, tmp_path / "saved.pt")
+    assert load_network(tmp_path / "saved.pt").batches == trial.curve[-1].steps > 0
+    network["numbers"]["gone", "x"] = 1
+    torch.save(network, tmp_path / "saved.pt")
+    with pytest.raises(ArgumentError, match="'mine:Counts' here differs"):
+        load_network(tmp_path / "saved.pt")
 
 
 def test_options_of_the_users_own_pruner_may_have_any_name(storage: Storage, tiny: Make) -> None:
@@ -357,6 +393,15 @@ def test_a_search_sampler_that_fails_is_named(
     assert [trial.state for trial in read_run(storage, "study").trials] == ["complete"]
 
 
+def test_each_proposal_is_that_of_a_new_search_sampler(
+    storage: Storage, tiny: Make, mine: ModuleType
+) -> None:
+    whole = tiny(budget={"trials": 3}).model_dump(mode="json")
+    spec = make_spec({**whole, "search": {"sampler": "mine:Asks", "initial": 1}})
+    _run(spec, storage, score=False)
+    assert mine.Asks.counts == [1, 1]
+
+
 def test_a_test_set_that_cannot_be_scored_costs_no_summary(storage: Storage, tiny: Make) -> None:
     change = {**OWN, "data": {"name": "mine:other_test_set", "inputs": 6}}
     outcome = _run(tiny(**change), storage)
@@ -410,11 +455,3 @@ def test_an_objective_takes_classes_and_functions(
     assert mine.Learner.answered > 0
     assert parts in ([0], [1])
     assert next(passes) > 0
-
-
-def test_a_class_of_ours_has_its_short_name() -> None:
-    from hpo_mab.samplers import MABSampler
-    from hpo_mab.search import SearchSpace
-
-    space = SearchSpace(optimizer={"name": "sgd"}, sampler={"kind": MABSampler, "floor": 0.1})
-    assert space.sampler.name == "mab"

@@ -161,7 +161,7 @@ def _estimate(value: float) -> Estimate:
         (0.02, 0.0, "mab", "fidelity is not shown to be worse"),
         # The interval reaches the margin of 0.1.
         (0.02, -0.105, "mab", "fidelity is not shown to be worse"),
-        (0.02, -0.2, "uniform", "but fidelity at 25% is worse by 0.20"),
+        (0.02, -0.2, "uniform", "but fidelity at 12.5% is worse by 0.20"),
         (0.005, 0.0, "uniform", "not shown to be above 0"),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_sampler_must_be_ahead_and_must_not_rank_worse(
     assert plan is not None
     found = Standing(name="mab", examples=_estimate(gain), seconds=_estimate(gain), cost=1.0)
     evidence = Evidence(
-        budgets=(0.25, 1.0),
+        budgets=(0.125, 1.0),
         advantage=(_estimate(0.0),) * 2,
         acceleration=(_estimate(1.0),) * 2,
         # At the end of a trial nothing is pruned.

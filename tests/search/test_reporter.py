@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hpo_mab
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.samplers import CurriculumSampler
+from hpo_mab.samplers import MABSampler, create
 from hpo_mab.search import ShortTrialWarning, TrialReporter, _recorder
 from hpo_mab.storage import CurveStore, Storage, read_run
 from hpo_mab.training import WeightAverage
@@ -786,10 +786,28 @@ def test_a_network_may_keep_one_tensor_in_two_buffers() -> None:
     assert network.mean.tolist() == network.last.tolist() == [6.0, 6.0]
 
 
-def test_a_curriculum_is_no_uniform_sampling() -> None:
+def test_the_network_to_evaluate_has_the_numbers_that_the_model_keeps_in_python() -> None:
+    layer = nn.Dropout(0.5)
+    model = nn.Sequential(nn.Linear(3, 2), layer)
+    reporter = TrialReporter(_study().ask(), model=model, budget_examples=20, evaluations=2)
+    layer.p = 0.25
+    network = reporter.network
+    assert isinstance(network, nn.Sequential)
+    assert network[1].p == 0.25
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("curriculum", "CurriculumSampler"),
+        ("torch.utils.data:RandomSampler", "torch.utils.data:RandomSampler"),
+        (type("Own", (MABSampler,), {"_name": None}), "Own"),
+    ],
+)
+def test_a_sampler_that_is_not_the_uniform_one_is_stored_by_name(kind: Any, name: str) -> None:
     study = optuna.create_study(direction="maximize")
-    sampler = CurriculumSampler([0, 1] * 4, batch_size=2, difficulty=range(8))
+    sampler = create(kind, [0, 1] * 4, batch_size=2, difficulty=torch.arange(8.0))
     with TrialReporter(study.ask(), budget_examples=8, evaluations=1, sampler=sampler) as reporter:
         reporter.step(8)
         reporter.report(accuracy=0.5)
-    assert study.trials[0].user_attrs["hpo_mab:sampler"] == "CurriculumSampler"
+    assert study.trials[0].user_attrs["hpo_mab:sampler"] == name

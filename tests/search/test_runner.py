@@ -19,10 +19,11 @@ from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, join_study, replay
 from hpo_mab.search._prepare import make_objective
-from hpo_mab.search._recorder import Recording
+from hpo_mab.search._recorder import Recording, TrialRecord
 from hpo_mab.search._stored import reopen, stored_spec
 from hpo_mab.search._study import _refuse_other_definition, make_study
 from hpo_mab.search._target import Target
+from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import (
     MissingCurvesWarning,
     Storage,
@@ -392,6 +393,33 @@ def test_a_database_that_stays_away_ends_the_study(
         StudyRunner(tiny(), storage).run(score=False)
     # Five minutes each, and after the third time in a row no more.
     assert waited == [300.0] * (3 if returns else 1)
+
+
+def test_a_database_that_fails_again_is_waited_for_again(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def wait(self: Storage, *, seconds: float) -> bool:
+        waited.append(seconds)
+        return True
+
+    def fail_once(owner: type, name: str) -> None:
+        work, errors = getattr(owner, name), iter([sa.exc.OperationalError("", {}, Exception())])
+
+        def call(*given: object) -> object:
+            for error in errors:
+                raise error
+            return work(*given)
+
+        monkeypatch.setattr(owner, name, call)
+
+    fail_once(TrialRecord, "add")
+    fail_once(TrialLoop, "_abandon")
+    monkeypatch.setattr(Storage, "wait_until_back", wait)
+    run = StudyRunner(tiny(budget={"trials": 1}), storage).run(score=False).run
+    assert [trial.state for trial in run.trials] == ["fail", "complete"]
+    assert waited == [300.0] * 2
 
 
 def _photo(path: Path, value: int) -> None:

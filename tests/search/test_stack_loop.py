@@ -29,7 +29,13 @@ from hpo_mab._attributes import (
     TWIN_KEY,
 )
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, make_objective
+from hpo_mab.search import (
+    StudyFailedError,
+    StudyRunner,
+    StudySpec,
+    TrainingObjective,
+    make_objective,
+)
 from hpo_mab.search._checkpoint import CheckpointWarning, SlotCheckpoint
 from hpo_mab.search._recorder import TrialRecord
 from hpo_mab.search._slots import _most_slots, choose_slots, seconds_alone, seconds_stacked
@@ -802,6 +808,33 @@ def test_a_trial_that_another_machine_has_closed_costs_no_other(
     run = runner.run(score=False).run
     finished = [trial for trial in run.trials if trial.state == "complete"]
     assert sorted(trial.slot for trial in finished) == list(range(4))
+
+
+def test_a_trial_that_ends_its_worker_costs_no_other(
+    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = tiny_runner(pruner={"kind": "none"}, budget={"trials": 3}, training={"slots": 2})
+    advance, train = StackLoop._advance, TrainingObjective._train
+
+    def die_in_stack(loop: StackLoop) -> None:
+        if any(one.assignment.slot == 0 for one in loop._running.values()):
+            raise SystemExit
+        advance(loop)
+
+    def die_alone(objective: TrainingObjective, trial: optuna.trial.Trial) -> float:
+        if trial.user_attrs[SLOT_KEY] == 0:
+            raise SystemExit
+        return train(objective, trial)
+
+    monkeypatch.setattr(StackLoop, "_advance", die_in_stack)
+    monkeypatch.setattr(TrainingObjective, "_train", die_alone)
+    for _ in range(4):
+        with pytest.raises(SystemExit):
+            runner.run(score=False)
+    run = runner.run(score=False).run
+    # Twice next to another, and twice alone.
+    assert [trial.slot for trial in run.trials].count(0) == 4
+    assert sorted(t.slot for t in run.trials if t.state == "complete") == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

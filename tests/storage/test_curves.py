@@ -5,13 +5,14 @@ import math
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
 
 from hpo_mab.search._recorder import TrialRecord
-from hpo_mab.storage import CurveStore, Storage, TrialRun
+from hpo_mab.storage import CurveStore, Storage, TrialRun, _curves
 from hpo_mab.training import Evaluation
 
 
@@ -69,10 +70,17 @@ def test_curves_come_back_as_they_were_in_order(store: CurveStore) -> None:
     assert store.load([]) == {}
 
 
-def test_ids_between_the_wanted_are_left_out(store: CurveStore) -> None:
+@pytest.mark.parametrize("listed", [1, 2])
+def test_ids_between_the_wanted_are_left_out(
+    store: CurveStore, monkeypatch: pytest.MonkeyPatch, statements_of: Any, listed: int
+) -> None:
     for trial_id in (1, 2, 3):
         _extend(store, trial_id, [_evaluation(1)])
+    monkeypatch.setattr(_curves, "_CHUNK", listed)
+    (statements := statements_of(store._engine)).clear()
     assert set(store.load([1, 3])) == {1, 3}
+    # The rows of few ids are read without those between them.
+    assert [" IN (" in statement for statement in statements] == [listed == 2]
 
 
 def test_a_trial_begun_again_replaces_the_curve_of_an_earlier_attempt(store: CurveStore) -> None:

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.search._copy import copy_study
-from hpo_mab.storage import ExampleWriter, Storage, _examples
+from hpo_mab.storage import Storage, _examples
+from hpo_mab.storage._examples import ExampleWriter
 from hpo_mab.storage._tables import EXAMPLES
 
 

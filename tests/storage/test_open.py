@@ -201,10 +201,10 @@ def test_files_of_a_database_lie_next_to_it_or_where_the_user_says(
 
 
 def test_a_database_that_does_not_answer_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    anywhere: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = Storage(str(tmp_path / "studies.db"))
-    storage.curves  # noqa: B018 - makes the file
+    storage = anywhere
+    storage.curves  # noqa: B018 - makes the tables
     assert storage.wait_until_back(seconds=0)
     connect, failures = type(storage.optuna.engine).connect, iter([1, 2])
 
@@ -216,6 +216,18 @@ def test_a_database_that_does_not_answer_is_waited_for(
     monkeypatch.setattr(type(storage.optuna.engine), "connect", fail)
     assert not storage.wait_until_back(seconds=0)
     assert storage.wait_until_back(seconds=60)
+
+
+def test_a_server_that_may_only_be_read_is_waited_for(postgres_url: str) -> None:
+    def refuse_writes(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+
+    storage = Storage(postgres_url)
+    # As of a standby that becomes the primary; there is no study yet.
+    sa.event.listen(storage.optuna.engine, "begin", refuse_writes)
+    assert not storage.wait_until_back(seconds=0)
+    sa.event.remove(storage.optuna.engine, "begin", refuse_writes)
+    assert storage.wait_until_back(seconds=0)
     storage.close()
 
 

@@ -69,6 +69,20 @@ def test_the_lock_file_has_the_rights_of_its_database(
     storage.close()
 
 
+def test_the_lock_file_is_made_with_the_rights_of_its_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path / "studies.db"))
+    storage.curves  # noqa: B018 - makes the file
+    (tmp_path / "studies.db").chmod(0o664)
+    (tmp_path / "studies.db.lock").unlink()
+    # A member of the group may open it before its owner could change it.
+    monkeypatch.setattr(Path, "chmod", mock.Mock(side_effect=PermissionError))
+    with storage.lock("study"):
+        assert (tmp_path / "studies.db.lock").stat().st_mode & 0o777 == 0o664
+    storage.close()
+
+
 def test_a_lock_is_given_back_by_a_process_that_is_killed(database_url: str) -> None:
     url = Storage(database_url).secret_url
     engine = sa.create_engine(url)
@@ -129,6 +143,34 @@ def test_held_trials_have_heartbeats_of_one_thread_until_they_are_released(
     release(storage, 987654)
 
 
+def test_a_release_waits_for_the_heartbeat_of_its_own_trial_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_open, "_HEARTBEAT", 1)
+    storage = Storage(str(tmp_path / "x.db")).optuna
+    writing, answers = threading.Event(), threading.Event()
+
+    def beat(trial_id: int) -> None:
+        writing.set()
+        answers.wait()
+
+    monkeypatch.setattr(storage, "record_heartbeat", beat)
+    own, other = (threading.Thread(target=release, args=(storage, one)) for one in (1, 2))
+    # The thread goes on for the last one.
+    for trial_id in (1, 2, 3):
+        hold(storage, trial_id)
+    assert writing.wait(60)
+    other.start()
+    other.join(60)
+    own.start()
+    own.join(0.5)
+    waited = [other.is_alive(), own.is_alive()]
+    answers.set()
+    own.join()
+    release(storage, 3)
+    assert waited == [False, True]
+
+
 @pytest.fixture
 def pair(database_url: str) -> Iterator[tuple[Storage, Storage]]:
     """A database opened twice, as two processes do."""
@@ -152,6 +194,25 @@ def test_too_long_a_wait_is_an_error(
         pass
     with other.lock("study"):
         pass
+
+
+def test_limits_of_a_server_end_neither_the_wait_for_a_lock_nor_its_hold(postgres_url: str) -> None:
+    limits = "-c statement_timeout=1000 -c idle_in_transaction_session_timeout=1000"
+    url = Storage(postgres_url).secret_url
+    engine = sa.create_engine(url, connect_args={"options": limits})
+    got = threading.Event()
+
+    def wait() -> None:
+        with locker(engine)("study"):
+            got.set()
+
+    waiting = threading.Thread(target=wait)
+    with locker(engine)("study"):
+        waiting.start()
+        assert not got.wait(1.5)
+    waiting.join()
+    assert got.is_set()
+    engine.dispose()
 
 
 def test_databases_of_one_server_have_their_own_locks(mariadb_url: str) -> None:

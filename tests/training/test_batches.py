@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,16 +10,18 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.data import Augmentation, ImageData, Normalization
+from hpo_mab.data import Augmentation, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import UniformSampler
 from hpo_mab.training import (
     DeviceBatches,
     DeviceSweep,
     LoaderBatches,
     LoaderSweep,
+    Training,
     TrainingDiverged,
 )
 from hpo_mab.training._batches import TimedSampler
+from hpo_mab.training._tally import ExampleTally
 
 _PLAIN = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
 
@@ -115,6 +118,30 @@ def test_sweeps_hold_at_most_64_mib_of_inputs(side: int, most: int) -> None:
     assert DeviceSweep(data, normalization=_PLAIN).batch_size == most
 
 
+@pytest.mark.parametrize("changes", [{}, {"loader": 0}, {"graph": True}])
+def test_only_copies_to_cuda_may_be_made_later(
+    start: Callable[..., Training],
+    splits: ImageSplits,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    later: list[bool] = []
+
+    def watched(copy: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            later.append(options.get("non_blocking", False))
+            return copy(*given, **options)
+
+        return call
+
+    for name in ("to", "copy_"):
+        monkeypatch.setattr(torch.Tensor, name, watched(getattr(torch.Tensor, name)))
+    examples = ExampleTally(splits.train.labels, device=torch.device("cpu"))
+    list(start("uniform", steps=4, evaluations=1, examples=examples, **changes))
+    assert later
+    assert not any(later)
+
+
 def test_arguments_out_of_bounds_are_refused() -> None:
     with pytest.raises(ArgumentError, match="num_workers must be at least 0, got -1"):
         LoaderBatches(_Pairs(), num_workers=-1)
@@ -129,11 +156,9 @@ def test_arguments_out_of_bounds_are_refused() -> None:
 
 
 def test_a_diverged_training_can_be_raised_by_another_process() -> None:
-    error = pickle.loads(pickle.dumps(TrainingDiverged(120, "the training loss is nan")))
-    assert (str(error), error.step) == (
-        "Training diverged by step 120: the training loss is nan.",
-        120,
-    )
+    error = pickle.loads(pickle.dumps(TrainingDiverged(120, "the training loss is nan", 64)))
+    assert str(error) == "Training diverged by step 120: the training loss is nan."
+    assert (error.step, error.examples) == (120, 64)
 
 
 @pytest.mark.cuda

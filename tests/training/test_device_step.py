@@ -195,6 +195,7 @@ class _Cooling(torch.nn.Linear):
     def __init__(self, growth: float) -> None:
         super().__init__(64, 10)
         self.temperature, self.growth = 1.0, growth
+        self.unknown = np.float64("nan")  # Not equal to itself.
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.temperature += self.growth
@@ -241,6 +242,8 @@ DRAWS = "the network draws random numbers on the host"
         (_Filling(), None),
         (_Drawing(np.random.default_rng(0), np.random.Generator.random), DRAWS),
         (_Drawing(random.Random(0), random.Random.random), DRAWS),
+        # Of a class that cannot be pickled, as one within a function.
+        (_Drawing(type("Own", (random.Random,), {})(0), random.Random.random), DRAWS),
         (_Drawing(torch.Generator(), lambda own: torch.rand((), generator=own)), DRAWS),
         (_Drawing(np.random.default_rng(0), str), None),
     ],

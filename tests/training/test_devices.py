@@ -24,7 +24,7 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert select_device("cuda:1") == torch.device("cuda", 1)
     assert select_device("cpu") == torch.device("cpu")
-    with pytest.raises(ArgumentError, match="below cuda:2, got 'cuda:2'"):
+    with pytest.raises(ArgumentError, match="below cuda:2, got 'cuda:2'; --device replaces"):
         select_device("cuda:2")
 
 

@@ -1,12 +1,7 @@
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 import types
@@ -24,8 +19,9 @@ from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage
 from hpo_mab.storage._process import machine, this_process
-from hpo_mab.workers import ProcessLauncher, RayLauncher, WorkerWarning, _processes, later_devices
+from hpo_mab.workers import ProcessLauncher, RayLauncher, WorkerWarning, _processes
 from hpo_mab.workers._processes import WorkerProcess
+from hpo_mab.workers._room import later_devices
 
 PASSWORD = "hunter2"
 
@@ -113,7 +109,7 @@ def test_a_worker_that_is_just_replaced_is_waited_for(run: Callable[..., bool]) 
 
     with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
         run(*[-11] * 100, trains=replacing.wait, begins=begins)
-    assert len(Script.started) == 8
+    assert len(Script.started) == 10
 
 
 def test_a_trial_that_a_worker_lost_is_no_sign_of_life(
@@ -130,23 +126,27 @@ def test_a_trial_that_a_worker_lost_is_no_sign_of_life(
 
     with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
         run(*[-11] * 100, begins=begins)
-    assert len(Script.started) == 8
+    assert len(Script.started) == 10
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_deaths_are_forgotten_when_a_worker_finishes_a_trial_not_when_this_process_does(
-    run: Callable[..., bool], study: optuna.Study, elsewhere: bool
+@pytest.mark.parametrize(
+    ("worker", "started"),
+    # In the last case that of the first place does. The second place is given up nevertheless.
+    [(this_process(), 10), ("other:1:2", 10), (f"{machine()}:1:2", 31)],
+    ids=["this process", "other machine", "worker"],
+)
+def test_deaths_in_a_place_are_forgotten_when_its_worker_finishes_a_trial(
+    run: Callable[..., bool], study: optuna.Study, worker: str, started: int
 ) -> None:
-    worker = "other:1:2" if elsewhere else this_process()
-
     def begins() -> None:
         if len(Script.started) % 2:
             study.add_trial(optuna.create_trial(value=0.5, system_attrs={WORKER_KEY: worker}))
 
     # The thread that follows the workers looks after each start.
-    with contextlib.nullcontext() if elsewhere else pytest.warns(WorkerWarning, match="status -11"):
+    with pytest.warns(WorkerWarning, match="status -11") as given_up:
         run(*[-11] * 30, begins=begins)
-    assert (len(Script.started) > 20) == elsewhere
+    assert len(Script.started) == started
+    assert len(given_up) == (2 if started == 10 else 1)
 
 
 def test_a_worker_that_gives_up_is_not_replaced_and_its_error_is_shown(
@@ -155,6 +155,15 @@ def test_a_worker_that_gives_up_is_not_replaced_and_its_error_is_shown(
     with pytest.warns(WorkerWarning, match="A worker has ended early: status 2"):
         assert run(2, 0) is False
     assert len(Script.started) == 2
+
+
+def test_a_worker_that_gives_up_is_warned_of_at_once(
+    run: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned, known = threading.Event(), list[bool]()
+    monkeypatch.setattr("warnings.warn", lambda *_, **__: warned.set())
+    run(2, 0, trains=lambda: known.append(warned.wait(60)))
+    assert known == [True]
 
 
 def test_a_run_goes_on_with_the_processes_that_the_system_allows(
@@ -362,6 +371,14 @@ def test_the_first_trial_decides_once(
     assert run_later(0.9, 0.95, worth=20.0) == [0, 0]
 
 
+def test_an_error_before_the_first_trial_ends_the_run(
+    run_later: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Target, "share_spent", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_later(worth=0.0)
+
+
 def test_a_total_budget_leaves_less_to_do(
     run_later: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,123 +527,3 @@ def test_a_signal_is_why_a_worker_ended_whatever_it_wrote_before() -> None:
     worker.kill()
     assert worker.last_line() == "ended by signal 9 (9 is often a lack of memory)"
     worker.close()
-
-
-def test_a_termination_signal_is_like_ctrl_c() -> None:
-    from hpo_mab.cli._main import stoppable
-
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), stoppable():
-        signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-_DEAF = """
-import sqlite3
-from hpo_mab.cli import _main
-_main._SECONDS_TO_TIDY = 0.3
-with _main.stoppable():
-    {call}
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_a_process_that_cannot_handle_the_first(
-    number: signal.Signals, tmp_path: Path, deaf: Any
-) -> None:
-    code = _DEAF.format(call=deaf.call)
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) as child:
-        try:
-            while not deaf.has_begun():
-                time.sleep(0.01)
-            child.send_signal(number)
-            while not deaf.has_taken_signals(child.pid):
-                time.sleep(0.01)
-            with pytest.raises(subprocess.TimeoutExpired):
-                child.wait(0.5)
-            child.send_signal(number)
-            assert child.wait(120) == 130
-        finally:
-            child.kill()
-
-
-@pytest.mark.usefixtures("python_handler")
-def test_an_orderly_end_after_two_signals_is_not_interrupted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from hpo_mab.cli import _main
-
-    # On a machine that stands still for seconds, this process would end.
-    monkeypatch.setattr(_main, "_SECONDS_TO_TIDY", 600.0)
-    presses = 0
-    with _main.stoppable():
-        for _ in range(2):
-            try:
-                signal.raise_signal(signal.SIGINT)
-            except KeyboardInterrupt:
-                presses += 1
-    assert presses == 2
-    # It would end this process later.
-    assert "second-ctrl-c" not in {thread.name for thread in threading.enumerate()}
-
-
-_FORKS = """
-import multiprocessing, os, sys, time
-from hpo_mab.cli import _main
-_main._SECONDS_TO_TIDY = 0.1
-fork = multiprocessing.get_context("fork")
-asleep = fork.Event()
-
-def sleep():
-    asleep.set()
-    time.sleep(600)
-
-with _main.stoppable():
-    if not (forked := os.fork()):
-        sys.exit(3)
-    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 3
-    for _ in range(2):
-        child = fork.Process(target=sleep)
-        child.start()
-        asleep.wait()
-        asleep.clear()
-        child.terminate()
-        child.join()
-    fork.Process(target=sleep, daemon=True).start()
-    time.sleep(0.5)  # Longer than the end after a second signal takes.
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_signals_of_forked_children_are_not_those_of_the_command() -> None:
-    # The last one outlives the context, like the processes of a DataLoader.
-    ended = subprocess.run([sys.executable, "-c", _FORKS], timeout=240, check=False)
-    assert ended.returncode == 0
-
-
-_END_OF_INPUT = """
-import signal, time
-from hpo_mab._interrupts import deferred_interrupts
-from hpo_mab.cli import _main
-_main._SECONDS_TO_TIDY = 600
-
-def on_signal(number, frame):
-    handler(number, frame)
-    handled.append(number)
-
-with _main.stoppable(), deferred_interrupts():
-    signal.raise_signal(signal.SIGINT)
-    handled, handler = [], signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, on_signal)
-    _main.interrupt_at_eof()
-    while not handled:
-        time.sleep(0.01)
-"""
-
-
-def test_the_end_of_a_workers_input_is_no_second_ctrl_c() -> None:
-    # A scheduler sends Ctrl-C to all processes of a job, and the first one then ends the others.
-    command = [sys.executable, "-c", _END_OF_INPUT]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    assert ended.returncode == 0, ended.stderr

@@ -103,6 +103,11 @@ def test_workers_without_a_gpu_of_their_own_train_on_the_cpu(
     assert [one["device"] for one in ray.given] == [taken] * 2
 
 
+def test_each_worker_reserves_a_cpu_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(WorkerWarning, match="No node of the Ray cluster has the 9 CPU of a worker"):
+        assert not _launch(monkeypatch, _Ended(False, False), threads=9)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A Ray cluster of two nodes of one CPU each, on this host."""

@@ -7,7 +7,7 @@ import torch
 
 from hpo_mab import _machine
 from hpo_mab._errors import ArgumentError
-from hpo_mab.workers import later_devices, room, worker_devices
+from hpo_mab.workers._room import later_devices, room, worker_devices
 
 
 def test_each_worker_has_a_cuda_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,10 +16,10 @@ def test_each_worker_has_a_cuda_device_of_its_own(monkeypatch: pytest.MonkeyPatc
     assert worker_devices(2) == ("cuda:0", "cuda:1")
     assert worker_devices(1, device="cuda:1") == ("cuda:1",)
     assert worker_devices(3, device="cpu") == ("cpu", "cpu", "cpu")
-    with pytest.raises(
-        ArgumentError, match=r"at most 2, the number of CUDA devices, got 3.*--slots"
-    ):
-        worker_devices(3)
+    for device, most in (("auto", 2), ("cuda:1", 1)):
+        expected = rf"at most {most}, the number of CUDA devices of --device {device}, got 3"
+        with pytest.raises(ArgumentError, match=rf"{expected}.*--slots"):
+            worker_devices(3, device=device)
 
 
 def test_room_is_made_for_a_trial_a_core_or_a_worker_a_card(

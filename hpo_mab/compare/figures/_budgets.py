@@ -9,7 +9,7 @@ import numpy as np
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate, mean_estimate
-from hpo_mab.compare._records import CONFIDENCE, CURRENCIES, ComparisonSummary, Currency, Final
+from hpo_mab.compare._records import CONFIDENCE, CURRENCIES, ComparisonSummary, Currency
 from hpo_mab.compare._text import weights_evaluated
 from hpo_mab.compare.figures._style import (
     add_interval,
@@ -199,17 +199,15 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
     return note_if_empty(made, _NO_PAIRS)
 
 
-def fidelity(summary: ComparisonSummary, *, final: Final = "reference") -> go.Figure:
-    """Kendall's tau-b with the final ranking by budget, of every arm and the reference.
+def fidelity(summary: ComparisonSummary) -> go.Figure:
+    """Kendall's tau-b of early accuracies with each arm's own final ones, by budget.
 
     Args:
         summary: From `hpo_mab.compare.summarise`.
-        final: Whose final ranking: the reference's, or each arm's ``"own"``.
     """
     arms = arms_compared(summary)
-    whose = f"{summary.reference}'s" if final == "reference" else "each arm's own"
     made = figure(
-        title=f"Fidelity: agreement of early accuracy with {whose} final ranking",
+        title="Fidelity: agreement of early accuracy with each arm's own final ranking",
         x=_budget_axis(summary, "examples"),
         y="Kendall's tau-b (-1 to 1)",
     )
@@ -219,7 +217,7 @@ def fidelity(summary: ComparisonSummary, *, final: Final = "reference") -> go.Fi
     most = max(paired, key=lambda contrast: contrast.pairs, default=None)
     for contrast in paired:
         budgets = [row.examples for row in contrast.paired]
-        rows = [row.agreement("kendall", final=final) for row in contrast.paired]
+        rows = [row.agreement("kendall", final="own") for row in contrast.paired]
         if contrast is most:
             own = [row.reference for row in rows]
             _add_estimates(made, budgets, own, summary.reference, arms, curves=curves)

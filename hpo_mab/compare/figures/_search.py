@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate
+from hpo_mab.advantage._pairs import Floats
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, CostToTarget, Currency
 from hpo_mab.compare._summary import incumbent_curve
 from hpo_mab.compare._tables import TARGETS, too_wide
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
     from hpo_mab.storage import StudyRun
     from hpo_mab.training import Evaluation
-
-Floats = NDArray[np.float64]
 
 #: Fewest seeds whose extremes hold the median with 95%: 1 - 2 * 0.5**6.
 _FEWEST_FOR_INTERVAL = 6

@@ -8,16 +8,15 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from hpo_mab.advantage import Estimate
+    from hpo_mab.advantage._pairs import Floats
     from hpo_mab.compare._records import ComparisonSummary
     from hpo_mab.storage import StudyRun
-
-Floats = NDArray[np.float64]
 
 #: Okabe and Ito's palette, which people with any common colour vision can distinguish.
 OKABE_ITO = {
