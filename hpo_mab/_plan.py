@@ -395,6 +395,8 @@ class Plan:
 
     def is_suspect(self, number: int) -> bool:
         """Whether a trial follows two attempts that lost their worker: it may itself end it."""
+        if number >= len(self._attempts):  # It was made after the plan.
+            return False
         one = self._attempts[number]
         return one.retry and one.place is not None and _losses(self.places[one.place]) >= 2
 

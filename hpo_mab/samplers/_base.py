@@ -24,6 +24,7 @@ from hpo_mab.samplers._feedback import (
     check_draw,
     check_losses,
     checked_targets,
+    copied_to,
     has_indices,
 )
 
@@ -339,15 +340,12 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             self.check_outputs(logits, targets=targets)
         self._outstanding.popleft()
         self._answers += 1
-        if targets is not None:
-            # On CUDA the copy is perhaps made later, so that the host does not wait.
-            targets = targets.to(self.device, non_blocking=self.device.type == "cuda")
         with torch.no_grad():
             self._learn(
                 draw,
                 losses.detach().to(self.device, torch.float32),
                 None if logits is None else logits.detach().to(self.device, torch.float32),
-                targets,
+                None if targets is None else copied_to(self.device, targets),
             )
         if draw.weights is None:
             return losses.mean()

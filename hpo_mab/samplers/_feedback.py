@@ -93,6 +93,12 @@ class DrawQueue(collections.deque[Draw]):
         )
 
 
+def copied_to(device: torch.device, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on the device; on CUDA the copy is perhaps made later."""
+    # Only CUDA keeps the source until then. On MPS its memory may hold something else.
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type == "cuda")
+
+
 def check_draw(draw: Any, count: int, *, owner: str) -> None:
     """Raise unless a draw has ``count`` indices, and ``count`` weights or None."""
     found = draw.indices if isinstance(draw, Draw) else draw

@@ -99,7 +99,7 @@ def claim(
                 # Suggestions may take long, and others wait for the lock: the caller claims again.
                 ends = len(taken) == most or time.monotonic() - began >= _CLAIM_SECONDS
                 # Trials claimed after one that ends its worker would be lost, too.
-                ends = ends or Plan.of(study).is_suspect(trial.number)
+                ends = ends or plan.is_suspect(trial.number)
     return None
 
 

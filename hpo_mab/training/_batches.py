@@ -14,7 +14,7 @@ from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab._labels import class_labels
 from hpo_mab.data import Augmentation, ImageData, Normalization
 from hpo_mab.samplers._base import BatchSampler
-from hpo_mab.samplers._feedback import Draw
+from hpo_mab.samplers._feedback import Draw, copied_to
 from hpo_mab.training._schedule import TrainingDiverged
 
 _T = TypeVar("_T")
@@ -251,12 +251,6 @@ def to_device(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Te
         # Only copies from pinned memory can overlap with the step.
         inputs = inputs.pin_memory()
     return copied_to(device, inputs), copied_to(device, targets, torch.int64)
-
-
-def copied_to(device: torch.device, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor on the device; on CUDA the copy is perhaps made later."""
-    # Only CUDA keeps the source until then. On MPS its memory may hold something else.
-    return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type == "cuda")
 
 
 #: What a sweep's labels are, for errors.

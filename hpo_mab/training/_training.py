@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from hpo_mab._errors import ArgumentError, plain_arguments
 from hpo_mab.samplers._base import BatchSampler
+from hpo_mab.samplers._feedback import copied_to
 from hpo_mab.training._average import WeightAverage, owner_of, python_numbers, set_numbers
 from hpo_mab.training._batches import (
     Batches,
@@ -24,7 +25,6 @@ from hpo_mab.training._batches import (
     LossMeter,
     Sweep,
     TimedSampler,
-    copied_to,
 )
 from hpo_mab.training._device import (
     check_index_range,

@@ -156,7 +156,7 @@ def test_a_release_waits_for_the_heartbeat_of_its_own_trial_only(
 
     monkeypatch.setattr(storage, "record_heartbeat", beat)
     own, other = (threading.Thread(target=release, args=(storage, one)) for one in (1, 2))
-    # The thread goes on for the last one.
+    # The thread continues for the last one.
     for trial_id in (1, 2, 3):
         hold(storage, trial_id)
     assert writing.wait(60)
