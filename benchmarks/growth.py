@@ -43,6 +43,8 @@ def drawing(kind: str, *, examples: int, bandits: int, steps: int) -> dict[str, 
     losses = torch.from_numpy(rng.exponential(size=examples).astype(np.float32))
     started = time.process_time()
     sampler = samplers.create(kind, labels, batch_size=bandits)
+    sampler.draw()  # Makes what later draws need.
+    sampler.discard()
     made = time.process_time() - started
     times = []
     for number in range(3 * steps):

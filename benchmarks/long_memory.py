@@ -18,13 +18,11 @@ import argparse
 import statistics
 import sys
 import time
-from unittest import mock
 
 import torch
 
 from hpo_mab.bandits import DeviceEngine
 from hpo_mab.samplers import MABSampler
-from hpo_mab.samplers import _mab as module
 
 BATCH_SIZE = 128
 SHIPPED = "shipped"
@@ -33,13 +31,11 @@ EPOCHS = (1, 2, 4, 8, 16, 32, 50, 100, 200)
 
 def make(contestant: str, labels: torch.Tensor) -> MABSampler:
     """A sampler with the engine of a contestant."""
-    engine = _dense if contestant == "dense" else module.HostEngine
-    with mock.patch.object(module, "HostEngine", engine):
-        return MABSampler(labels, batch_size=BATCH_SIZE, memory=None)
-
-
-def _dense(shares: object, settings: object, rng: object) -> DeviceEngine:
-    return DeviceEngine(shares, settings, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    sampler = MABSampler(labels, batch_size=BATCH_SIZE, memory=None)
+    if contestant == "dense":
+        generator = torch.Generator().manual_seed(0)
+        sampler._engine = DeviceEngine(sampler._shares, sampler.settings, generator)
+    return sampler
 
 
 def run(sampler: MABSampler, losses: torch.Tensor, *, epochs: int) -> dict[int, float]:

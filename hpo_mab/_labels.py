@@ -18,7 +18,7 @@ from hpo_mab._errors import ArgumentError, require
 
 _log = logging.getLogger("hpo_mab.data")
 #: Seconds before the first progress line, and between two.
-_FIRST_LINE, _NEXT_LINE = 2.0, 10.0
+FIRST_LINE, NEXT_LINE = 2.0, 10.0
 _HINT_OF_NUMBERING = "number the classes, e.g. numpy.unique(labels, return_inverse=True)[1]"
 
 
@@ -152,11 +152,11 @@ def _checked_labels(dataset: Any, name: str, *, read: bool) -> Tensor:
 def _labels_at(dataset: Any, places: Iterable[int], name: str) -> list[Any]:
     """Label of each of these examples, with lines of progress where reading them takes long."""
     items = []
-    due = time.monotonic() + _FIRST_LINE
+    due = time.monotonic() + FIRST_LINE
     for done, index in enumerate(places, start=1):
         items.append(_label_at(dataset, index, name))
         if time.monotonic() >= due:
-            due = time.monotonic() + _NEXT_LINE
+            due = time.monotonic() + NEXT_LINE
             _log.warning(
                 "%s has no targets that agree with its items: %s of %s examples read for their "
                 "class. An attribute 'targets' with one class per example avoids this.",

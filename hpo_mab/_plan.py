@@ -155,7 +155,7 @@ class Attempt:
         """Whether its stored batch sampler is uniform sampling."""
         return self.sampler == UNIFORM
 
-    @property
+    @functools.cached_property
     def promotes(self) -> int | None:
         """Number of the trial that it trains in full or continues; None without one."""
         return self.attrs.get(PROMOTES_KEY)
@@ -212,7 +212,9 @@ class Plan:
         ended = cls._ended.get(study, ())
         new = study.get_trials(deepcopy=False)[len(ended) :]
         plan = cls(new, before=ended)
-        cls._ended[study] = [*itertools.takewhile(lambda one: one.state in ENDED, plan._attempts)]
+        later = plan._attempts[len(ended) :]
+        if more := [*itertools.takewhile(lambda one: one.state in ENDED, later)]:
+            cls._ended[study] = [*ended, *more]
         return plan
 
     @functools.cached_property
@@ -324,6 +326,19 @@ class Plan:
     def next_slot(self) -> int:
         """The slot after the highest that a trial has had."""
         return max((one.slot for one in self._attempts if one.slot is not None), default=-1) + 1
+
+    @property
+    def first_running(self) -> int:
+        """The lowest slot of a uniform trial that runs for the first time; else `next_slot`."""
+        slots = (
+            one.slot
+            for one in self._attempts
+            if one.state == "running"
+            and one.slot is not None
+            and one.sampler in (None, UNIFORM)
+            and not (one.retry or one.twin)
+        )
+        return min(slots, default=self.next_slot)
 
     @property
     def waiting(self) -> Attempt | None:
@@ -440,9 +455,12 @@ def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int
 
 def _continuations(attempts: Sequence[Attempt]) -> Iterator[tuple[Attempt, Attempt]]:
     """Pairs of a trial and the trial that continues it in its slot."""
-    known = {one.number: one for one in attempts}
-    for after in attempts:
-        before = None if after.promotes is None else known.get(after.promotes)
+    continuing = [one for one in attempts if one.promotes is not None]
+    if not continuing:
+        return
+    known: dict[int | None, Attempt] = {one.number: one for one in attempts}
+    for after in continuing:
+        before = known.get(after.promotes)
         if before is not None and before.slot is not None and before.slot == after.slot:
             yield before, after
 

@@ -14,13 +14,12 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from optuna.trial import TrialState
 from torch import Tensor
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, require
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.search import TrialReporter
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore
 from hpo_mab.training import DEFAULT_AVERAGE, WeightAverage
 from hpo_mab.training._average import tensor_at
-from hpo_mab.training._schedule import check_window
 
 __all__ = ["TrialCallback"]
 
@@ -35,13 +34,17 @@ class TrialCallback(lightning.Callback):
         trainer.fit(module, train_loader, valid_loader)
         return callback.accuracy
 
-    During each validation of ``fit`` the module has averaged weights. At the end of the budget it
-    has the trained ones, unless the schedule is constant. A validation is reported only if one of
-    ``evaluations`` is due; Lightning's sanity check is never reported. ``fit`` raises the pruner's
-    `optuna.TrialPruned`.
+    During each validation of ``fit`` the module has averaged weights and floating buffers; what
+    validation writes into these in place is undone in the module, but stays in the averages. A
+    buffer that validation assigns keeps the new value, and is not averaged from then on. At the end
+    of the budget the module has the trained weights, unless the schedule is constant. A validation
+    is reported only if one of ``evaluations`` is due; Lightning's sanity check is never reported.
+    ``fit`` raises the pruner's `optuna.TrialPruned`.
 
     A checkpoint of Lightning's has the trained weights, also where ``monitor`` is the accuracy of
-    averaged ones. With ``accumulate_grad_batches`` the curve counts batches as steps.
+    averaged ones. With ``accumulate_grad_batches`` the curve counts batches as steps. With
+    ``precision="16-mixed"`` a loss that is not finite ends the trial as diverged at the next
+    validation, also where the step was skipped.
 
     The training must run in one process. With a distributed strategy on one device, the trainer
     needs ``use_distributed_sampler=False``.
@@ -59,8 +62,8 @@ class TrialCallback(lightning.Callback):
         curves: Where to keep the learning curve; None keeps none.
 
     Raises:
-        ArgumentError: An argument outside its bound. Later, within ``fit``: a ``monitor`` that is
-            not logged, or a training that continues from a checkpoint.
+        ArgumentError: An argument outside its bound. Later, within ``fit``: several devices, a
+            ``monitor`` that is not logged, or a training that continues from a checkpoint.
     """
 
     def __init__(
@@ -78,12 +81,12 @@ class TrialCallback(lightning.Callback):
         #: Whether another callback averages.
         self._foreign = average is None
         self._window = average or 0.0
-        check_window(self._window)
         self._trial = trial
         self._sampler = sampler
         self._reporter = TrialReporter(
             trial,
             sampler=sampler,
+            average=self._window,  # Without a model only checked.
             schedule=schedule,
             budget_examples=budget_examples,
             evaluations=evaluations,
@@ -91,7 +94,10 @@ class TrialCallback(lightning.Callback):
         )
         self._monitor = monitor
         self._average: WeightAverage | None = None
-        self._trained: dict[str, Tensor] | None = None
+        #: During validation: each tensor that has an average now, and its trained values.
+        self._trained: dict[str, tuple[Tensor, Tensor]] | None = None
+        #: Buffers that validations assign.
+        self._assigned: set[str] = set()
         self._steps = 0
         self._rate = math.nan
 
@@ -99,6 +105,18 @@ class TrialCallback(lightning.Callback):
     def accuracy(self) -> float:
         """The last reported accuracy; NaN before the first."""
         return self._reporter.accuracy
+
+    def setup(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Refuse several processes: each would train a trial of its own, or report the same one.
+
+        Raises:
+            ArgumentError: The trainer has several devices or nodes.
+        """
+        one = trainer.world_size == 1 or stage != "fit"
+        bound = "1 in all, because TrialCallback follows one process"
+        require(one, "devices", bound, trainer.world_size)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Begin the trial.
@@ -155,7 +173,11 @@ class TrialCallback(lightning.Callback):
             return
         self._reporter.stop_clock()
         if self._average is not None and self._reporter.averages:
-            self._trained = _exchange(module, self._average.weights())
+            weights = self._average.weights()
+            tensors = {k: tensor_at(module, k) for k in weights if k not in self._assigned}
+            self._trained = {k: (tensor, tensor.data) for k, tensor in tensors.items()}
+            for name, tensor in tensors.items():
+                tensor.data = weights[name].detach()
 
     def on_validation_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule
@@ -217,7 +239,11 @@ class TrialCallback(lightning.Callback):
         """Put the trained weights back; returns whether the module had the averaged ones."""
         if self._trained is None:
             return False
-        _exchange(module, self._trained)
+        for name, (tensor, own) in self._trained.items():
+            if tensor_at(module, name) is tensor:
+                tensor.data = own
+            else:
+                self._assigned.add(name)
         self._trained = None
         return True
 
@@ -225,12 +251,3 @@ class TrialCallback(lightning.Callback):
 def _within_fit(trainer: lightning.Trainer) -> bool:
     """Whether a validation is part of `fit`, and not its sanity check."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-
-
-def _exchange(module: lightning.LightningModule, new: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give a module other values of its parameters and buffers; returns those it had."""
-    own = {name: tensor_at(module, name) for name in new}
-    before = {name: tensor.data for name, tensor in own.items()}
-    for name, tensor in new.items():
-        own[name].data = tensor.detach()
-    return before

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import itertools
 import os
@@ -12,20 +11,14 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
-    from torch import Tensor, nn
-
-    from hpo_mab.advantage import PairedCurves
-    from hpo_mab.search import StudySpec
     from hpo_mab.storage import Storage
-    from hpo_mab.training import Evaluation
 
 # A background job of a shell ignores SIGINT, and the commands of tests would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -236,20 +229,6 @@ def python_handler() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="session")
-def runs() -> Callable[[int], bool]:
-    """Whether a process runs; a zombie does not."""
-
-    def check(pid: int) -> bool:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return state not in "ZX"
-
-    return check
-
-
 class Deaf:
     """A call that does not return to Python, so that its process cannot handle signals."""
 
@@ -349,80 +328,6 @@ def anywhere(database_url: str) -> Iterator[Storage]:
     opened.close()
 
 
-@pytest.fixture(scope="session")
-def quick() -> Callable[..., StudySpec]:
-    """Makes a study on digits whose trials take a few hundredths of a second."""
-    from hpo_mab.search import make_spec
-
-    def make(**budget: Any) -> StudySpec:
-        return make_spec(
-            {
-                "name": "tiny",
-                "budget": {"steps": 12, "evaluations": 3, "trials": 10, **budget},
-                "model": {"name": "mlp"},
-                "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
-                "training": {"batch_size": 64},
-                "sampler": {"kind": "uniform"},
-                "search": {"sampler": "random", "initial": 4},
-            }
-        )
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def statements_of() -> Callable[[sa.Engine], list[str]]:
-    """Makes a list of the SQL statements that an engine executes from now on."""
-    import sqlalchemy as sa
-
-    def listen(engine: sa.Engine) -> list[str]:
-        statements: list[str] = []
-
-        def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-            statements.append(statement)
-
-        sa.event.listen(engine, "before_cursor_execute", note)
-        return statements
-
-    return listen
-
-
-@pytest.fixture(scope="session")
-def timeless() -> Callable[[Iterable[Evaluation]], list[dict[str, Any]]]:
-    """Makes records of evaluations, without the seconds."""
-
-    def records(curve: Iterable[Evaluation]) -> list[dict[str, Any]]:
-        points = map(dataclasses.asdict, curve)
-        return [{k: v for k, v in point.items() if "seconds" not in k} for point in points]
-
-    return records
-
-
-@pytest.fixture(scope="session")
-def accelerated() -> Callable[..., PairedCurves]:
-    """Makes pairs of uniform curves that rise with log t and of a bandit's, some times as fast.
-
-    ``scramble`` is noise that a bandit-trained configuration keeps until the end.
-    """
-    import numpy as np
-
-    from hpo_mab.advantage import PairedCurves
-
-    def make(factor: float, *, scramble: float = 0.0, pairs: int = 30) -> PairedCurves:
-        rng = np.random.default_rng(3)
-        budgets = np.arange(1.0, 9.0) * 1000
-        quality = np.linspace(0.3, 0.5, pairs)[:, None]
-
-        def curve(at: np.ndarray) -> np.ndarray:
-            return quality * (1 + np.log(at / 1000) / 3) + rng.normal(0, 0.004, (pairs, 8))
-
-        uniform = curve(budgets)
-        bandit = curve(budgets * factor) + rng.normal(0, scramble, (pairs, 1))
-        return PairedCurves(budgets=budgets, bandit=bandit, uniform=uniform)
-
-    return make
-
-
 class Progress:
     """A callback of a run that keeps what it is called with, in order."""
 
@@ -448,27 +353,6 @@ class Progress:
 @pytest.fixture
 def progress() -> Progress:
     return Progress()
-
-
-@contextlib.contextmanager
-def _error_on_waiting() -> Iterator[None]:
-    import torch
-
-    torch.cuda.synchronize()
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
-        try:
-            torch.cuda.set_sync_debug_mode("error")
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-
-
-@pytest.fixture
-def no_waiting() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """Makes a context in which every wait for the CUDA device is an error."""
-    return _error_on_waiting
 
 
 _FLAGS = [
@@ -501,24 +385,3 @@ def _page() -> Iterator[Any]:
         page.set_default_timeout(_PATIENCE)
         yield page
         browser.close()
-
-
-@pytest.fixture
-def caching_layer() -> Callable[..., nn.Linear]:
-    """Makes a layer that keeps a value of its weights in evaluation mode, as LeViT does."""
-    from torch import nn
-
-    class Caching(nn.Linear):
-        kept: Tensor | None = None
-
-        def train(self, mode: bool = True) -> Any:
-            self.kept = None if mode else self.kept
-            return super().train(mode)
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            weight = 2 * self.weight
-            if not self.training:
-                self.kept = weight = weight if self.kept is None else self.kept
-            return nn.functional.linear(inputs.flatten(1), weight, self.bias)
-
-    return Caching

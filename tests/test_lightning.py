@@ -300,6 +300,23 @@ def test_with_a_sampler_each_batch_but_none_counts_as_its_batch_size(storage: St
     assert sampler.outstanding == 0  # The draws of batches that are None were discarded.
 
 
+class Seen(Module):
+    """Counts its validations in a buffer that it assigns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def on_validation_epoch_end(self) -> None:
+        self.seen = self.seen + 1
+
+
+def test_a_buffer_that_validation_assigns_is_kept(storage: Storage) -> None:
+    module = Seen()
+    _fit(storage, module, average=0.9, trainer_options={"num_sanity_val_steps": 0})
+    assert module.seen == EPOCHS
+
+
 class Untrained(Module):
     def configure_optimizers(self) -> None:
         return None
@@ -346,6 +363,12 @@ def test_lightning_may_look_for_a_learning_rate_first(storage: Storage, tmp_path
 def test_a_name_that_is_not_logged_is_refused(storage: Storage) -> None:
     with pytest.raises(ArgumentError, match=r"monitor must be .* logs, 'accuracy', got 'val_acc'"):
         _fit(storage, Module(), monitor="val_acc")
+
+
+def test_several_devices_are_refused(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lightning.Trainer, "world_size", 2)
+    with pytest.raises(ArgumentError, match=r"devices must be 1 in all, .* got 2"):
+        _fit(storage, Module())
 
 
 class WithSampler(lightning.LightningModule):

@@ -176,6 +176,11 @@ def test_slots_of_trials_that_nobody_has_given_one() -> None:
     assert [Plan(trials).slot_of(number) for number in (0, 1, 3)] == [0, 1, 2]
 
 
+def test_a_race_begins_at_the_first_trial_that_runs() -> None:
+    trials = _with(_trials("c0", "r0 twin", "r1", "r3", "r2"), sampler={2: "mab", 3: "uniform"})
+    assert [Plan(trials[:count]).first_running for count in (0, 2, 3, 4, 5)] == [0, 1, 2, 3, 2]
+
+
 def test_states_are_counted_without_interrupted_attempts() -> None:
     plan = Plan(_trials("c0", "c0 twin", "r1", "w2", "f3 interrupted", "p4"))
     assert plan.states() == {"complete": 1, "pruned": 1, "running": 1, "waiting": 1}

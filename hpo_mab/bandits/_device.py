@@ -5,6 +5,7 @@ Draws and updates do not make the host wait for the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,8 @@ class DeviceEngine(BanditEngine):
         self._generator = generator
         self._settings = settings
         self._stack = stack
+        #: Examples of each network.
+        self._examples = int((shares >= 0).sum()) // stack
         self._shares = torch.from_numpy(shares).to(device)
         held = self._shares >= 0
         self._sizes = held.sum(dim=1)
@@ -253,16 +256,18 @@ class DeviceEngine(BanditEngine):
         share = self._knobs.uniform[:, None]
         return share * self._policy.held / self._sizes[:, None].double() + (1 - share) * policy
 
-    def figures(self, slot: int = 0) -> dict[str, float]:
-        """Figures of one network of the stack; waits for the device."""
-        rewarded, judged = self._tally[slot].tolist()
-        self._tally[slot] = 0
-        return draw_figures(
-            self._draws.view(self._stack, -1)[slot],
-            examples=int(self._sizes.view(self._stack, -1)[slot].sum()),
-            rewarded=rewarded,
-            judged=judged,
-        )
+    def figures(self) -> dict[str, float]:
+        """Figures of the first network; waits for the device."""
+        (figures,) = self.figures_of([0])
+        return figures
+
+    def figures_of(self, slots: Sequence[int]) -> list[dict[str, float]]:
+        """Figures of some networks of the stack, in order; reads them together from the device."""
+        rows = torch.tensor(slots, device=self._tally.device)
+        draws = self._draws.view(self._stack, -1)[rows]
+        found = draw_figures(draws, self._tally[rows], examples=self._examples)
+        self._tally.index_fill_(0, rows, 0)
+        return found
 
     def state(self) -> dict[str, Any]:
         """State as tensors."""

@@ -247,14 +247,11 @@ class HostEngine(BanditEngine):
         mixed = self._mixed(np.where(held, found, 0.0), held / self._sizes[:, None])
         return torch.from_numpy(mixed)
 
-    def figures(self, slot: int = 0) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """``reward_rate`` since the last call, and ``concentration``."""
-        figures = draw_figures(
-            torch.from_numpy(self._draws.astype(np.int32)),
-            examples=int(self._sizes.sum()),
-            rewarded=self._rewarded,
-            judged=self._judged,
-        )
+        draws = torch.from_numpy(self._draws.astype(np.int32))
+        rewards = torch.tensor([[self._rewarded, self._judged]], device="cpu")
+        (figures,) = draw_figures(draws[None], rewards, examples=int(self._sizes.sum()))
         self._rewarded = self._judged = 0
         return figures
 

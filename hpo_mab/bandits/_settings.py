@@ -290,21 +290,26 @@ def coprime_strides(size: int) -> Ints:
     return coprime
 
 
-def draw_figures(draws: Tensor, *, examples: int, rewarded: int, judged: int) -> dict[str, float]:
-    """``reward_rate`` and ``concentration``, each left out where it has no value.
+def draw_figures(draws: Tensor, rewards: Tensor, *, examples: int) -> list[dict[str, float]]:
+    """``reward_rate`` and ``concentration`` of each network, left out where they have no value.
+
+    Waits for the device once, however many networks there are.
 
     Args:
-        draws: Draws of each example so far, integers of any shape, 0 for padding.
-        examples: Number of examples.
-        rewarded: Losses that were rewarded.
-        judged: Losses that were judged.
+        draws: Draws of each example so far, integers [K, n], 0 for padding.
+        rewards: Losses rewarded and losses judged, whole numbers [K, 2].
+        examples: Number of examples of a network.
     """
-    figures = {"reward_rate": rewarded / judged} if judged else {}
-    if total := int(draws.sum()):
-        # A tenth of the examples, at least one.
-        most = draws.flatten().topk(-(-examples // 10), sorted=False).values
-        figures["concentration"] = int(most.sum()) / total
-    return figures
+    # A tenth of the examples, at least one.
+    most = draws.topk(-(-examples // 10), dim=1, sorted=False).values
+    sums = torch.stack([draws.sum(dim=1), most.sum(dim=1)], dim=1)
+    found = []
+    for rewarded, judged, total, highest in torch.cat([rewards.long(), sums], dim=1).tolist():
+        figures = {"reward_rate": rewarded / judged} if judged else {}
+        if total:
+            figures["concentration"] = highest / total
+        found.append(figures)
+    return found
 
 
 class BanditEngine(abc.ABC):
@@ -355,12 +360,8 @@ class BanditEngine(abc.ABC):
         """Probability of each arm in the next draw by the policy, float64 [B, A]; 0 for padding."""
 
     @abc.abstractmethod
-    def figures(self, slot: int = 0) -> dict[str, float]:
-        """``reward_rate`` since the last call, and ``concentration``; may wait for the device.
-
-        Args:
-            slot: Network of a stack.
-        """
+    def figures(self) -> dict[str, float]:
+        """``reward_rate`` since the last call, and ``concentration``; may wait for the device."""
 
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:

@@ -82,11 +82,13 @@ def examples(
         found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
     _refuse_own_list(found, output)
     lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
+    # These may raise: before any file is written.
+    pictures = "" if page is None else _examples_page(found, lists)
+    dropped = "" if drop is None or output is None else _write_exclusion(found, drop, output)
     if table is not None:
         write_file(table, _examples_csv(found))
     if page is not None:
-        write_file(page, _examples_page(found, lists))
-    dropped = "" if drop is None or output is None else _write_exclusion(found, drop, output)
+        write_file(page, pictures)
     if as_json:
         typer.echo(_examples_json(found, lists))
         return

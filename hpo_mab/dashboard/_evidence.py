@@ -9,7 +9,16 @@ from typing import Any, cast
 
 import optuna
 
-from hpo_mab._attributes import AUTO, EVIDENCE_KEY, FIDELITY_KEY, GIVEN_KEY, UNIFORM, StudySettings
+from hpo_mab._attributes import (
+    AUTO,
+    CHOICE_KEY,
+    EVIDENCE_KEY,
+    FIDELITY_KEY,
+    GIVEN_KEY,
+    RACE_KEY,
+    UNIFORM,
+    StudySettings,
+)
 from hpo_mab.advantage import Evidence, Rung
 from hpo_mab.compare._tables import coefficient, points, ratio
 from hpo_mab.dashboard._notes import escaped, markdown_table
@@ -31,8 +40,9 @@ def evidence_note(study: optuna.Study, settings: StudySettings) -> str:
     stored = study.user_attrs.get(EVIDENCE_KEY)
     evidence = None if stored is None else Evidence.from_json(stored)
     parts = []
-    choice = stored_choice(study) if settings.sampler.kind == AUTO else None
-    if settings.sampler.kind == AUTO:
+    choice = stored_choice(study)
+    # A study of `TrainingObjective` has no definition.
+    if settings.sampler.kind == AUTO or study.user_attrs.keys() & {CHOICE_KEY, RACE_KEY}:
         unused = study.user_attrs.get(GIVEN_KEY, {}).get("unused", "")
         parts.append(_choice_text(choice, evidence, unused))
     moved, text = _fidelity_text(study.user_attrs.get(FIDELITY_KEY), settings)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import optuna
+import sqlalchemy as sa
 import torch
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -24,10 +25,11 @@ from optuna_dashboard.artifact import get_artifact_path
 
 from hpo_mab._errors import StorageError
 from hpo_mab._examples import ExampleRecord, labels_digest
-from hpo_mab.dashboard._notes import markdown_table, storage_option
+from hpo_mab.dashboard._notes import escaped, markdown_table, storage_option
 from hpo_mab.data import ImageData
 from hpo_mab.storage import files_folder
 from hpo_mab.storage._optuna import ARTIFACT, id_of, storage_of
+from hpo_mab.storage._tables import STUDY_ATTRIBUTES
 from hpo_mab.training import Evaluation
 
 if TYPE_CHECKING:
@@ -48,8 +50,22 @@ class Artifacts(FileSystemArtifactStore):
     """Optuna's store of a storage's files; the folder, see `files_folder`, is made on first use."""
 
     def __init__(self, storage: Storage) -> None:
-        self._folder = files_folder(storage, "artifacts")
+        self._storage, self._folder = storage, files_folder(storage, "artifacts")
         super().__init__(self._folder)
+
+    def drop_shared(self, study: optuna.Study, artifact_id: str) -> bool:
+        """Drop a study's artifact if another study has it: Optuna copies one with its attributes.
+
+        Returns:
+            Whether it was dropped; the other study keeps it.
+        """
+        is_artifact = STUDY_ATTRIBUTES.c.key == f"{ARTIFACT}{artifact_id}"
+        is_other = STUDY_ATTRIBUTES.c.study_id != id_of(study)
+        with self._storage.optuna.engine.begin() as connection:
+            if connection.scalar(sa.select(sa.func.count()).where(is_artifact, is_other)) == 0:
+                return False
+            connection.execute(STUDY_ATTRIBUTES.delete().where(is_artifact, ~is_other))
+        return True
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write a file."""
@@ -84,7 +100,7 @@ def save_curves(study: optuna.Study, run: StudyRun, store: Artifacts) -> str:
 def _save_artifact(study: optuna.Study, path: Path, store: Artifacts, mimetype: str) -> str:
     """Upload a file as an artifact, in place of an earlier one of its name."""
     known = _stored_file(study, path.name)
-    if known is None:
+    if known is None or store.drop_shared(study, known):
         return upload_artifact(
             artifact_store=store, file_path=str(path), study_or_trial=study, mimetype=mimetype
         )
@@ -124,6 +140,12 @@ def _most_suspicious(record: ExampleRecord) -> NDArray[np.int64]:
     return np.argsort(-record.suspicion(), kind="stable")[:_LISTED]
 
 
+def _predicted(record: ExampleRecord) -> list[int]:
+    """Classes that networks predict for the examples of a note; empty if they are not kept."""
+    preferred = record.preferred()
+    return [] if preferred is None else [int(preferred[row]) for row in _most_suspicious(record)]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListedImages:
     """The listed examples that a study has a picture of.
@@ -131,12 +153,12 @@ class ListedImages:
     Attributes:
         rows: Their places in the training part.
         labels: Their classes.
-        classes: Names of all classes.
+        classes: Names of their classes and of those predicted for them, by number.
     """
 
     rows: list[int]
     labels: list[int]
-    classes: list[str]
+    classes: dict[str, str]
 
 
 def examples_note(
@@ -158,14 +180,17 @@ def examples_note(
         images: The examples listed that a picture shows; None if there is no picture.
         path: Path of the picture.
     """
-    scores, preferred = record.suspicion(), record.preferred()
-    first = _most_suspicious(record)
-    classes = {} if images is None else dict(enumerate(images.classes))
-    predicted = [] if preferred is None else [int(preferred[place]) for place in first]
+    scores, first = record.suspicion(), _most_suspicious(record)
+    named = {} if images is None else images.classes
+    classes = {number: escaped(name) for number, name in named.items()}
     columns = {
         "place in the training part": [str(record.examples[place]) for place in first],
-        "label": [] if images is None else [classes[label] for label in images.labels],
-        "class that networks predict": [classes.get(each, str(each)) for each in predicted],
+        "label": [] if images is None else [classes[str(label)] for label in images.labels],
+        "class that networks predict": [
+            # A number alone might be the name of another class.
+            classes.get(str(number), f"number {number}" if number >= 0 else "")
+            for number in _predicted(record)
+        ],
         "score": [f"{scores[place]:.2f}" for place in first],
         "visits": [f"{record.counts.visits[place]:,.0f}" for place in first],
     }
@@ -201,7 +226,9 @@ def draw_listed(
     """Draw the examples that a note lists; returns what is drawn."""
     listed = listed_examples(record)
     if images is None:
-        return before if before is not None and before.rows == listed else None
+        same = before is not None and before.rows == listed
+        # The dashboard may have deleted the picture.
+        return before if same and pictures_path(study) else None
     if images.channels not in (1, 3):
         return None
     if labels_digest(images.labels.cpu().numpy()) != record.labels:
@@ -213,7 +240,10 @@ def draw_listed(
         # The note without pictures is better than none.
         return None
     labels = [int(label) for label in images.labels[rows]]
-    return ListedImages(rows=listed, labels=labels, classes=list(images.classes))
+    # Not all names: those of many classes exceed a text column of MySQL.
+    shown = [number for number in (*labels, *_predicted(record)) if number >= 0]
+    classes = {str(number): images.classes[number] for number in shown}
+    return ListedImages(rows=listed, labels=labels, classes=classes)
 
 
 def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], store: Artifacts) -> None:

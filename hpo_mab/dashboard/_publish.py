@@ -257,7 +257,7 @@ def _examples(
     if record is None:
         return "", {}
     before = _published(storage, study)
-    drawn = ListedImages(**before["listed"]) if "listed" in before else None
+    drawn = ListedImages(**before["pictured"]) if "pictured" in before else None
     listed = draw_listed(study, record, images, Artifacts(storage), before=drawn)
     note = examples_note(
         record,
@@ -267,7 +267,7 @@ def _examples(
         images=listed,
         path=pictures_path(study),
     )
-    return note, {} if listed is None else {"listed": dataclasses.asdict(listed)}
+    return note, {} if listed is None else {"pictured": dataclasses.asdict(listed)}
 
 
 def _published(storage: Storage, study: optuna.Study) -> dict[str, Any]:

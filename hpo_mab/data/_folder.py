@@ -30,7 +30,8 @@ _LARGEST_CHOICE = 64
 _SMALLEST = 4
 #: Files whose headers decide the size and the memory needed.
 _SAMPLED = 256
-_NAMED = 3
+#: Most files that a warning names.
+_NAMED = 20
 
 _Files: TypeAlias = list[tuple[Path, int]]
 
@@ -211,8 +212,9 @@ def _find_files(root: Path) -> _Layout:
     files = {"train": _class_files(listed, classes, walk)}
     notes = []
     for part, folder in splits.items():
-        below = walk.folders(folder)
-        if not set(below) & set(classes):
+        below = _Walk().folders(folder)
+        # One folder may hold the images of a part without labels.
+        if not set(below) & set(classes) and len(below) < 2:
             unlabelled = len(walk.images(folder))
             notes.append(
                 f"{folder.name}/ has no folder of a class; images not used: {unlabelled:,}."
@@ -224,7 +226,7 @@ def _find_files(root: Path) -> _Layout:
                 f"{folder} must have only classes of the training images, "
                 f"got also {', '.join(sorted(unknown))}."
             )
-        files[part] = _class_files(below, classes, walk)
+        files[part] = _class_files(walk.folders(folder), classes, walk)
     empty = (folder.name for part, folder in splits.items() if files.get(part) == [])
     notes += [f"{name}/ has no image; training images take its place." for name in empty]
     if base != root:
@@ -275,7 +277,8 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
     """The size of the images to make, which fit into memory."""
     # Evenly spaced files, because opening all of a large folder would take long.
     step = max(1, len(paths) // _SAMPLED)
-    headers = [found for path in paths[::step] if (found := _pictures.header(path)) is not None]
+    with warnings.catch_warnings(action="ignore"):  # As in `_pictures.read_all`.
+        headers = [one for path in paths[::step] if (one := _pictures.header(path)) is not None]
     if size is None:
         sides = [side for side, _, _ in headers]
         median = int(statistics.median(sides)) if sides else _LARGEST_CHOICE

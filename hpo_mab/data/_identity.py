@@ -82,7 +82,8 @@ def source_digest(splits: ImageSplits | DatasetSplits) -> str:
     """Digest of the data that were split, whatever the seed of the split.
 
     Of images: class names, numbers of training images by class, and the test part's labels and
-    pixels (a sample where they are many). Of data sets: sizes, number of classes and shape of an
+    pixels (a sample where they are many). If images are left out: the labels of all training images
+    and the list, in place of the numbers. Of data sets: sizes, number of classes and shape of an
     input.
     """
     import torch
@@ -90,13 +91,17 @@ def source_digest(splits: ImageSplits | DatasetSplits) -> str:
     from hpo_mab.data._splits import DatasetSplits
 
     if isinstance(splits, DatasetSplits):
-        facts = repr((splits.sizes, splits.num_classes, splits.input_shape))
-        return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+        known = repr((splits.sizes, splits.num_classes, splits.input_shape))
+        return hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
     train, validation, test = splits.train, splits.validation, splits.test
     labels = torch.cat([train.labels.cpu(), validation.labels.cpu()])
     counts = labels.bincount(minlength=train.num_classes)
     held = hashlib.blake2b(json.dumps(train.classes).encode(), digest_size=16)
-    held.update(repr((splits.sizes, counts.tolist())).encode())
+    numbers: tuple[object, ...] = (splits.sizes, counts.tolist())
+    if splits.left_out:
+        # How many of them the training part has depends on the split.
+        numbers = (splits.sizes[1:], splits.source, splits.left_out)
+    held.update(repr(numbers).encode())
     held.update(test.labels.cpu().numpy().tobytes() + _sampled_pixels(test))
     return held.hexdigest()
 

@@ -369,7 +369,7 @@ def read(root: Path, *, name: str, key: str) -> Decoded | None:
             parts=parts,
             sides=sides,
             warnings=tuple(meta["warnings"]),
-            names=tuple(meta.get("names", ())),
+            names=tuple(meta["names"]),
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import logging
 import os
 import textwrap
+import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +20,12 @@ import torch
 from torch import Tensor
 
 from hpo_mab._errors import DataError
+from hpo_mab._labels import FIRST_LINE, NEXT_LINE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_log = logging.getLogger("hpo_mab.data")
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
 #: Formats that Pillow registers without decoding them itself. EPS starts Ghostscript.
@@ -68,7 +72,8 @@ def readable() -> tuple[dict[str, str], tuple[str, ...]]:
     Image.init()
     formats = tuple(sorted(set(Image.OPEN) - _NOT_DECODED))
     known = Image.registered_extensions().items()
-    return {suffix: name for suffix, name in known if name in formats}, formats
+    # Pillow opens MPO, two JPEG images in a file, as JPEG.
+    return {suffix: name for suffix, name in known if name in (*formats, "MPO")}, formats
 
 
 def header(path: Path) -> tuple[int, bool, int] | None:
@@ -91,13 +96,20 @@ def header(path: Path) -> tuple[int, bool, int] | None:
 def read_all(paths: Sequence[Path], *, size: int) -> list[Picture | str]:
     """Decode files in parallel, scaled and cropped to ``size`` pixels in height and width.
 
+    If it takes long, progress is logged (``hpo_mab.data``, a warning, every 10 seconds).
+
     Returns:
         For each file the picture, or the reason why it cannot be read.
     """
     # Pillow's warnings about metadata do not name the file, and the image can be used.
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")
-        return list(pool.map(lambda path: read(path, size), paths))
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
+        found, due = [], time.monotonic() + FIRST_LINE
+        for done, picture in enumerate(pool.map(lambda path: read(path, size), paths), start=1):
+            found.append(picture)
+            if time.monotonic() >= due:
+                due = time.monotonic() + NEXT_LINE
+                _log.warning("%s of %s images decoded.", f"{done:,}", f"{len(paths):,}")
+        return found
 
 
 def read(path: Path, size: int) -> Picture | str:

@@ -75,8 +75,8 @@ class Exclusion:
             return cls(
                 labels=str(raw["labels"]),
                 indices=tuple(int(index) for index in raw["indices"]),
-                data=str(raw.get("data", "")),
-                files=str(raw.get("files", "")),
+                data=str(raw["data"]),
+                files=str(raw["files"]),
                 path=str(path),
             )
         except OSError as error:
@@ -113,6 +113,7 @@ class ImageSplits:
         source: Digest of the labels of all training images of the data set, before any were held
             out or left out.
         names: File of each training image of the data set; empty if they are not a user's files.
+        left_out: Places that `without` left out, those of held-out images included, ascending.
 
     Examples:
         >>> import numpy as np
@@ -132,6 +133,7 @@ class ImageSplits:
     positions: Tensor | None = None
     source: str = ""
     names: tuple[str, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     def without(self, exclusion: Exclusion) -> Self:
         """The same parts without some training images; the other parts stay as they are.
@@ -149,7 +151,7 @@ class ImageSplits:
                     "hpo-mab examples from a study on these data."
                 )
         where = torch.arange(len(self.train)) if self.positions is None else self.positions
-        listed = set(exclusion.indices)
+        listed = {*self.left_out, *exclusion.indices}
         kept = torch.tensor([index not in listed for index in where.tolist()])
         labels = self.train.labels.cpu()
         gone = sorted(set(labels.tolist()) - set(labels[kept].tolist()))
@@ -160,7 +162,14 @@ class ImageSplits:
             )
         train = self.train.subset(kept.nonzero()[:, 0])
         mean, std = channel_statistics(train)
-        return dataclasses.replace(self, train=train, mean=mean, std=std, positions=where[kept])
+        return dataclasses.replace(
+            self,
+            train=train,
+            mean=mean,
+            std=std,
+            positions=where[kept],
+            left_out=tuple(sorted(listed)),
+        )
 
     @property
     def labels(self) -> Tensor:

@@ -159,7 +159,8 @@ class AdvantagePruner(BasePruner):
         reduction_factor: One in this many trials is promoted, and the next rung lies this many
             times later; at least 2.
         max_resource: Step that a full trial reports last; None takes it from the study's
-            definition, else from its longest complete trial; before one is complete no rung moves.
+            definition, else from its longest complete trial. Give it where trials of a loop without
+            `TrialReporter` may end early. Before a trial has spent its budget no rung moves.
         margin: Largest accepted loss of fidelity (Kendall tau), in [0, 1].
         refresh: Trials that must finish before evidence is measured again, at least 1.
         fidelity: Whether the first rung may move later by the ranking of the first trials.

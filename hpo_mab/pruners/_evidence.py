@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
+    BUDGET_KEY,
     CHOICE_KEY,
     EVIDENCE_KEY,
     FIDELITY_KEY,
@@ -25,6 +26,7 @@ from hpo_mab._attributes import (
     TWIN_KEY,
     UNIFORM,
     StudySettings,
+    has_spent_budget,
 )
 from hpo_mab._errors import ArgumentError
 from hpo_mab._plan import Attempt
@@ -259,7 +261,7 @@ class EvidenceKeeper:
         given: Evidence saved earlier; it is not measured again, unless it has no pairs.
         reference: Name of a uniform study in the same storage.
         full: Step that a full trial reports last; None reads it from the study's definition, else
-            takes the largest step of a complete trial.
+            takes the largest step of a complete trial that has spent its budget.
         margin: See `hpo_mab.advantage.measure_evidence`.
         every: Trials that must finish between two updates.
 
@@ -304,7 +306,7 @@ class EvidenceKeeper:
         Returns:
             Whether evidence, fidelity or the length of a trial became known or changed.
         """
-        if self._seen is not None and _count_ended(trials) < self._seen + self._every:
+        if _count_ended(trials) < (self._seen or 0) + self._every:
             return False
         before = (self.evidence, self.fidelity, self.full)
         self.read_trials(study, trials)
@@ -443,10 +445,13 @@ class EvidenceKeeper:
 
 
 def _longest_trial(trials: Sequence[FrozenTrial]) -> int | None:
-    """The largest last step of a complete trial; None without one."""
+    """The largest last step of a complete trial that has spent its budget; None without one."""
     lengths = [
         trial.last_step
         for trial in trials
-        if trial.state == TrialState.COMPLETE and trial.last_step is not None
+        if trial.state == TrialState.COMPLETE
+        and trial.last_step is not None
+        # A loop that a reporter follows may have ended early.
+        and (BUDGET_KEY not in trial.user_attrs or has_spent_budget(trial.user_attrs))
     ]
     return max(lengths, default=None)

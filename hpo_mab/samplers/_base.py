@@ -410,7 +410,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         if self._outstanding:
             raise FeedbackError(
                 f"state_dict needs every draw answered, {len(self._outstanding)} are outstanding. "
-                "A DataLoader with workers draws ahead until the end of a pass."
+                "A DataLoader with workers, or a library's, may draw ahead until the end of a pass."
             )
         return {
             "sampler": self._identity,

@@ -127,6 +127,8 @@ def check_losses(losses: Tensor, count: int) -> None:
         hint = "use reduction='none'"
     elif losses.ndim > 1 and len(losses) == count:
         hint = "one loss an example: average over the others, e.g. losses.flatten(1).mean(dim=1)"
+    elif losses.numel() > count:
+        hint = "average the losses of each example, such as those of its tokens or views"
     else:
         hint = "answer a draw's whole batch with one call"
     raise FeedbackError(f"losses must have the shape of the draw, [{count}], got {shape}; {hint}.")

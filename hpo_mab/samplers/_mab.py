@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, Unpack
 
@@ -149,17 +150,24 @@ class MABSampler(BatchSampler):
         rng = np.random.default_rng([self.seed, self.rank])
         examples = self.examples
         positions = stratified_shares(self.labels[examples].numpy(), self.batch_size, rng)
-        shares = np.where(positions < 0, np.int32(-1), examples.numpy().astype(np.int32)[positions])
+        held = examples.numpy().astype(np.int32)
+        self._shares = np.where(positions < 0, np.int32(-1), held[positions])
+        self._rng = rng
         #: The bandits' knobs.
         self.settings = settings
-        self._engine = _make_engine(shares, settings, self.device, rng)
-        # A call of `to` costs as much as a small operation, even on the same device.
-        self._elsewhere = self._engine.shares.device.type != self.device.type
+        # Other devices use the CPU's engine. A call of `to` costs as much as a small operation,
+        # even on the same device.
+        self._elsewhere = self.device.type not in ("cpu", "cuda")
+
+    @functools.cached_property
+    def _engine(self) -> BanditEngine:
+        # Made at the first use: a stack has bandits of its own, and only takes shares and settings.
+        return _make_engine(self._shares, self.settings, self.device, self._rng)
 
     @property
     def shares(self) -> Tensor:
         """Examples of each bandit, int32 [B, A] on the CPU; shorter shares end in -1."""
-        return self._engine.shares.cpu()
+        return torch.from_numpy(self._shares)
 
     @property
     def graph_generator(self) -> torch.Generator | None:
@@ -220,6 +228,8 @@ class MABSampler(BatchSampler):
         self._engine.load_state(state["engine"])
 
 
+# If the first draw is in inference mode, tensors made in it could not be changed outside of it.
+@torch.inference_mode(mode=False)
 def _make_engine(
     shares: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
     settings: BanditSettings,

@@ -337,11 +337,10 @@ class LearningSampler(StreamSampler):
 
     def statistics(self) -> dict[str, float]:
         """``reward_rate`` since the last call, where losses are judged, and ``concentration``."""
-        rewarded, judged = map(int, self._rewards.tolist())
+        draws, rewards = self._draws[None, :-1], self._rewards[None]
+        (figures,) = draw_figures(draws, rewards, examples=self.num_examples)
         self._rewards.zero_()
-        return draw_figures(
-            self._draws[:-1], examples=self.num_examples, rewarded=rewarded, judged=judged
-        )
+        return figures
 
     def _held(self) -> dict[str, Tensor]:
         """The tensors that make the state, in addition to generator and stream."""

@@ -117,7 +117,7 @@ def _close_lost(study: optuna.Study, source: Storage) -> None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # In a loop of the user's own Optuna queues them again, see `hpo_mab.storage._open._Retry`.
+        # In a loop of the user's own Optuna queues them again, see `hpo_mab.storage._open._retry`.
         optuna.storages.fail_stale_trials(study)
 
 
@@ -125,10 +125,15 @@ def _refuse_running(study: optuna.Study, source: Storage) -> None:
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     if running:
         numbers = ", ".join(str(trial.number) for trial in running[:5])
-        gone = "; if they are gone, first copy the database file to a folder that may be written"
+        gone = ""
+        if source.is_archive:
+            gone = "; if they are gone, first copy the file to a folder that may be written"
+        elif not StoredDefinition.is_in(study.user_attrs):
+            # Without heartbeats nobody knows whether a trial of `optuna.Study.ask` is lost.
+            gone = "; end one that is gone: study.tell(NUMBER, state=optuna.trial.TrialState.FAIL)"
         raise StorageError(
             f"'{study.study_name}' has {len(running)} running trials ({numbers}); copy it when its "
-            f"workers have ended{gone if source.is_archive else ''}."
+            f"workers have ended{gone}."
         )
 
 
@@ -176,6 +181,9 @@ def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tu
         # The copy has no pages yet, and its record of examples has another number.
         elif note is None and key not in (PUBLISHED_KEY, RECORD_KEY):
             yield key, value
+        elif key == PUBLISHED_KEY and "pictured" in value:
+            # Without the data its pictures cannot be drawn again.
+            yield key, {"pictured": value["pictured"]}
 
 
 def _copy_artifacts(study: optuna.Study, here: Path, there: Path, ids: dict[str, str]) -> None:

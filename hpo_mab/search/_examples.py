@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Self
 
 import numpy as np
 import torch
@@ -146,7 +146,8 @@ class StudyExamples:
 
     def _examples(self, positions: NDArray[np.int64], scores: NDArray[np.float64]) -> list[Example]:
         record, splits = self.record, self.splits
-        classes = splits.train.classes
+        # The class -1 has no name.
+        classes = (*splits.train.classes, "")
         # `positions` are places in the record, which may be a sample; `rows` in the training part;
         # `indices` in the data set.
         rows = record.examples[positions]
@@ -158,7 +159,7 @@ class StudyExamples:
                 index=int(index),
                 row=int(row),
                 label=classes[label],
-                predicted=_class_name(classes, -1 if preferred is None else preferred[position]),
+                predicted=classes[-1 if preferred is None else preferred[position]],
                 score=float(scores[position]),
                 visits=int(record.counts.visits[position]),
                 file=splits.names[index] if splits.names else "",
@@ -169,7 +170,3 @@ class StudyExamples:
     def picture(self, example: Example) -> torch.Tensor:
         """Pixels of an example, uint8 [channels, height, width]."""
         return self.splits.train.gather(torch.tensor([example.row]))[0]
-
-
-def _class_name(classes: Sequence[str], number: Any) -> str:
-    return classes[number] if number >= 0 else ""

@@ -44,6 +44,7 @@ from hpo_mab.search._recorder import (
     mark_pair,
     store_end,
     warn_of_other_lengths,
+    warn_without_pilot,
 )
 from hpo_mab.search._space import Assignment, Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
@@ -110,14 +111,15 @@ class TrainingObjective:
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
         seed: The study's seed. A trial's seed follows from it and the trial's slot.
         initial: Trials in the first ``initial`` slots are never pruned, so that trials of another
-            study can be paired with them.
+            study can be paired with them. Trials that the study had before take slots.
         pilot: Whether twin trials train the first ``initial`` configurations under uniform sampling
             as well; needs ``initial``; not with ``"auto"``.
         portfolio: The samplers of ``"auto"``, each a kind, or a mapping with ``kind``, knobs and a
             ``name``; ``"uniform"`` among them. None takes the default.
         trials: Trials of the study without twins, where known; they limit the race of ``"auto"``.
             With None the first ``initial`` configurations limit it; ``"auto"`` needs one of the
-            two. ``n_trials`` of `optuna.Study.optimize` counts twins, too.
+            two. ``n_trials`` of `optuna.Study.optimize` and `optuna.study.MaxTrialsCallback`
+            count twins, too.
         total: The study's total budget. Samplers race at equal seconds where its unit is a time,
             else at equal examples.
         curves: Where learning curves are stored; None keeps none.
@@ -320,6 +322,10 @@ class TrainingObjective:
                 numbers of evaluations, or the trial's stored sampler cannot be used here.
         """
         check_direction(trial.study)
+        # Before twins are queued: a race begins at the slot of a running trial.
+        slot = slot_of(trial.study, trial)
+        if SLOT_KEY not in trial.user_attrs:
+            trial.set_user_attr(SLOT_KEY, slot)
         if not self.recording.in_loop:
             self.workload.check_evaluations(self.space.batch_sizes)
             if self._has_twins:
@@ -328,9 +334,6 @@ class TrainingObjective:
                 # be missing.
                 requeue(trial.study, Plan.of(trial.study))
                 self.queue_twins(trial.study)
-        slot = slot_of(trial.study, trial)
-        if SLOT_KEY not in trial.user_attrs:
-            trial.set_user_attr(SLOT_KEY, slot)
         suggested = self._with_sampler(trial, self.space.suggest(trial))
         unknown = queued_params(trial).keys() - trial.params.keys()
         if unknown:
@@ -365,6 +368,8 @@ class TrainingObjective:
         if not (self._compared_lengths or StoredDefinition.is_in(trial.study.user_attrs)):
             evaluations = min(self.workload.loop.evaluations, length // suggested.batch_size)
             warn_of_other_lengths(trial, length, evaluations)
+            if self.pilot:
+                warn_without_pilot(trial, initial=self.initial)
             self._compared_lengths = True
         trial.set_user_attr(BUDGET_KEY, length)
         if not self._has_twins:
@@ -453,6 +458,8 @@ class TrainingObjective:
             self.note(f"no CUDA graph: {reason}")
 
     def _train_alone(self, trial: optuna.trial.BaseTrial) -> float:
+        known = isinstance(trial, optuna.trial.FixedTrial | FrozenTrial)
+        require(known, "trial", "a Trial, FixedTrial or FrozenTrial", type(trial).__name__)
         attrs = trial.user_attrs
         frozen = isinstance(trial, FrozenTrial)
         configuration = self.recorded(trial.params, attrs) if frozen else self.space.suggest(trial)

@@ -300,6 +300,8 @@ class Race:
         if plan is None:
             self._store(study, Choice(sampler=UNIFORM, why=self._why_no_race(challengers)))
         else:
+            # It begins after trials of another objective and added ones, which it cannot use.
+            plan = dataclasses.replace(plan, first=plan.first + Plan.of(study).first_running)
             study.set_user_attr(RACE_KEY, dataclasses.asdict(plan))
         return plan
 

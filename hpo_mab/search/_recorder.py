@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import optuna
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from hpo_mab._attributes import (
     BUDGET_KEY,
@@ -25,11 +26,14 @@ from hpo_mab._attributes import (
     REASON_KEY,
     RESUMED_KEY,
     SECONDS_KEY,
+    SLOT_KEY,
+    TWIN_KEY,
     UNREPORTED_KEY,
     has_spent_budget,
 )
 from hpo_mab._errors import ArgumentError, failure_reason
 from hpo_mab._interrupts import interruptible
+from hpo_mab._plan import slot_of
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner
 from hpo_mab.pruners._reasons import reason_of
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
@@ -197,8 +201,15 @@ def store_reason(trial: optuna.trial.Trial) -> None:
 
 
 def warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: int) -> None:
-    """Warn if an earlier trial of the study has another budget or number of evaluations."""
-    earlier = [t for t in trial.study.get_trials(deepcopy=False) if t.number != trial.number]
+    """Warn if the trial has reports, or an earlier one another budget or number of evaluations."""
+    trials = trial.study.get_trials(deepcopy=False)
+    if trials[trial.number].intermediate_values:
+        warnings.warn(
+            f"Trial {trial.number} has reports already: Optuna ignores a second report of a step, "
+            "and only the last curve is kept. In a cross-validation give one fold a TrialReporter.",
+            stacklevel=4,
+        )
+    earlier = [t for t in trials if t.number != trial.number]
     size = batch_size_of(trial)
     for other in earlier:
         attrs = other.user_attrs
@@ -226,6 +237,23 @@ def warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: i
                     stacklevel=4,
                 )
                 return
+
+
+def warn_without_pilot(trial: optuna.trial.Trial, *, initial: int) -> None:
+    """Warn if trials that the study had before took the slots of the trial's pilot."""
+    if trial.user_attrs[SLOT_KEY] < initial:
+        return
+    trials = trial.study.get_trials(deepcopy=False)
+    # A trial of a pilot queues its twin before it is complete.
+    taken = any(
+        one.state == TrialState.COMPLETE and slot_of(trial.study, one) < initial for one in trials
+    )
+    if taken and not any(TWIN_KEY in one.user_attrs for one in trials):
+        warnings.warn(
+            f"Earlier trials of the study have its first {initial} slots, so there is no pilot; "
+            "begin another study.",
+            stacklevel=4,
+        )
 
 
 #: Why the continuation of a complete trial ends. Trained from zero, it would repeat the complete

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self, SupportsFloat
 
 import optuna
+from optuna.trial import FrozenTrial
 from torch import Tensor, nn
 
 from hpo_mab._attributes import BUDGET_KEY, SAMPLER_KEY, UNIFORM
@@ -60,8 +61,8 @@ class TrialReporter:
     `hpo_mab.training.WeightAverage`.
 
     Accuracies go to Optuna at steps 1 to ``evaluations``. So trials are compared at equal shares of
-    their budget, and `hpo_mab.AdvantagePruner` can place its rungs. The trial gets the user
-    attributes ``hpo_mab:budget``, ``hpo_mab:examples``, ``hpo_mab:seconds`` and
+    their budget, and `hpo_mab.AdvantagePruner` can place its rungs. A trial takes one reporter, and
+    gets the user attributes ``hpo_mab:budget``, ``hpo_mab:examples``, ``hpo_mab:seconds`` and
     ``hpo_mab:sampler``. With ``curves``, ``hpo-mab report`` compares such studies.
 
     Args:
@@ -127,6 +128,10 @@ class TrialReporter:
         ):
             got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
             require(isinstance(given, kind), name, what, got)
+        # A trial that wraps another, such as Optuna's for DDP, has no id that a curve is stored by.
+        known = isinstance(trial, optuna.trial.Trial | optuna.trial.FixedTrial | FrozenTrial)
+        wanted = "a Trial, FixedTrial or FrozenTrial if curves are given, under DDP in rank 0 only"
+        require(curves is None or known, "trial", wanted, type(trial).__name__)
         check_integer("evaluations", evaluations, 1)
         require(is_integer(budget_examples), "budget_examples", "an integer", repr(budget_examples))
         bound = f"at least evaluations, {evaluations}"
@@ -195,8 +200,14 @@ class TrialReporter:
 
     def _warn_of_another_length(self) -> None:
         """Warn if the loop has ended before its budget, or an evaluation's share after it."""
+        last, _ = self._evaluated
+        after = (self.examples - last) * self.evaluations
         if not self.done:
             lacks = "is not that of a whole trial" if self._reported else "was not reported"
+            if self.examples >= self.budget_examples and after < last:
+                lacks += (
+                    f": it came after {last:,}. If the loop is right, give budget_examples={last}"
+                )
             warnings.warn(
                 f"The loop has ended after {self.examples:,} of {self.budget_examples:,} "
                 f"examples, so its last evaluation {lacks}.",
@@ -204,8 +215,7 @@ class TrialReporter:
                 stacklevel=3,
             )
             return
-        last, _ = self._evaluated
-        if self.examples - last >= self.budget_examples / self.evaluations:
+        if after >= self.budget_examples:
             warnings.warn(
                 f"The loop has trained {self.examples:,} examples, its budget is "
                 f"{self.budget_examples:,}: what it trained after {last:,} is in no "
@@ -317,7 +327,6 @@ class TrialReporter:
         accuracy: float,
         loss: float = math.nan,
         learning_rate: float = math.nan,
-        examples: int | None = None,
         averaged: bool | None = None,
     ) -> None:
         """Report an evaluation that is due; before that, nothing is reported.
@@ -326,7 +335,6 @@ class TrialReporter:
             accuracy: Validation accuracy, in [0, 1].
             loss: Mean validation loss, for the curve.
             learning_rate: Of the last step, for the curve.
-            examples: Training examples processed so far, for loops that do not call `step`.
             averaged: Whether the accuracy is that of averaged weights, for loops with an average of
                 their own. None: whether `network` had averaged weights when it was last read.
 
@@ -337,8 +345,6 @@ class TrialReporter:
         """
         accuracy = _checked_accuracy(accuracy)
         self.stop_clock()
-        if examples is not None:
-            self.examples = _whole(examples)
         if not self.due:
             self._running_since = self._clock()
             return

@@ -177,10 +177,10 @@ def seconds_stacked(workload: Workload, configuration: Configuration, *, slots: 
     """Seconds of as many steps of a stack, divided by its networks."""
     workload = _with_few_examples(workload)
     stack = workload.stack(configuration, slots=slots, seed=0)
-    # One network for all slots: making a large network takes longer than the steps.
+    # One network and one sampler for all slots: making large ones takes longer than the steps.
     network = workload.network(configuration, seed=0)
+    sampler = workload.sampler(configuration, seed=0, stacked=True)
     for slot in range(slots):
-        sampler = workload.sampler(configuration, seed=slot, stacked=True)
         workload.start_stacked(
             stack, slot, configuration, sampler=sampler, seed=slot, network=network, **_PROBED
         )

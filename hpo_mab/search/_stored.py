@@ -41,7 +41,7 @@ def other_data(spec: StudySpec, difference: str = "") -> StorageError:
     what = f" ({difference})" if difference else ""
     return StorageError(
         f"The study was made on other data than those of '{spec.data.name}' here{what}; check "
-        "--data-root."
+        "--data-root, and whether files were added, moved or changed."
     )
 
 

@@ -179,6 +179,9 @@ class Spending:
             for trial_id, points in curves.load([id_of(one) for one in self._running]).items()
         }
         self._examples, self._seconds = target.spent(study, curves)
+        # None: the length of a trial is not known.
+        known = StoredDefinition.is_in(study.user_attrs)
+        self._definition = StoredDefinition.load(study) if known else None
 
     @property
     def _running(self) -> list[FrozenTrial]:
@@ -197,9 +200,7 @@ class Spending:
         Seconds are estimated at the study's mean cost of an example so far.
         """
         left = 0
-        # Without a definition the length of a trial is not known.
-        if StoredDefinition.is_in(self._study.user_attrs):
-            definition = StoredDefinition.load(self._study)
+        if (definition := self._definition) is not None:
             settings, longest = definition.settings, definition.trial_examples
             per_budget = settings.evaluations or 1
             for trial in self._running:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import optuna
@@ -22,7 +22,7 @@ from hpo_mab.search._claim import claim, raise_if_failing
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._examples import ExampleWriter
-from hpo_mab.storage._optuna import id_of, storage_of
+from hpo_mab.storage._optuna import id_of, storage_of, tell
 from hpo_mab.storage._process import release
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training._device import release_memory
@@ -264,10 +264,7 @@ class TrialLoop:
         """Store how trials have ended, with one lock."""
         # With the lock, as another worker may be closing a trial as lost.
         with self._storage.lock(self._study.study_name), self._storage.optuna.collect_writes():
-            ended = [
-                self._study.tell(end.trial, end.value, state=end.state, skip_if_finished=True)
-                for end in ends
-            ]
+            ended = self._tell(ends)
         self._release(*(end.trial for end in ends))
         for frozen in ended:
             attempt = Attempt.of(frozen)
@@ -283,6 +280,15 @@ class TrialLoop:
         if self._on_trial is not None:
             for trial in ended:
                 self._on_trial(self._study, trial)
+
+    def _tell(self, ends: Sequence[End]) -> list[FrozenTrial]:
+        """Store how trials have ended; returns the trials."""
+        ids = [id_of(end.trial) for end in ends]
+        # One query then reads all of them before the first ends, and one after the last has ended.
+        self._storage.optuna.forget(*ids)
+        for end in ends:
+            tell(self._study, end.trial, end.value, end.state)
+        return [self._storage.optuna.get_trial(trial_id) for trial_id in ids]
 
     @property
     def _in_slots(self) -> bool:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY
 from hpo_mab._errors import ArgumentError
-from hpo_mab.storage._optuna import id_of, storage_of
+from hpo_mab.storage._optuna import engine_of, id_of
 from hpo_mab.storage._tables import CURVES, STUDIES, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from hpo_mab.training import Evaluation
 from hpo_mab.training._schedule import stored_evaluation
@@ -66,9 +66,9 @@ class CurveStore:
         Raises:
             ArgumentError: The trial's study is in memory, in a journal, or in another database.
         """
-        storage, name = storage_of(trial.study), trial.study.study_name
-        if getattr(getattr(storage, "_backend", storage), "engine", None) is self._engine:
+        if engine_of(trial.study) is self._engine:
             return
+        name = trial.study.study_name
         stored = (
             sa.select(STUDIES.c.study_name)
             .join(TRIALS, TRIALS.c.study_id == STUDIES.c.study_id)
@@ -90,13 +90,16 @@ class CurveStore:
                 have yet, and whether to begin a curve in place of an earlier attempt's.
         """
         with self._engine.begin() as connection:
-            rows = []
-            for trial_id, evaluations, restart in parts:
-                curve = self._begin(connection, trial_id, restart=restart)
-                if curve is not None:
-                    rows += [self._row(curve, one) for one in evaluations]
-            if rows:
-                connection.execute(CURVES.insert(), rows)
+            for chunk in chunks(parts):
+                curves = _begin(connection, {trial_id: restart for trial_id, _, restart in chunk})
+                rows = [
+                    self._row(curves[trial_id], one)
+                    for trial_id, evaluations, _ in chunk
+                    if trial_id in curves
+                    for one in evaluations
+                ]
+                if rows:
+                    connection.execute(CURVES.insert(), rows)
 
     def spent(
         self, study_id: int, *, after: int = -1, until: int | None = None
@@ -193,30 +196,6 @@ class CurveStore:
             for chunk in chunks(list(connection.scalars(_ORPHANS))):
                 connection.execute(CURVES.delete().where(CURVES.c.curve.in_(chunk)))
 
-    def _begin(self, connection: sa.Connection, trial_id: int, *, restart: bool) -> int | None:
-        """The number of the trial's curve; a new one if it has none, or on ``restart``.
-
-        None for a trial that was deleted: on SQLite a later one may get its id.
-        """
-        of_trial = sa.and_(SYSTEM_ATTRIBUTES.c.trial_id == trial_id, _is_key)
-        known = connection.scalar(sa.select(SYSTEM_ATTRIBUTES.c.value_json).where(of_trial))
-        if known is not None and not restart:
-            return int(known)
-        exists = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id == trial_id)
-        if known is None and connection.scalar(exists) is None:
-            return None
-        curve = secrets.randbits(62)
-        # Not a DELETE and an INSERT: on MySQL the former locks the gap that another process's
-        # INSERT needs.
-        if known is None:
-            row = {"trial_id": trial_id, "key": CURVE_KEY, "value_json": str(curve)}
-            connection.execute(SYSTEM_ATTRIBUTES.insert(), row)
-        else:
-            connection.execute(
-                SYSTEM_ATTRIBUTES.update().where(of_trial).values(value_json=str(curve))
-            )
-        return curve
-
     def _row(self, curve: int, evaluation: Evaluation) -> dict[str, Any]:
         return self._storable({"curve": curve, **dataclasses.asdict(evaluation)})
 
@@ -228,6 +207,37 @@ class CurveStore:
             name: None if isinstance(value, float) and not storable(value) else value
             for name, value in row.items()
         }
+
+
+def _begin(connection: sa.Connection, restarts: Mapping[int, bool]) -> dict[int, int]:
+    """Numbers of the trials' curves; a new one for a trial that has none, or that restarts.
+
+    A deleted trial gets none: on SQLite a later trial may get its id, and would have this curve.
+    """
+    of_trial = sa.and_(SYSTEM_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, _is_key)
+    held = (
+        sa.select(TRIALS.c.trial_id, SYSTEM_ATTRIBUTES.c.value_json)
+        .outerjoin(SYSTEM_ATTRIBUTES, of_trial)
+        .where(TRIALS.c.trial_id.in_(restarts))
+    )
+    curves: dict[int, int] = {}
+    new: list[dict[str, Any]] = []
+    for trial_id, number in connection.execute(held).all():
+        if number is not None and not restarts[trial_id]:
+            curves[trial_id] = int(number)
+            continue
+        curves[trial_id] = secrets.randbits(62)
+        text = str(curves[trial_id])
+        if number is None:
+            new.append({"trial_id": trial_id, "key": CURVE_KEY, "value_json": text})
+        else:
+            # Not a DELETE and an INSERT: on MySQL the former locks the gap that another process's
+            # INSERT needs.
+            own = sa.and_(SYSTEM_ATTRIBUTES.c.trial_id == trial_id, _is_key)
+            connection.execute(SYSTEM_ATTRIBUTES.update().where(own).values(value_json=text))
+    if new:
+        connection.execute(SYSTEM_ATTRIBUTES.insert(), new)
+    return curves
 
 
 def _curve_points(

@@ -14,7 +14,7 @@ import dataclasses
 import datetime
 import json
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,8 +43,12 @@ from hpo_mab.storage._tables import (
     end_statement,
     frozen_trials,
     heartbeat_statement,
+    local_time,
     new_trial_statement,
     put_statement,
+    stored_distribution,
+    utc_now,
+    value_rows,
     value_statement,
 )
 
@@ -60,20 +64,22 @@ class _Collected:
     storage: LeanStorage
     #: Rows that wait, by statement.
     waiting: dict[Any, list[dict[str, Any]]]
-    #: Trials that were written since Optuna's cache read them.
+    #: Trials that this thread has changed, or that the next read takes along.
     written: set[int]
     #: Studies whose trials Optuna's cache has read.
     read: set[int]
     #: Trials as they are with all writes so far, and the study of each.
     known: dict[int, tuple[int, FrozenTrial]]
+    #: User attributes of studies.
+    attributes: dict[int, dict[str, Any]]
 
     def keep(self, rows: Sequence[Any], trials: Sequence[FrozenTrial]) -> None:
         """Keep trials that were read."""
         for row, trial in zip(rows, trials, strict=True):
             self.known[row.trial_id] = row.study_id, trial
 
-    def change(self, trial_id: int, part: str, name: Any, value: Any) -> None:
-        """Change one item of a kept trial; ``part`` is the name of its dictionary."""
+    def change(self, trial_id: int, name: Any, values: Mapping[str, Any]) -> None:
+        """Change a kept trial: the item of this name in some of its dictionaries."""
         if trial_id in self.known:
             study_id, trial = self.known[trial_id]
             # The database drops writes to a finished trial. Optuna's cache reads it only once.
@@ -81,7 +87,8 @@ class _Collected:
                 return
             # Optuna's cache may have the same object.
             changed = _copy(trial)
-            getattr(changed, part)[name] = value
+            for part, value in values.items():
+                getattr(changed, part)[name] = value
             self.known[trial_id] = study_id, changed
 
 
@@ -109,35 +116,33 @@ class LeanStorage(RDBStorage):
 
     @contextlib.contextmanager
     def collect_writes(self) -> Iterator[None]:
-        """Collect what this thread writes, and read each trial once.
+        """Collect what this thread writes, and read each trial and a study's user attributes once.
 
         One transaction writes parameters, reports, attributes and heartbeats of trials: at the next
         read from the database or the end of the context. A trial that has finished in the meantime
-        does not change. Own reports and attributes are seen without another read.
-        Until the context ends, writes of other threads and processes to trials already read are not
-        visible. So the context must be short, and must begin after the study's lock is taken.
-        Entering a nested context discards what was read: trials are read again.
+        does not change, and raises no error. Own parameters, reports and attributes are seen
+        without another read. Until the context ends, writes of other threads and processes to what
+        was already read are not visible. So the context must be short, and must begin after the
+        study's lock is taken. Entering a nested context discards what was read: it is read again.
         """
         if not self._has_upsert:
             yield
             return
         if (outer := self._collecting) is not None:
             # The caller may have taken the study's lock after the outer context has read.
-            outer.known.clear()
-            outer.read.clear()
+            outer.known, outer.read, outer.attributes = {}, set(), {}
             yield
             return
-        collecting = _Collected(self, defaultdict(list), set(), set(), {})
-        token = _collected.set(collecting)
+        token = _collected.set(_Collected(self, defaultdict(list), set(), set(), {}, {}))
         try:
             yield
         except BaseException:
             # The exception that ended the context must be raised, not one of this write.
             with contextlib.suppress(StorageInternalError):
-                self._write(collecting)
+                self._write()
             raise
         else:
-            self._write(collecting)
+            self._write()
         finally:
             _collected.reset(token)
 
@@ -146,8 +151,8 @@ class LeanStorage(RDBStorage):
         collecting = _collected.get(None)
         return collecting if collecting is not None and collecting.storage is self else None
 
-    def _write(self, collecting: _Collected) -> None:
-        if not collecting.waiting:
+    def _write(self) -> None:
+        if (collecting := self._collecting) is None or not collecting.waiting:
             return
         waiting, collecting.waiting = collecting.waiting, defaultdict(list)
         with self._transaction() as connection:
@@ -175,6 +180,19 @@ class LeanStorage(RDBStorage):
     def _has_upsert(self) -> bool:
         return self.engine.name in INSERTS
 
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """See `optuna.storages.BaseStorage`."""
+        known = {} if (collecting := self._collecting) is None else collecting.attributes
+        if study_id not in known:
+            known[study_id] = super().get_study_user_attrs(study_id)
+        return known[study_id]
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        """See `optuna.storages.BaseStorage`."""
+        super().set_study_user_attr(study_id, key, value)
+        if (collecting := self._collecting) is not None:
+            collecting.attributes.pop(study_id, None)
+
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
@@ -185,26 +203,23 @@ class LeanStorage(RDBStorage):
         encode = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
         value, kind = encode(intermediate_value)
         row = {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
-        self._upsert(REPORTS, trial_id, key="step", row=row)
-        self._change(trial_id, "intermediate_values", step, float(intermediate_value))
+        self._upsert(REPORTS, trial_id, "step", row, intermediate_values=float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """See `optuna.storages.BaseStorage`."""
         if not self._has_upsert:
             super().set_trial_user_attr(trial_id, key, value)
             return
-        row = {"key": key, "value_json": json.dumps(value)}
-        self._upsert(USER_ATTRIBUTES, trial_id, key="key", row=row)
-        self._change(trial_id, "user_attrs", key, json.loads(row["value_json"]))
+        row = {"key": key, "value_json": (text := json.dumps(value))}
+        self._upsert(USER_ATTRIBUTES, trial_id, "key", row, user_attrs=json.loads(text))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """See `optuna.storages.BaseStorage`."""
         if not self._has_upsert:
             super().set_trial_system_attr(trial_id, key, value)
             return
-        row = {"key": key, "value_json": json.dumps(value)}
-        self._upsert(SYSTEM_ATTRIBUTES, trial_id, key="key", row=row)
-        self._change(trial_id, "system_attrs", key, json.loads(row["value_json"]))
+        row = {"key": key, "value_json": (text := json.dumps(value))}
+        self._upsert(SYSTEM_ATTRIBUTES, trial_id, "key", row, system_attrs=json.loads(text))
 
     def record_heartbeat(self, trial_id: int) -> None:
         """See `optuna.storages.RDBStorage`."""
@@ -228,19 +243,19 @@ class LeanStorage(RDBStorage):
     ) -> None:
         # Without a known distribution Optuna looks for that of the study's other trials.
         if not self._has_upsert or previous_distribution is None:
+            # Parameters that wait keep their place before it.
+            self._write()
             super()._set_trial_param(
                 trial_id, param_name, param_value_internal, distribution, previous_distribution
             )
-            self._forget(trial_id)
+            self.forget(trial_id)
             return
         check_distribution_compatibility(previous_distribution, distribution)
-        row = {
-            "param_name": param_name,
-            "param_value": param_value_internal,
-            "distribution_json": distribution_to_json(distribution),
-        }
-        self._upsert(PARAMS, trial_id, key="param_name", row=row)
-        self._forget(trial_id)
+        stored = stored_distribution(text := distribution_to_json(distribution))
+        value = float(param_value_internal)
+        row = {"param_name": param_name, "param_value": value, "distribution_json": text}
+        known = {"params": stored.to_external_repr(value), "distributions": stored}
+        self._upsert(PARAMS, trial_id, "param_name", row, **known)
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
@@ -248,46 +263,46 @@ class LeanStorage(RDBStorage):
         lean = self._has_upsert and self.engine.dialect.insert_returning
         if not lean or template_trial is None or not _is_bare(template_trial):
             created = super()._create_new_trial(study_id, template_trial)
-            self._forget(created._trial_id)
+            self.forget(created._trial_id)
             return created
+        created = copy.deepcopy(template_trial)
         with self._transaction() as connection:
             # The number is the count of the study's trials, so no other process may add one. SQLite
             # has no such lock and needs none, as its transactions write one after the other.
             lock = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
             if connection.scalar(lock.with_for_update()) is None:
                 raise KeyError(models.NOT_FOUND_MSG)
-            row = {"study_id": study_id, "state": template_trial.state, "datetime_start": _now()}
-            made = connection.execute(new_trial_statement(), row).one()
-            for table, attrs in (
-                (USER_ATTRIBUTES, template_trial.user_attrs),
-                (SYSTEM_ATTRIBUTES, template_trial.system_attrs),
-            ):
+            began = utc_now()
+            row = {"study_id": study_id, "state": created.state, "datetime_start": began}
+            trial_id, created.number = connection.execute(new_trial_statement(), row).one()
+            tables = {USER_ATTRIBUTES: created.user_attrs, SYSTEM_ATTRIBUTES: created.system_attrs}
+            for table, attrs in tables.items():
                 if attrs:
-                    rows = [
-                        {"trial_id": made.trial_id, "key": key, "value_json": json.dumps(value)}
-                        for key, value in attrs.items()
-                    ]
+                    texts = {key: json.dumps(value) for key, value in attrs.items()}
+                    rows = [{"trial_id": trial_id, "key": k, "value_json": texts[k]} for k in texts]
                     connection.execute(table.insert(), rows)
-        created = copy.deepcopy(template_trial)
-        created.number, created._trial_id = made.number, made.trial_id
-        self._forget(created._trial_id)
+                    attrs.update({key: json.loads(text) for key, text in texts.items()})
+        created._trial_id, created.datetime_start = trial_id, local_time(began)
+        if (collecting := self._collecting) is not None:
+            collecting.written.add(trial_id)
+            # Optuna's `Trial` reads it next.
+            collecting.known[trial_id] = study_id, created
         return created
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         """See `optuna.storages.BaseStorage`."""
-        if (collecting := self._collecting) is not None:
-            self._write(collecting)
-        self._forget(trial_id)
+        self._write()
+        self.forget(trial_id)
         if not self._has_upsert or not state.is_finished():
             return super().set_trial_state_values(trial_id, state, values)
         with self._transaction() as connection:
-            row = {"id": trial_id, "to": state, "at": _now()}
+            row = {"id": trial_id, "to": state, "at": utc_now()}
             ended = connection.execute(end_statement(), row).rowcount
             if ended and values is not None:
                 # In the same transaction: no other process may read a complete trial without value.
-                connection.execute(value_statement(self.engine.name), _value_rows(trial_id, values))
+                connection.execute(value_statement(self.engine.name), value_rows(trial_id, values))
         if not ended:
             self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
         return bool(ended)
@@ -297,15 +312,14 @@ class LeanStorage(RDBStorage):
 
         They would compare others with both attempts.
         """
-        if (collecting := self._collecting) is not None:
-            self._write(collecting)
+        self._write()
         table = SYSTEM_ATTRIBUTES.c
         rungs = table.key.startswith(RUNG_PREFIX, autoescape=True)
         with self._transaction() as connection:
             connection.execute(
                 sa.delete(SYSTEM_ATTRIBUTES).where(table.trial_id == trial_id, rungs)
             )
-        self._forget(trial_id)
+        self.forget(trial_id)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """See `optuna.storages.BaseStorage`."""
@@ -314,7 +328,7 @@ class LeanStorage(RDBStorage):
             if trial_id in collecting.known:
                 # A copy, because Optuna's `Trial` changes what it gets.
                 return _copy(collecting.known[trial_id][1])
-            self._write(collecting)
+            self._write()
             # With the others that were written: they are usually asked for next.
             wanted.update(sorted(collecting.written - collecting.known.keys())[: _LISTED - 1])
         with self._statement() as connection:
@@ -338,26 +352,25 @@ class LeanStorage(RDBStorage):
         """Trials that Optuna's cache requests: all new ones, and every unfinished one again.
 
         Within `collect_writes`, of the unfinished trials it gets only those that this thread wrote.
-        If this thread has copies of them, no query is needed. The first request reads new trials,
-        and so does every later one that needs a query.
+        If this thread has copies of them, no query is needed. New trials are read by the first
+        request, and by each later one that needs a query.
         """
         kept: list[FrozenTrial] = []
         if (collecting := self._collecting) is not None:
             # The highest id in Optuna's cache, which lists the trials that it must read again.
             last = max((trial_id_greater_than, *included_trial_ids))
             if states is None and last > -1:
-                written, collecting.written = collecting.written, set()
                 if study_id in collecting.read:
                     # If Optuna's cache lacks a trial that was written, it must get all new trials.
-                    again = {i for i in written if i <= last}
+                    again = {i for i in collecting.written if i <= last}
                     known = [collecting.known[i] for i in again if i in collecting.known]
                     kept = [trial for study, trial in known if study == study_id]
                     included_trial_ids = again - collecting.known.keys()
-                    if not included_trial_ids and again == written:
+                    if not included_trial_ids and again == collecting.written:
                         return kept
                     trial_id_greater_than = last
                 collecting.read.add(study_id)
-            self._write(collecting)
+            self._write()
         return kept + self._read(study_id, states, included_trial_ids, trial_id_greater_than)
 
     def _read(
@@ -404,8 +417,10 @@ class LeanStorage(RDBStorage):
             parts = connection.execute(CHILDREN_BETWEEN, {"first": ids[0], "last": ids[-1]})
         return frozen_trials(rows, parts)
 
-    def _upsert(self, table: Any, trial_id: int, *, key: str, row: dict[str, Any]) -> None:
-        """Insert or replace a row of an unfinished trial.
+    def _upsert(
+        self, table: Any, trial_id: int, key: str, row: dict[str, Any], **values: Any
+    ) -> None:
+        """Insert or replace a row of an unfinished trial, and ``values`` in this thread's copy.
 
         Raises:
             KeyError: There is no such trial.
@@ -415,22 +430,19 @@ class LeanStorage(RDBStorage):
         if (collecting := self._collecting) is not None:
             collecting.written.add(trial_id)
             collecting.waiting[put].append({"trial_id": trial_id, **row})
+            collecting.change(trial_id, row[key], values)
             return
         with self._statement() as connection:
             written = connection.execute(put, {"trial_id": trial_id, **row}).rowcount
         if not written:
             self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
 
-    def _change(self, trial_id: int, part: str, name: Any, value: Any) -> None:
-        """Make the same change in this thread's copy of the trial, if it has one."""
+    def forget(self, *trial_ids: int) -> None:
+        """Drop this thread's copies of trials; the next query for one of them reads all."""
         if (collecting := self._collecting) is not None:
-            collecting.change(trial_id, part, name, value)
-
-    def _forget(self, trial_id: int) -> None:
-        """Drop this thread's copy of a trial, so that it is read again."""
-        if (collecting := self._collecting) is not None:
-            collecting.written.add(trial_id)
-            collecting.known.pop(trial_id, None)
+            collecting.written.update(trial_ids)
+            for trial_id in trial_ids:
+                collecting.known.pop(trial_id, None)
 
 
 def _copy(trial: FrozenTrial) -> FrozenTrial:
@@ -446,16 +458,3 @@ def _is_bare(trial: FrozenTrial) -> bool:
     """Whether a trial is running and has nothing but attributes."""
     has_more = trial.params or trial.values or trial.intermediate_values
     return trial.state == TrialState.RUNNING and not has_more
-
-
-def _now() -> datetime.datetime:
-    # Optuna writes UTC without a time zone.
-    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
-
-
-def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
-    encode = models.TrialValueModel.value_to_stored_repr
-    return [
-        {"trial_id": trial_id, "objective": place, "value": stored, "value_type": kind}
-        for place, (stored, kind) in enumerate(map(encode, values))
-    ]

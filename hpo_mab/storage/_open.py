@@ -17,11 +17,10 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RetryHeartbeatStaleTrialCallback
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo_mab._attributes import PREFIX, attrs_of_retry
+from hpo_mab._attributes import PREFIX, RETRY_KEY, attrs_of_retry
 from hpo_mab._errors import StorageError, hide_passwords
 from hpo_mab._interrupts import interruptible
 from hpo_mab._machine import expanded
@@ -30,7 +29,7 @@ from hpo_mab.storage import DEFAULT_URL
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._lean import LeanStorage
-from hpo_mab.storage._optuna import RUNG_PREFIX
+from hpo_mab.storage._optuna import RUNG_PREFIX, add_copy, unchecked_trial
 from hpo_mab.storage._process import diagnose, locker
 from hpo_mab.storage._tables import STUDIES, prepare_tables
 
@@ -233,7 +232,7 @@ class Storage:
                 # In memory each thread opens another database, and no process is ever lost.
                 heartbeat_interval=None if self.in_memory else _HEARTBEAT,
                 grace_period=_GRACE,
-                heartbeat_stale_trial_callback=_Retry(max_retry=RETRIES),
+                heartbeat_stale_trial_callback=_retry,
             )
         try:
             prepare_tables(storage.engine)
@@ -244,17 +243,21 @@ class Storage:
         return storage
 
 
-class _Retry(RetryHeartbeatStaleTrialCallback):
-    """Queues a lost trial again in a user's own loop, as Optuna does, but without its results."""
-
-    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        trial.user_attrs = attrs_of_retry(trial.user_attrs)
-        trial.system_attrs = {
-            key: one
-            for key, one in trial.system_attrs.items()
-            if not key.startswith((PREFIX, RUNG_PREFIX))
-        }
-        super().__call__(study, trial)
+def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue a lost trial of a user's own loop again, as Optuna does, but without its results."""
+    results = (PREFIX, RUNG_PREFIX, "constraints")
+    kept = {key: one for key, one in trial.system_attrs.items() if not key.startswith(results)}
+    history = [*kept.get("retry_history", []), trial.number]
+    if len(history) > RETRIES:
+        return
+    retry = unchecked_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=attrs_of_retry(trial.user_attrs),
+        system_attrs={RETRY_KEY: trial.number, **kept, "retry_history": history},
+    )
+    add_copy(study, retry)
 
 
 def _engine_options(url: sa.URL, *, is_archive: bool) -> dict[str, Any]:

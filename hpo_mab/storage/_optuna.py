@@ -7,6 +7,7 @@ neither SQLAlchemy nor torch, as a user's pruner needs neither.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
+from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, TrialState
 
 #: Begins the system attribute of an artifact; its id follows.
@@ -45,6 +47,12 @@ def is_of_deleted(error: Exception) -> bool:
 def storage_of(study: optuna.Study) -> BaseStorage:
     """The storage of a study."""
     return study._storage
+
+
+def engine_of(study: optuna.Study) -> Any:
+    """The SQLAlchemy engine of a study's storage; None if it has none."""
+    # Optuna puts a cache around a database storage.
+    return getattr(getattr(study._storage, "_backend", study._storage), "engine", None)
 
 
 def add_running(study: optuna.Study, user_attrs: dict[str, Any], **known: Any) -> int:
@@ -89,6 +97,15 @@ def running_trial(study: optuna.Study, trial_id: int) -> optuna.trial.Trial:
     return optuna.trial.Trial(study, trial_id)
 
 
+def tell(
+    study: optuna.Study, trial: optuna.trial.Trial, value: float | None, state: TrialState
+) -> None:
+    """`optuna.Study.tell` without its last read; a trial that has ended stays as it is."""
+    # Another process may end it after it was read.
+    with contextlib.suppress(UpdateFinishedTrialError):
+        _tell_with_warning(study, trial, value, state, skip_if_finished=True)
+
+
 def add_copy(study: optuna.Study, trial: FrozenTrial) -> int:
     """Add a trial to a study as it is, running or finished; returns its id."""
     return study._storage.create_new_trial(study._study_id, template_trial=trial)
@@ -101,6 +118,8 @@ def settings_of(made: BasePruner | BaseSampler) -> dict[str, Any]:
 
 def startup_trials(pruner: BasePruner) -> int:
     """How many trials a pruner lets end before it stops one; 0 if it has no such number."""
+    # `PatientPruner` stops a trial only if the pruner in it does.
+    pruner = getattr(pruner, "_wrapped_pruner", None) or pruner
     return int(getattr(pruner, "_n_startup_trials", 0))
 
 

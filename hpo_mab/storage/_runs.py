@@ -22,6 +22,7 @@ from hpo_mab._attributes import (
     PREFIX,
     REASON_KEY,
     RESUMED_KEY,
+    SECONDS_KEY,
     SLOT_KEY,
     TWIN_KEY,
     WORKER_KEY,
@@ -47,7 +48,7 @@ class TrialRun:
             initial weights and, where ``paired``, configuration. A retried trial keeps its slot.
         state: ``"complete"``, ``"pruned"``, ``"fail"`` or ``"running"``.
         params: Optuna's parameters.
-        value: The objective (final validation accuracy); None unless complete.
+        value: The objective (final validation accuracy); None unless complete and feasible.
         paired: Whether the configuration was given to every arm of a comparison.
         curve: Evaluations in order of budget.
         attrs: The trial's user attributes.
@@ -104,7 +105,7 @@ class TrialRun:
     @property
     def lacks_curve(self) -> bool:
         """Whether its cost is not known: it was evaluated, but has no curve here."""
-        evaluated = self.was_run and (self.value is not None or EXAMPLES_KEY in self.attrs)
+        evaluated = self.was_run and (self.state == "complete" or EXAMPLES_KEY in self.attrs)
         return evaluated and not self.curve
 
     @property
@@ -343,14 +344,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
 
 def _most_processes(trials: Sequence[FrozenTrial]) -> int:
     """The most processes that trained trials at one time."""
-    spans = [
-        (trial.datetime_start, trial.datetime_complete, trial.system_attrs[WORKER_KEY])
-        for trial in trials
-        # None where Optuna's own loop has begun a trial that a worker was about to begin.
-        if trial.system_attrs.get(WORKER_KEY) and trial.datetime_start and trial.datetime_complete
-        # A lost trial ends when another worker finds it.
-        if LOST_KEY not in trial.user_attrs
-    ]
+    spans = [span for trial in trials if (span := _span(trial)) is not None]
     most, ends = 1, dict[str, datetime.datetime]()
     for start, end, worker in sorted(spans):
         ends = {name: last for name, last in ends.items() if last > start}
@@ -359,15 +353,35 @@ def _most_processes(trials: Sequence[FrozenTrial]) -> int:
     return most
 
 
+def _span(trial: FrozenTrial) -> tuple[datetime.datetime, datetime.datetime, str] | None:
+    """When a trial was trained, and the name of its process; None if that is not known."""
+    start, end, attrs = trial.datetime_start, trial.datetime_complete, trial.user_attrs
+    # A lost trial ends when another worker finds it.
+    if start is None or end is None or LOST_KEY in attrs:
+        return None
+    # None where Optuna's own loop has begun a trial that a worker was about to begin.
+    if (worker := trial.system_attrs.get(WORKER_KEY)) is not None:
+        return start, end, worker
+    # A user's own loop stores none: of its trials, those that overlap count as processes. A failed
+    # one may have been killed, and then ends when another process finds it.
+    seconds = attrs.get(SECONDS_KEY)
+    if seconds is None or trial.state == TrialState.FAIL:
+        return None
+    # `optuna.Study.ask` may have begun it long before it was trained.
+    began = max(start, end - datetime.timedelta(seconds=seconds))
+    return began, end, str(trial.number)
+
+
 def _trial_run(trial: FrozenTrial, curve: tuple[Evaluation, ...]) -> TrialRun:
     attrs = trial.user_attrs
+    feasible = all(value <= 0.0 for value in trial.constraints.values())
     return TrialRun(
         number=trial.number,
         slot=int(attrs.get(SLOT_KEY, trial.number)),
         state=trial.state.name.lower(),
         params=trial.params,
-        # Optuna gives a pruned trial its last report as value.
-        value=trial.value if trial.state == TrialState.COMPLETE else None,
+        # Optuna gives a pruned trial its last report as value. An infeasible one is never best.
+        value=trial.value if trial.state == TrialState.COMPLETE and feasible else None,
         # A reporter's trials are paired wherever two studies have the same configuration.
         paired=bool(attrs.get(PAIRED_KEY, BUDGET_KEY in attrs)),
         curve=curve,

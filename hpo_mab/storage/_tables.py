@@ -105,7 +105,7 @@ def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
     distributions: dict[str, BaseDistribution] = {}
     for kind, _, _, name, number, text in children:
         if kind == "param":
-            distributions[name] = _distribution(text)
+            distributions[name] = stored_distribution(text)
             parts[kind][name] = distributions[name].to_external_repr(number)
         elif kind == "value":
             parts[kind][name] = _Value.stored_repr_to_value(number, _Value.TrialValueType[text])
@@ -119,8 +119,8 @@ def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
         state=row.state,
         value=None,
         values=[value for _, value in sorted(_by_number(parts["value"]).items())] or None,
-        datetime_start=_local_time(row.datetime_start),
-        datetime_complete=_local_time(row.datetime_complete),
+        datetime_start=local_time(row.datetime_start),
+        datetime_complete=local_time(row.datetime_complete),
         params=parts["param"],
         distributions=distributions,
         user_attrs=parts["user"],
@@ -135,15 +135,21 @@ def _by_number(values: dict[str, Any]) -> dict[int, Any]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _distribution(text: str) -> BaseDistribution:
+def stored_distribution(text: str) -> BaseDistribution:
+    """The distribution of a stored text: one object for equal texts."""
     return json_to_distribution(text)
 
 
-def _local_time(moment: datetime.datetime | None) -> datetime.datetime | None:
-    # Optuna writes UTC and returns local time, both without a time zone.
+def local_time(moment: datetime.datetime | None) -> datetime.datetime | None:
+    """A stored moment as Optuna returns it: it stores UTC, both without a time zone."""
     if moment is None:
         return None
     return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
+
+
+def utc_now() -> datetime.datetime:
+    """The present moment as Optuna stores it."""
+    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
 
 
 #: Without `in_`: a list cannot be a parameter of a statement for many rows.
@@ -178,6 +184,15 @@ def value_statement(dialect: str) -> Any:
     insert = INSERTS[dialect](VALUES)
     replaced = {name: insert.excluded[name] for name in ("value", "value_type")}
     return insert.on_conflict_do_update(index_elements=["trial_id", "objective"], set_=replaced)
+
+
+def value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
+    """Rows of `value_statement`."""
+    encode = _Value.value_to_stored_repr
+    return [
+        {"trial_id": trial_id, "objective": place, "value": stored, "value_type": kind}
+        for place, (stored, kind) in enumerate(map(encode, values))
+    ]
 
 
 @functools.cache

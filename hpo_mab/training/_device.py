@@ -154,8 +154,8 @@ def random_state(device: torch.device) -> Iterator[None]:
     if not _training_lock.acquire(blocking=False):
         raise ArgumentError(
             "n_jobs must be 1: two trainings at once in one process would share its random state, "
-            "and neither would follow from its seed. Start several "
-            "processes on one storage, e.g. with hpo-mab run --workers."
+            "and neither would follow from its seed. Start the script several times on one "
+            "storage, or use hpo-mab run --workers."
         )
     try:
         of_numpy, of_python = np.random.get_state(), random.getstate()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -13,8 +13,11 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab.bandits import DeviceEngine
 from hpo_mab.samplers import BatchSampler, HardMiningSampler, MABSampler
 
-#: Steps whose batches are drawn at once for samplers that do not learn.
+#: Most steps whose batches are planned ahead, for samplers that do not learn.
 PLANNED_STEPS = 64
+#: The place before which batches are planned, and up to which place. The device waits for the first
+#: part, so that is short; it takes the steps of each part while the host plans the next.
+PLANNED_PARTS = {0: 4, 4: 20, 20: PLANNED_STEPS}
 
 
 class DrawRows:
@@ -61,17 +64,17 @@ class DrawRows:
 
     @property
     def steps_at_once(self) -> int:
-        """Steps whose batches are planned at once.
+        """Steps whose batches are planned ahead.
 
         Samplers that do not learn draw many steps ahead: no host work then separates replays of the
         graph. A learner's next draw needs the losses of this step.
         """
         return 1 if any(map(_learns, self.samplers.values())) else PLANNED_STEPS
 
-    def plan(self, slot: int, progress: Sequence[float]) -> None:
-        """Draw the next batches of a slot's sampler, with the share of the budget before each."""
+    def plan(self, slot: int, progress: Mapping[int, float]) -> None:
+        """Draw batches of a slot's sampler, by place, with the share of the budget before each."""
         sampler = self.samplers[slot]
-        for place, share in enumerate(progress):
+        for place, share in progress.items():
             if _stack_chooses_for(sampler):
                 self._planned[slot, place] = sampler.candidates()
                 continue
@@ -163,11 +166,13 @@ class DrawRows:
             self._drawn_weights.copy_(weights.view_as(self._drawn_weights))
         self._arms.copy_(arms)
 
-    def statistics(self, slot: int) -> dict[str, float]:
-        """Statistics of a slot's sampler or bandits, see `BatchSampler.statistics`."""
-        if slot in self.samplers:
-            return self.samplers[slot].statistics()
-        return {} if self.engine is None else self.engine.figures(slot)
+    def statistics(self, slots: Sequence[int]) -> dict[int, dict[str, float]]:
+        """Statistics of some slots' samplers or bandits, see `BatchSampler.statistics`."""
+        found = {slot: self.samplers[slot].statistics() for slot in slots if slot in self.samplers}
+        drawn = [slot for slot in slots if slot not in self.samplers]
+        if drawn and self.engine is not None:
+            found.update(zip(drawn, self.engine.figures_of(drawn), strict=True))
+        return found
 
     def tensors(self) -> dict[str, Tensor]:
         """The bandits' batch of the next step; the first dimension is the row."""

@@ -18,7 +18,7 @@ from hpo_mab.training._average import DRAWS, NetworkWatch
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep
 from hpo_mab.training._captured import Captured, python_random_states
 from hpo_mab.training._device import check_index_range, check_precision, synchronize, to_evaluation
-from hpo_mab.training._draw_rows import DrawRows, window_of
+from hpo_mab.training._draw_rows import PLANNED_PARTS, DrawRows, window_of
 from hpo_mab.training._optimizers import RowOptimizer
 from hpo_mab.training._rows import (
     NetworkRows,
@@ -358,15 +358,13 @@ class StackedTrainer:
         at_once = self._draws.steps_at_once
         for begin in range(0, steps, at_once):
             count = min(at_once, steps - begin)
-            for slot in self._draws.samplers:
-                each = self._running[slot]
-                first = each.done + begin
-                progress = [each.curve.progress(step) for step in range(first, first + count)]
-                self._draws.plan(slot, progress)
             self._draws.rewind()
-            for step in range(count):
-                if begin + step < 2 and not self._step.captured:
-                    self._take_checked(compare=begin + step == 1 or steps == 1)
+            for place in range(count):
+                if place in PLANNED_PARTS:
+                    self._plan(begin, range(place, min(PLANNED_PARTS[place], count)))
+                step = begin + place
+                if step < 2 and not self._step.captured:
+                    self._take_checked(compare=step == 1 or steps == 1)
                 else:
                     self._step(self._body)
                 if self._step.reason == DRAWS:
@@ -378,6 +376,13 @@ class StackedTrainer:
         if self.examples is not None:
             # Here and not later: the caller of `advance` halves the slots if memory runs out.
             self.examples.add_up()
+
+    def _plan(self, begin: int, places: range) -> None:
+        """Plan batches by their places after step ``begin`` of a round."""
+        for slot in self._draws.samplers:
+            each = self._running[slot]
+            first = each.done + begin
+            self._draws.plan(slot, {place: each.curve.progress(first + place) for place in places})
 
     def _take_checked(self, *, compare: bool) -> None:
         """A step that raises if the network changes what its slots would share.
@@ -439,7 +444,7 @@ class StackedTrainer:
         return stacked_cross_entropy(logits, targets, None)
 
     def _evaluate(self, due: list[int]) -> list[tuple[int, Evaluation | TrainingDiverged]]:
-        sums = self._numbers.read()
+        sums, statistics = self._numbers.read(), self._draws.statistics(due)
         scores: dict[int, tuple[bool, float, float]] = {}
         # Trained weights last: they replace averaged ones of equal accuracy.
         for averaged, at_end in itertools.product((True, False), (False, True)):
@@ -469,7 +474,7 @@ class StackedTrainer:
                     seconds=each.seconds,
                     train_loss=sums[slot] / (each.done - each.curve.done[0]),
                     learning_rate=each.peak * each.curve.schedule.factor(each.done - 1),
-                    statistics=self._draws.statistics(slot),
+                    statistics=statistics[slot],
                 )
             except TrainingDiverged as error:
                 # Its traceback refers to the networks.

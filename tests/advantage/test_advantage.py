@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import curve
 from scipy import stats
 
 from hpo_mab._errors import ArgumentError
@@ -24,10 +25,6 @@ from hpo_mab.advantage._advantage import mean_limits
 
 BUDGETS = 1_000.0 * 2.0 ** np.arange(5)
 REPETITIONS = 120
-
-
-def curve(budgets, ceiling, scale):
-    return 0.1 + (ceiling - 0.1) * (1 - (1 + budgets / scale) ** -0.8)
 
 
 def simulate(rng, *, pairs, factor=1.0, noise=0.01):

@@ -2,16 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import accelerated
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Evidence, PairedCurves, acceleration, advantage, measure_evidence
 
-Curves = Callable[..., PairedCurves]
 _RESAMPLES = 300
 
 
@@ -19,7 +18,7 @@ def _measure(pairs: PairedCurves, margin: float = 0.1) -> Evidence:
     return measure_evidence(pairs, margin=margin, resamples=_RESAMPLES)
 
 
-def test_rungs_move_to_the_earliest_equivalent_budget(accelerated: Curves) -> None:
+def test_rungs_move_to_the_earliest_equivalent_budget() -> None:
     found = _measure(accelerated(2.2))
     moved = {round(8 * r.budget): round(8 * r.decided_at) for r in found.rungs}
     # e(t) = 2.2 t: a rung at 2 is decided at 1, at 4 at 2, at 6 at 3.
@@ -35,7 +34,7 @@ def test_rungs_move_to_the_earliest_equivalent_budget(accelerated: Curves) -> No
     assert found.pairs == 30
 
 
-def test_it_has_the_advantage_and_acceleration_over_shares(accelerated: Curves) -> None:
+def test_it_has_the_advantage_and_acceleration_over_shares() -> None:
     pairs = accelerated(1.5)
     found = _measure(pairs)
     relative = dataclasses.replace(pairs, budgets=pairs.budgets / 8000)
@@ -62,14 +61,14 @@ def test_the_fidelity_of_equally_good_arms_is_not_shown_to_differ() -> None:
     assert worse <= 2
 
 
-def test_no_advantage_moves_nothing(accelerated: Curves) -> None:
+def test_no_advantage_moves_nothing() -> None:
     found = _measure(accelerated(1.0))
     assert not found.moves
     assert {rung.refused for rung in found.rungs} == {"advantage"}
     assert all(rung.decided_at == rung.equivalent == rung.budget for rung in found.rungs)
 
 
-def test_accuracy_without_fidelity_moves_nothing(accelerated: Curves) -> None:
+def test_accuracy_without_fidelity_moves_nothing() -> None:
     found = _measure(accelerated(2.2, scramble=0.08))
     assert found.advantage[0].above(0.0)
     assert not found.moves
@@ -80,14 +79,14 @@ def test_accuracy_without_fidelity_moves_nothing(accelerated: Curves) -> None:
         assert rung.fidelity.low < -0.1
 
 
-def test_a_wider_margin_lets_more_rungs_move(accelerated: Curves) -> None:
+def test_a_wider_margin_lets_more_rungs_move() -> None:
     pairs = accelerated(2.2, scramble=0.02)
     counts = [sum(r.moved for r in _measure(pairs, margin).rungs) for margin in (0.0, 0.3, 1.0)]
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
 
 
-def test_a_rung_between_budgets_is_held_to_the_later_one(accelerated: Curves) -> None:
+def test_a_rung_between_budgets_is_held_to_the_later_one() -> None:
     found = _measure(accelerated(2.2))
     assert found.rung(0.45) == found.rungs[3]
     assert found.rung(0.5) == found.rungs[3]
@@ -95,7 +94,7 @@ def test_a_rung_between_budgets_is_held_to_the_later_one(accelerated: Curves) ->
     assert found.rung(1.01) is None
 
 
-def test_json_and_files_keep_what_decisions_need(accelerated: Curves, tmp_path: Path) -> None:
+def test_json_and_files_keep_what_decisions_need(tmp_path: Path) -> None:
     found = dataclasses.replace(
         _measure(accelerated(2.2)), source="pilot", data="digits", model="mlp"
     )
@@ -111,7 +110,7 @@ def test_json_and_files_keep_what_decisions_need(accelerated: Curves, tmp_path: 
     assert len(json.dumps(found.to_json())) < 400 * len(found.budgets)
 
 
-def test_other_evidence_has_another_digest(accelerated: Curves) -> None:
+def test_other_evidence_has_another_digest() -> None:
     found = _measure(accelerated(2.2))
     assert dataclasses.replace(found, pairs=31).digest != found.digest
 
@@ -133,7 +132,7 @@ def test_what_is_no_evidence_is_refused(tmp_path: Path, content: str, message: s
         Evidence.load(path)
 
 
-def test_few_pairs_and_bad_margins_are_refused(accelerated: Curves) -> None:
+def test_few_pairs_and_bad_margins_are_refused() -> None:
     stopped = accelerated(1.0, pairs=5)
     stopped.bandit[3:, -1] = np.nan
     with pytest.raises(ArgumentError, match="at least 4 pairs, got 3 that have ended"):

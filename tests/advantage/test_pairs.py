@@ -7,12 +7,12 @@ import math
 
 import numpy as np
 import pytest
+from made_up import point
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import PairedCurves, advantage, pair_curves
 from hpo_mab.advantage._pairs import interpolate
 from hpo_mab.storage import StudyRun, TrialRun
-from hpo_mab.training import Evaluation
 
 BUDGETS = np.array([100.0, 200.0, 400.0])
 
@@ -175,17 +175,7 @@ def test_counts_fall_where_either_arm_was_stopped():
 
 def trial(number, accuracies, *, step=100, **fields):
     curve = tuple(
-        Evaluation(
-            index=i,
-            steps=i,
-            examples=i * step,
-            seconds=i * 2.0,
-            sampler_seconds=0.1,
-            accuracy=accuracy,
-            loss=1.0,
-            train_loss=1.0,
-            learning_rate=0.1,
-        )
+        point(i, examples=i * step, seconds=i * 2.0, accuracy=accuracy)
         for i, accuracy in enumerate(accuracies, start=1)
     )
     defaults = {

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engines import make_engine, teach, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from tools import no_waiting
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.bandits import BanditEngine, BanditSettings
+from hpo_mab.bandits import BanditSettings, DeviceEngine
 from hpo_mab.bandits._thompson import columns_of
 
 LOSSES = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.nan, math.inf, -math.inf])
@@ -62,10 +64,7 @@ def lessons(draw: st.DrawFn) -> tuple[int, int, list[tuple[list[int], list[float
 @settings(max_examples=40)
 @given(lesson=lessons(), memory=st.none() | st.integers(1, 6))
 def test_counts_equal_a_recount_of_the_last_pulls(
-    lesson: tuple[int, int, list[tuple[list[int], list[float]]]],
-    memory: int | None,
-    make_engine: Callable[..., Any],
-    teach: Callable[..., Any],
+    lesson: tuple[int, int, list[tuple[list[int], list[float]]]], memory: int | None
 ) -> None:
     bandits, arms, steps = lesson
     knobs = {"memory": memory, "loss_decay": 0.5}
@@ -83,9 +82,7 @@ def test_counts_equal_a_recount_of_the_last_pulls(
 
 
 @pytest.mark.parametrize("memory", [None, 150])
-def test_counts_and_states_agree_after_hundreds_of_pulls_of_an_arm(
-    memory: int | None, make_engine: Callable[..., Any], teach: Callable[..., Any]
-) -> None:
+def test_counts_and_states_agree_after_hundreds_of_pulls_of_an_arm(memory: int | None) -> None:
     # One bandit's arm rises through all states, then is drawn by itself.
     recount = Recount(3, 70, memory, 0.99)
     engine = make_engine("host", examples=210, bandits=3, memory=memory)
@@ -104,9 +101,7 @@ def test_counts_and_states_agree_after_hundreds_of_pulls_of_an_arm(
     assert engine._members.states.tolist() == states.tolist()
 
 
-def test_discount_decays_all_counts_of_a_bandit_at_each_of_its_pulls(
-    make_engine: Callable[..., Any], teach: Callable[..., Any]
-) -> None:
+def test_discount_decays_all_counts_of_a_bandit_at_each_of_its_pulls() -> None:
     engine = make_engine("device", examples=4, bandits=2, discount=0.5, loss_decay=0.0)
     teach(engine, [0, 0], [1.0, 3.0])  # Judged by 2: failure, success.
     teach(engine, [1, 0], [5.0, math.nan])  # Nothing changes.
@@ -117,7 +112,7 @@ def test_discount_decays_all_counts_of_a_bandit_at_each_of_its_pulls(
 
 @pytest.mark.parametrize("bad", [[math.nan, math.inf, -math.inf], [9.0, math.nan, 0.0]])
 def test_a_batch_with_a_loss_that_is_not_finite_changes_nothing(
-    bad: list[float], engine_kind: str, make_engine: Callable[..., Any], teach: Callable[..., Any]
+    bad: list[float], engine_kind: str
 ) -> None:
     def state_after(*lessons: list[float]) -> dict[str, object]:
         engine = make_engine(engine_kind, examples=12, bandits=3, memory=2)
@@ -134,9 +129,7 @@ def test_a_batch_with_a_loss_that_is_not_finite_changes_nothing(
 
 
 @pytest.mark.parametrize("memory", [None, 126, 127, 128, 129])
-def test_an_arm_that_fills_the_window_is_counted_whole(
-    memory: int | None, make_engine: Callable[..., Any], teach: Callable[..., Any]
-) -> None:
+def test_an_arm_that_fills_the_window_is_counted_whole(memory: int | None) -> None:
     def always(losses: Any, average: Any) -> Any:
         return losses > 0
 
@@ -146,7 +139,7 @@ def test_an_arm_that_fills_the_window_is_counted_whole(
     assert engine.counts()[:, :2, 0].tolist() == [[memory or 300, 0], [0, memory or 300]]
 
 
-def test_counts_of_draws_do_not_wrap_around(make_engine: Callable[..., Any]) -> None:
+def test_counts_of_draws_do_not_wrap_around() -> None:
     engine = make_engine("host", examples=4, bandits=2)
     engine._draws[:] = 65534
     for _ in range(6):
@@ -166,17 +159,13 @@ def counts_of(engine: Any, draws: int, examples: int) -> np.ndarray:
         *(("device", knobs) for knobs in ({}, {"policy": "softmax"}, {"floor": 1.0})),
     ],
 )
-def test_arms_without_pulls_are_drawn_once_a_pass(
-    engine_kind: str, knobs: dict[str, Any], make_engine: Callable[..., Any]
-) -> None:
+def test_arms_without_pulls_are_drawn_once_a_pass(engine_kind: str, knobs: dict[str, Any]) -> None:
     # 3 bandits of 6, 6 and 5 arms; 30 draws are 5, 5 and 6 passes.
     engine = make_engine(engine_kind, examples=17, bandits=3, **knobs)
     assert sorted(counts_of(engine, 30, 17)) == [5] * 12 + [6] * 5
 
 
-def test_arms_with_pulls_are_skipped_by_passes(
-    engine_kind: str, make_engine: Callable[..., Any], teach: Callable[..., Any]
-) -> None:
+def test_arms_with_pulls_are_skipped_by_passes(engine_kind: str) -> None:
     engine = make_engine(engine_kind, examples=18, bandits=3, memory=4)
     # Twice the same: the first batch is compared with its own mean, which no loss is above.
     for arm in (0, 0, 4):
@@ -189,9 +178,7 @@ def test_arms_with_pulls_are_skipped_by_passes(
     assert (counts[shares[:, 0]] > unknown.max(axis=1)).all()
 
 
-def test_with_replacement_some_arms_wait_and_some_are_drawn_twice(
-    engine_kind: str, make_engine: Callable[..., Any]
-) -> None:
+def test_with_replacement_some_arms_wait_and_some_are_drawn_twice(engine_kind: str) -> None:
     engine = make_engine(engine_kind, examples=60, bandits=3, replacement=True)
     counts = counts_of(engine, 20, 60)
     # All once by chance: (20! / 20^20)^3, below 1e-20.
@@ -209,9 +196,7 @@ def test_replacement_follows_correction() -> None:
         BanditSettings(replacement="no")  # type: ignore[arg-type]
 
 
-def test_thompson_draws_of_both_engines_have_one_distribution(
-    make_engine: Callable[..., Any], train: Callable[..., Any]
-) -> None:
+def test_thompson_draws_of_both_engines_have_one_distribution() -> None:
     counts = []
     for kind in ("host", "device"):
         engine = make_engine(kind, examples=64, bandits=8, memory=20)
@@ -225,12 +210,26 @@ def test_thompson_draws_of_both_engines_have_one_distribution(
     assert stats.chi2.sf(statistic, 56) > 1e-3
 
 
-def test_thompson_propensities_of_discounted_counts_are_refused(
-    make_engine: Callable[..., Any],
-) -> None:
+def test_thompson_propensities_of_discounted_counts_are_refused() -> None:
     engine = make_engine("device", examples=8, bandits=2, discount=0.9)
     with pytest.raises(ArgumentError, match=r"discount=0\.9"):
         engine.propensities()
+
+
+def test_each_network_of_a_stack_has_its_own_figures() -> None:
+    shares = np.tile(make_engine("device", examples=23, bandits=2).shares.numpy(), (3, 1))
+    engine = DeviceEngine(shares, BanditSettings(), torch.Generator().manual_seed(0), stack=3)
+    for _ in range(40):
+        _, _, arms = engine.draw(uniform=False)
+        engine.learn(arms, arms.float())
+    held, expected = engine.rows(), []
+    for draws, (rewarded, judged) in zip(held["draws"], held["tally"][:, 0].tolist(), strict=True):
+        # A tenth of the examples is 3.
+        most = draws.flatten().sort(descending=True).values[:3]
+        expected.append({"reward_rate": rewarded / judged, "concentration": int(most.sum()) / 80})
+    assert engine.figures_of([2, 0]) == [expected[2], expected[0]]
+    # Rewards are those since the last call.
+    assert ["reward_rate" in found for found in engine.figures_of([0, 1])] == [False, True]
 
 
 KNOBS: dict[str, dict[str, Any]] = {
@@ -245,9 +244,7 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
-def test_draw_and_learn_never_wait_for_the_host(
-    knobs: dict[str, Any], make_engine: Callable[..., Any], no_waiting: Callable[[], Any]
-) -> None:
+def test_draw_and_learn_never_wait_for_the_host(knobs: dict[str, Any]) -> None:
     engine = make_engine("device", examples=1003, bandits=32, device="cuda", **knobs)
     losses = torch.rand(32, device="cuda")
     with no_waiting():
@@ -259,9 +256,7 @@ def test_draw_and_learn_never_wait_for_the_host(
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
-def test_a_graph_draws_and_learns_at_each_replay(
-    knobs: dict[str, Any], make_engine: Callable[..., Any]
-) -> None:
+def test_a_graph_draws_and_learns_at_each_replay(knobs: dict[str, Any]) -> None:
     engine = make_engine("device", examples=1003, bandits=32, device="cuda", **knobs)
     losses = torch.rand(1003, device="cuda")
     stream = torch.cuda.Stream()
@@ -286,9 +281,7 @@ def test_a_graph_draws_and_learns_at_each_replay(
 
 
 @pytest.mark.parametrize("kind", ["host", "device"])
-def test_a_rule_of_reward_decides_what_is_rewarded(
-    kind: str, make_engine: Callable[..., BanditEngine], teach: Callable[..., None]
-) -> None:
+def test_a_rule_of_reward_decides_what_is_rewarded(kind: str) -> None:
     def all_but_the_lowest(losses: Any, average: Any) -> Any:
         assert average[..., 0].shape == losses[..., 0].shape
         return losses.argsort(-1).argsort(-1) >= 1
@@ -310,11 +303,7 @@ def test_a_rule_of_reward_decides_what_is_rewarded(
     ],
 )
 def test_a_rule_of_reward_returns_a_boolean_for_each_loss(
-    rule: Callable[..., Any],
-    got: str,
-    engine_kind: str,
-    make_engine: Callable[..., BanditEngine],
-    teach: Callable[..., None],
+    rule: Callable[..., Any], got: str, engine_kind: str
 ) -> None:
     engine = make_engine(engine_kind, examples=8, bandits=4, reward=rule)
     with pytest.raises(ArgumentError, match=rf"boolean for each loss, .*4\], got .*{got}"):

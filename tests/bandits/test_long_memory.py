@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from engines import make_engine, teach, train
 from scipy import stats
 
 from hpo_mab.bandits import BanditSettings, HostEngine, stratified_shares
@@ -19,9 +19,7 @@ def _shared(engine: Any) -> int:
 
 
 @pytest.mark.parametrize("memory", [None, 150])
-def test_draws_follow_the_propensities(
-    memory: int | None, make_engine: Callable[..., Any], train: Callable[..., Any]
-) -> None:
+def test_draws_follow_the_propensities(memory: int | None) -> None:
     """One bandit whose arms are in part drawn one by one; the device engine has no such parts."""
     host, device = (
         make_engine(kind, examples=9, bandits=1, memory=memory) for kind in ("host", "device")
@@ -43,9 +41,7 @@ def test_draws_follow_the_propensities(
     assert stats.chisquare(counts, chances, sum_check=False).pvalue > 1e-3
 
 
-def test_counts_are_those_of_the_window_as_arms_come_and_go(
-    make_engine: Callable[..., Any], teach: Callable[..., Any]
-) -> None:
+def test_counts_are_those_of_the_window_as_arms_come_and_go() -> None:
     """Arms pass the limit in both directions; what counts is always the last pulls."""
     memory, arms = 60, 3
     engine = make_engine("host", examples=2 * arms, bandits=2, memory=memory, loss_decay=0.0)
@@ -83,9 +79,7 @@ def test_an_integer_prior_is_a_number_like_any_other() -> None:
     assert engine.counts().sum(dim=-1).max() > MOST_PULLS
 
 
-def test_propensities_hold_whatever_shape_numpy_gives(
-    monkeypatch: pytest.MonkeyPatch, make_engine: Callable[..., Any], train: Callable[..., Any]
-) -> None:
+def test_propensities_hold_whatever_shape_numpy_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine("host", examples=9, bandits=1, memory=None)
     train(engine, steps=200, arms=7, seed=1)
     assert _shared(engine) > 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from engines import make_engine, train
 from scipy import stats
 
 POLICIES: dict[str, dict[str, Any]] = {
@@ -23,12 +23,7 @@ ENGINES = [("host", "thompson"), *(("device", name) for name in POLICIES)]
 
 
 @pytest.mark.parametrize(("engine_kind", "name"), ENGINES)
-def test_draws_follow_the_propensities(
-    engine_kind: str,
-    name: str,
-    make_engine: Callable[..., Any],
-    train: Callable[..., Any],
-) -> None:
+def test_draws_follow_the_propensities(engine_kind: str, name: str) -> None:
     # 3 bandits of 6, 6 and 5 arms: an arm that is padding would show.
     engine = make_engine(engine_kind, examples=17, bandits=3, memory=12, **POLICIES[name])
     train(engine, steps=30, arms=5, seed=1)
@@ -45,9 +40,7 @@ def test_draws_follow_the_propensities(
     assert statistic.pvalue > 1e-3
 
 
-def test_engines_have_the_same_propensities(
-    make_engine: Callable[..., Any], train: Callable[..., Any]
-) -> None:
+def test_engines_have_the_same_propensities() -> None:
     engines = [
         make_engine(kind, examples=203, bandits=10, memory=30, floor=0.1)
         for kind in ("host", "device")
@@ -62,9 +55,7 @@ def test_engines_have_the_same_propensities(
     assert host.std() > 1e-3  # Not merely uniform, both.
 
 
-def test_softmax_is_the_boltzmann_distribution_of_posterior_means(
-    make_engine: Callable[..., Any], train: Callable[..., Any]
-) -> None:
+def test_softmax_is_the_boltzmann_distribution_of_posterior_means() -> None:
     engine = make_engine(
         "device", examples=4, bandits=1, memory=None, policy="softmax", temperature=0.5
     )
@@ -75,9 +66,7 @@ def test_softmax_is_the_boltzmann_distribution_of_posterior_means(
 
 
 @pytest.mark.parametrize("temperature", [1e-8, 1e-40, 1e-50])
-def test_a_cold_softmax_shares_its_pick_among_equals(
-    temperature: float, make_engine: Callable[..., Any]
-) -> None:
+def test_a_cold_softmax_shares_its_pick_among_equals(temperature: float) -> None:
     knobs = {"policy": "softmax", "temperature": temperature, "replacement": True}
     engine = make_engine("device", examples=5, bandits=1, **knobs)
     assert engine.propensities().tolist() == [[pytest.approx(0.2)] * 5]
@@ -87,9 +76,7 @@ def test_a_cold_softmax_shares_its_pick_among_equals(
     assert ((counts >= 60) & (counts <= 140)).all()
 
 
-def test_greedy_shares_its_pick_among_equals(
-    make_engine: Callable[..., Any], train: Callable[..., Any]
-) -> None:
+def test_greedy_shares_its_pick_among_equals() -> None:
     engine = make_engine("device", examples=5, bandits=1, policy="epsilon_greedy", epsilon=0.0)
     # Nothing known: all five are best. Then arm 0 fails once against its own mean.
     assert engine.propensities().tolist() == [[pytest.approx(0.2)] * 5]
@@ -99,9 +86,7 @@ def test_greedy_shares_its_pick_among_equals(
     assert engine.propensities().tolist() == [[1, 0, 0, 0, 0]]
 
 
-def test_states_beyond_the_device_table_keep_their_rate(
-    make_engine: Callable[..., Any], train: Callable[..., Any]
-) -> None:
+def test_states_beyond_the_device_table_keep_their_rate() -> None:
     # 400 pulls of 3 arms: many times the 48 of the table. Every rate is close to one half, so that
     # nearest states are near enough. An arm with pulls still differs from one without.
     host, device = (

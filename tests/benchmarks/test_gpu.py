@@ -6,13 +6,14 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tools import runs
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpo_mab import models
@@ -133,7 +134,7 @@ time.sleep(600)
 
 
 def test_a_stopped_part_leaves_its_rows_and_no_process(
-    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: Callable[[int], bool]
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = tmp_path / "part.py"
     script.write_text(_STAND_IN)

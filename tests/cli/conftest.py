@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shlex
 import shutil
 import signal
 import sys
@@ -57,18 +56,6 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     return Cli(monkeypatch, capsys)
-
-
-def next_commands(out: str) -> list[list[str]]:
-    """Arguments of each ``hpo-mab`` command that an output ends with."""
-    lines = out.partition("\nNext:\n")[2].splitlines()
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [each[1:] for each in words if each[:1] == ["hpo-mab"]]
-
-
-@pytest.fixture(name="next_commands")
-def _next_commands() -> Callable[[str], list[list[str]]]:
-    return next_commands
 
 
 TINY = """

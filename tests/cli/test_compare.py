@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from tools import next_commands
 
 from hpo_mab.search._runner import RunHere
 from hpo_mab.search._target import Target
@@ -61,9 +62,6 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     assert json.loads(again)["summary"] == record["summary"]
 
 
-NextCommands = Callable[[str], list[list[str]]]
-
-
 @pytest.fixture
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends ``hpo-mab dashboard`` as soon as it would serve."""
@@ -92,7 +90,7 @@ def _follow(cli: Cli, command: list[str]) -> tuple[str, str]:
 )
 @pytest.mark.usefixtures("no_server")
 def test_each_printed_command_works_and_keeps_what_was_given(
-    cli: Cli, tiny: str, next_commands: NextCommands, given: tuple[str, ...]
+    cli: Cli, tiny: str, given: tuple[str, ...]
 ) -> None:
     few = ("--set", "compare.retrain=0", *(() if "--trials" in given else ("--trials", "2")))
     # The names that a comparison takes by default are taken by another definition.
@@ -206,7 +204,7 @@ def test_arms_differ_in_sampler_and_pruner(cli: Cli, tiny: str, tmp_path: Path) 
 
 
 def test_no_more_seeds_are_suggested_with_a_reference_study_which_has_one(
-    cli: Cli, tiny: str, next_commands: NextCommands
+    cli: Cli, tiny: str
 ) -> None:
     one = ("--sampler", "uniform", "--name", "first", "--pruner", "none", "--quiet")
     assert cli("run", tiny, *one)[0] == 0

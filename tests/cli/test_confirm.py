@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tools import next_commands
 
 from hpo_mab.search import _confirm as module
 
@@ -18,9 +18,7 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_the_best_is_trained_again_and_can_be_saved(
-    cli: Cli, tiny: str, next_commands: Callable[[str], list[list[str]]]
-) -> None:
+def test_the_best_is_trained_again_and_can_be_saved(cli: Cli, tiny: str) -> None:
     _, out, _ = cli("run", tiny, "--pruner", "none")
     (command,) = (words for words in next_commands(out) if words[0] == "confirm")
     assert command == ["confirm", "tiny-mab-seed0"]

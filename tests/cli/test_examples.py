@@ -127,7 +127,9 @@ def test_a_list_of_other_labels_is_refused(cli: Cli, study: str, tmp_path: Path)
 
 
 def test_mistakes_in_one_line(cli: Cli, study: str) -> None:
-    assert "--drop must be in [1, 1149]" in cli.refusal("examples", study, "--drop", "5000")
+    refused = cli.refusal("examples", study, "--drop", "5000", "--csv", "all.csv")
+    assert "--drop must be in [1, 1149]" in refused
+    assert not Path("all.csv").exists()
     out = cli.out("examples", study, "--drop", "1149", "-o", "most.json")
     assert "1139 examples in most.json (without 10: the last one of a class stays)" in out
     assert len(json.loads(Path("most.json").read_text())["indices"]) == 1139

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 from PIL import Image
+from tools import next_commands
 
 from hpo_mab import data
 from hpo_mab._attributes import INTERRUPTED_KEY, SLOT_KEY, TWIN_KEY
@@ -250,10 +250,7 @@ def test_a_key_that_is_set_counts_more_than_the_environment(
 
 
 def test_printed_commands_name_the_root_that_replaced_that_of_the_environment(
-    cli: Cli,
-    tiny: str,
-    monkeypatch: pytest.MonkeyPatch,
-    next_commands: Callable[[str], list[list[str]]],
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("run", tiny, "--trials", "1", "--set", "data.root=here")
     assert "--data-root" not in cli.out(*command)
@@ -265,7 +262,7 @@ def test_printed_commands_name_the_root_that_replaced_that_of_the_environment(
 
 
 def test_printed_commands_have_root_and_device_of_this_run_if_the_study_has_others(
-    cli: Cli, tiny: str, next_commands: Callable[[str], list[list[str]]]
+    cli: Cli, tiny: str
 ) -> None:
     command = ("run", tiny, "--trials", "1")
     assert cli(*command, "--data-root", "first", "--device", "cpu", "--quiet")[0] == 0

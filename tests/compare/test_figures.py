@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import run, study, trial
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate
@@ -130,7 +131,7 @@ def test_no_two_arms_of_a_definition_have_one_colour():
         assert len({figures.colours([name, *arms])[name] for arms in compared}) == 1
 
 
-def test_twelve_arms_have_colours_of_their_own_and_more_differ_in_dash(study):
+def test_twelve_arms_have_colours_of_their_own_and_more_differ_in_dash():
     arms = [f"arm{i}" for i in range(16)]
     assert len(set(figures.colours(arms[:12]).values())) == 12
     runs = [study(arm, 0, trials=2, pruned=0) for arm in arms]
@@ -148,12 +149,12 @@ def test_incumbent_is_the_median_within_the_seeds_range(drawn, runs):
     assert (low.y[-1], high.y[-1]) == pytest.approx((min(finals), max(finals)))
 
 
-def test_an_incumbent_of_one_point_has_a_marker(study):
+def test_an_incumbent_of_one_point_has_a_marker():
     (trace,) = lines(figures.anytime_incumbent([study("mab", 0, trials=1, pruned=0)]), "mab")
     assert (len(set(trace.x)), trace.mode) == (1, "markers")
 
 
-def test_more_than_two_intervals_are_bars(study):
+def test_more_than_two_intervals_are_bars():
     arms = ("mab", "uniform", "uniform_hyperband", "mab_hyperband")
     runs = [study(arm, seed, rewards=0.5) for arm in arms for seed in range(3)]
     summary = summarise(runs)
@@ -185,7 +186,7 @@ def test_titles_fit_a_phone(drawn):
         assert figure.layout.legend.orientation == "h"
 
 
-def test_concentration_is_held_against_shuffled_passes(trial, run):
+def test_concentration_is_held_against_shuffled_passes():
     rng = np.random.default_rng(0)
     size, passes = 1_000, np.array([0.05, 0.1, 0.5, 1.0, 1.05, 1.5, 2.0, 3.7])
     for shown, share in zip(shuffled_concentration(passes), passes, strict=True):
@@ -245,7 +246,7 @@ def test_a_cost_that_is_not_known_makes_no_figure(summary):
     assert not figures.cost_to_target(with_contrast(summary, cost=(cost,))).data
 
 
-def test_every_arm_is_in_the_legend_of_the_knobs(trial, run):
+def test_every_arm_is_in_the_legend_of_the_knobs():
     runs = [
         run([trial([0.5], params={"sampler.floor": 0.1})], arm="mab"),
         run([trial([0.5], params={"sampler.presample": 3})], arm="gradnorm"),
@@ -254,7 +255,7 @@ def test_every_arm_is_in_the_legend_of_the_knobs(trial, run):
     assert sorted(shown) == ["gradnorm", "mab"]
 
 
-def test_six_seeds_have_an_interval_of_the_median(study):
+def test_six_seeds_have_an_interval_of_the_median():
     runs = [study("mab", seed) for seed in range(9)]
     finals = sorted(100 * run.best.value for run in runs)
     low, high = (t for t in figures.anytime_incumbent(runs).data if "interval" in t.name)
@@ -303,7 +304,7 @@ def test_no_band_is_drawn_where_nothing_was_measured(summary):
         assert row.examples not in trace.x
 
 
-def test_cost_error_bars_stop_where_nothing_is_known(trial, run):
+def test_cost_error_bars_stop_where_nothing_is_known():
     runs = [
         run([trial([0.1, own], examples=100)], arm=arm, seed=seed)
         for seed, pair in enumerate([(0.5, 0.6), (0.9, 0.6), (0.7, 0.6)])
@@ -318,7 +319,7 @@ def test_cost_error_bars_stop_where_nothing_is_known(trial, run):
     assert "reached in 2 of 3 seeds" in trace.text[0]
 
 
-def test_learning_curves_are_means_over_seeds_with_their_interval(trial, run):
+def test_learning_curves_are_means_over_seeds_with_their_interval():
     finals = {0: [0.5, 0.7], 1: [0.8], 2: [0.9]}
     runs = [
         run([trial([0.1, end], number=i) for i, end in enumerate(ends)], arm="mab", seed=seed)
@@ -348,7 +349,7 @@ def test_learning_curves_are_means_over_seeds_with_their_interval(trial, run):
             figures.learning_curves(runs, **wrong)
 
 
-def test_learning_curves_say_which_weights_they_are_of(trial, run):
+def test_learning_curves_say_which_weights_they_are_of():
     made = [trial([0.1, 0.5, 0.7], number=i) for i in range(2)]
     averaged = [with_averages(one, 2) for one in made]
     for trials, words in (
@@ -367,7 +368,7 @@ def test_learning_curves_say_which_weights_they_are_of(trial, run):
         assert "weights" not in loss
 
 
-def test_learning_curves_say_where_trials_that_were_stopped_are_missing(trial, run):
+def test_learning_curves_say_where_trials_that_were_stopped_are_missing():
     made = [trial([0.1, 0.5], number=0), trial([0.1], number=1, state="pruned", examples=4_000)]
     words = "stopped trials count up to their last evaluation"
 
@@ -390,7 +391,7 @@ def with_averages(trial, count):
     return dataclasses.replace(trial, curve=tuple(curve))
 
 
-def test_curves_are_downsampled(trial, run):
+def test_curves_are_downsampled():
     long = trial(np.linspace(0.1, 0.9, 1_000), examples=100_000, rewards=0.5)
     runs = [run([long], arm="mab")]
     for figure in (
@@ -410,7 +411,7 @@ def test_reward_rate_leaves_out_samplers_without_rewards(drawn):
     assert lines(drawn["rewards"], "mab")[0].y[0] == pytest.approx(50.0)
 
 
-def test_a_panel_for_each_knob(trial, run):
+def test_a_panel_for_each_knob():
     trials = [
         trial([0.5], number=i, params={"sampler.memory": i, "sampler.policy": "softmax", "lr": 0.1})
         for i in range(3)
@@ -426,7 +427,7 @@ def test_a_panel_for_each_knob(trial, run):
     assert len(figure.data[0].x) == 3
 
 
-def test_nothing_to_show_says_so(run):
+def test_nothing_to_show_says_so():
     empty = [run([], arm="uniform"), run([], arm="mab")]
     summary = summarise(empty)
     for figure in (
@@ -454,7 +455,7 @@ def test_unknown_names_are_refused(summary):
         summary.contrasts[0].paired[0].agreement("recall", final="own")
 
 
-def test_curves_of_an_arm_are_those_of_its_own_sampler(run, trial):
+def test_curves_of_an_arm_are_those_of_its_own_sampler():
     own = trial([0.5, 0.6], number=0)
     twin = dataclasses.replace(
         trial([0.1, 0.2], number=1, slot=0),
@@ -465,7 +466,7 @@ def test_curves_of_an_arm_are_those_of_its_own_sampler(run, trial):
     assert list(line.y) == pytest.approx([50.0, 60.0])
 
 
-def test_a_knob_of_texts_and_numbers_has_an_axis_of_texts(trial, run):
+def test_a_knob_of_texts_and_numbers_has_an_axis_of_texts():
     values = [None, 50, 100, 50]
     trials = [
         trial([0.5], number=number, params={"sampler.memory": value})
@@ -478,7 +479,7 @@ def test_a_knob_of_texts_and_numbers_has_an_axis_of_texts(trial, run):
     assert list(figure.data[0].x) == [50, 100, 50]
 
 
-def test_attempts_that_are_tried_again_are_not_drawn_twice(run, trial):
+def test_attempts_that_are_tried_again_are_not_drawn_twice():
     cut = trial([0.5, 0.6], number=0, state="fail", rewards=0.9)
     again = dataclasses.replace(trial([0.5, 0.6], number=1, rewards=0.5), slot=0)
     found = figures.reward_rate([run([cut, again], arm="mab")])

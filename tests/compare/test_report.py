@@ -8,6 +8,7 @@ import json
 import math
 
 import pytest
+from made_up import run, trial
 
 from hpo_mab.compare import (
     ComparisonRuns,
@@ -93,7 +94,7 @@ def test_what_a_reader_looks_for_comes_first(page, runs, summary):
     assert places == sorted(places)
 
 
-def test_the_search_space_is_that_of_the_definition(run):
+def test_the_search_space_is_that_of_the_definition():
     spec = make_spec(
         {
             "name": "all",
@@ -113,7 +114,7 @@ def test_the_search_space_is_that_of_the_definition(run):
     assert found["sampler.prior_alpha"] == "0.5 to 5"
 
 
-def test_the_winner_has_its_values_and_their_ranges(trial, run):
+def test_the_winner_has_its_values_and_their_ranges():
     spec = {"optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}}}
     best = trial([0.7], params={"lr": 0.25, "x": 1})
     best = dataclasses.replace(best, attrs={"hpo_mab:sampler": "psgd"})
@@ -128,7 +129,7 @@ def test_the_winner_has_its_values_and_their_ranges(trial, run):
     assert "No trial is complete yet." in report_html(_found(runs), summarise(runs))
 
 
-def test_a_report_without_figures_says_so(run):
+def test_a_report_without_figures_says_so():
     runs = [run([], arm=arm) for arm in ("uniform", "mab")]
     words = "".join(Page(report_html(_found(runs), summarise(runs))).text)
     assert "Figures\nNone yet." in words
@@ -155,9 +156,9 @@ def test_names_and_values_of_a_database_are_escaped(runs):
 def test_every_trial_is_on_record(page, runs):
     words = "".join(page.text)
     assert f"{sum(len(run.trials) for run in runs)} trials of {len(runs)} studies" in words
-    for run in runs:
-        assert run.name in words
-        assert f"{run.best.value:.4f}" in words
+    for one in runs:
+        assert one.name in words
+        assert f"{one.best.value:.4f}" in words
     assert "sampler.memory=50" in words
 
 

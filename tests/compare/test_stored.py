@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
+from made_up import study
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.compare import _stored, stored_comparison
@@ -195,7 +196,7 @@ def test_names_come_in_lists(studies: Any, storages: Any, words: str) -> None:
         stored_comparison(studies, storages=storages)
 
 
-def test_evidence_counts_evaluations_whatever_the_rounding_to_steps(study):
+def test_evidence_counts_evaluations_whatever_the_rounding_to_steps():
     """Three eighths of 188 steps are 70.5: rounded to 70, the share lies just before the rung."""
     steps = [24, 47, 70, 94, 118, 141, 164, 188]
 
@@ -220,7 +221,7 @@ def test_evidence_counts_evaluations_whatever_the_rounding_to_steps(study):
     assert evidence_of(runs).budgets == tuple(n / 8 for n in range(1, 9))
 
 
-def test_evidence_of_pairs_that_a_pruner_has_stopped_is_refused(study):
+def test_evidence_of_pairs_that_a_pruner_has_stopped_is_refused():
     runs = [study(arm, 0, paired=12) for arm in ("uniform", "mab")]
     with pytest.raises(ArgumentError, match="no pruner can stop; 2 of these were stopped"):
         evidence_of(runs)

@@ -10,12 +10,12 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from made_up import run, study, trial
 
 from hpo_mab._attributes import REASON_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.compare import answers, incumbent_curve, summarise
+from hpo_mab.compare import answers, summarise
 from hpo_mab.compare._records import geometric_mean, signed_rank_p
-from hpo_mab.compare._summary import costs_to_target
 
 
 def contrast_of(runs, **options):
@@ -38,7 +38,7 @@ def test_arms_are_counted(summary, runs):
     assert mab.best_median == pytest.approx(np.median(best))
 
 
-def test_a_share_of_the_sampler_that_no_trial_measured_is_not_zero(study):
+def test_a_share_of_the_sampler_that_no_trial_measured_is_not_zero():
     runs = [study(arm, 0, paired=4, sampler_share=0.0) for arm in ("uniform", "mab")]
     summary = summarise(runs)
     assert all(np.isnan(arm.sampler_share.value) for arm in summary.arms)
@@ -60,7 +60,7 @@ def test_a_known_advantage_is_found(summary):
     assert contrast.gain["examples"].above(0.0)
 
 
-def test_identical_arms_show_nothing(study):
+def test_identical_arms_show_nothing():
     runs = [
         study(arm, seed, paired=4, noise=0.0, sampler_share=0.01 * seed)
         for seed in range(5)
@@ -76,7 +76,7 @@ def test_identical_arms_show_nothing(study):
     assert all(row.agreement("kendall").difference.value == 0.0 for row in contrast.paired)
 
 
-def test_gain_is_at_what_the_cheaper_study_spent(trial, run):
+def test_gain_is_at_what_the_cheaper_study_spent():
     cheap = run([trial([0.2, 0.6], number=0, examples=100)], arm="mab")
     long = run(
         [trial([0.2, v], number=i, examples=100) for i, v in enumerate((0.5, 0.9))], arm="uniform"
@@ -84,7 +84,7 @@ def test_gain_is_at_what_the_cheaper_study_spent(trial, run):
     assert contrast_of([cheap, long]).gain["examples"].value == pytest.approx(0.1)
 
 
-def test_only_common_seeds_are_paired(study):
+def test_only_common_seeds_are_paired():
     runs = [study("uniform", seed) for seed in (0, 1, 2)] + [study("mab", seed) for seed in (1, 9)]
     contrast = contrast_of(runs)
     assert contrast.seeds == (1,)
@@ -93,7 +93,7 @@ def test_only_common_seeds_are_paired(study):
     assert contrast.pairs == 8
 
 
-def test_retrained_scores_are_means_of_each_seed(study):
+def test_retrained_scores_are_means_of_each_seed():
     runs = [study(arm, seed, paired=0) for arm in ("mab", "uniform") for seed in range(5)]
     again = [
         dataclasses.replace(run, retrained=(0.8 + 0.01 * run.seed * (run.arm == "mab"),) * 2)
@@ -107,7 +107,7 @@ def test_retrained_scores_are_means_of_each_seed(study):
     assert found.contrasts[0].retrained_p is None
 
 
-def test_several_arms_and_another_reference(study):
+def test_several_arms_and_another_reference():
     arms = ("mab", "uniform", "psgd")
     runs = [study(arm, seed, paired=2) for arm in arms for seed in (0, 1)]
     found = summarise(runs, reference="mab")
@@ -125,7 +125,7 @@ def test_fidelity_uses_configurations_both_arms_took_that_far(summary):
     assert last.agreement("kendall", final="own").arm.value == 1.0
 
 
-def test_studies_that_have_nothing_yet(run, trial):
+def test_studies_that_have_nothing_yet():
     runs = [
         run([], arm="uniform"),
         run([trial([0.3], state="running", examples=100)], arm="mab"),
@@ -159,173 +159,6 @@ def test_what_cannot_be_compared_is_refused(runs):
         summarise([runs[0], runs[0]])
     with pytest.raises(UnknownNameError, match=r"'unifrom'.*'uniform'"):
         summarise(runs, reference="unifrom")
-
-
-@pytest.fixture(name="made")
-def _made(trial, run):
-    return run(
-        [
-            trial([0.1, 0.9], number=0, state="pruned", examples=100),
-            trial([0.2, 0.5], number=1, examples=100),
-            trial([0.2, 0.4], number=2, examples=50),
-            trial([], number=3, state="fail"),
-            trial([0.2, 0.8], number=4, examples=100),
-            trial([0.9], number=5, state="running", examples=30),
-        ],
-        arm="mab",
-    )
-
-
-def test_only_complete_trials_are_incumbents_and_all_trials_are_spend(made):
-    found = incumbent_curve(made)
-    assert found.spent.tolist() == [200, 250, 350]
-    assert found.accuracy.tolist() == [0.5, 0.5, 0.8]
-    assert found.total == 380
-
-
-def test_seconds_are_the_trials_own(made):
-    found = incumbent_curve(made, "seconds")
-    assert found.spent == pytest.approx(np.array([200, 250, 350]) * 1e-3)
-
-
-def test_reading_at_a_spend(made):
-    found = incumbent_curve(made)
-    values = found.at([0, 199, 200, 349, 350, 1e9])
-    assert np.isnan(values[:2]).all()
-    assert values[2:].tolist() == [0.5, 0.5, 0.8, 0.8]
-
-
-def test_first_reaching(made):
-    found = incumbent_curve(made)
-    assert found.first_reaching(0.5) == 200
-    assert found.first_reaching(0.51) == 350
-    assert found.first_reaching(0.81) == math.inf
-
-
-def test_order_is_that_of_the_trial_numbers(made, run):
-    turned = run(made.trials[::-1], arm="mab")
-    assert incumbent_curve(turned).spent.tolist() == incumbent_curve(made).spent.tolist()
-
-
-def test_a_study_without_trials_has_no_incumbent(run):
-    found = incumbent_curve(run([], arm="mab"))
-    assert (len(found.spent), found.total) == (0, 0.0)
-    assert np.isnan(found.at(10.0))
-    assert found.first_reaching(0.0) == math.inf
-
-
-def test_unknown_currency(made):
-    with pytest.raises(UnknownNameError, match=r"'second'.*'seconds'"):
-        incumbent_curve(made, "second")
-
-
-@pytest.fixture(name="cost")
-def _cost(trial, run):
-    """Costs of one arm by target and currency, from final accuracies of equally long trials."""
-
-    def cost(mab, uniform, retrained=None, **clock):
-        runs = []
-        for seed, (own, other) in enumerate(zip(mab, uniform, strict=True)):
-            for arm, values, extra in (("mab", own, clock), ("uniform", other, {})):
-                trials = [
-                    trial([0.1, value], number=i, examples=100, **extra)
-                    for i, value in enumerate(values)
-                ]
-                made = run(trials, arm=arm, seed=seed)
-                scores = tuple((retrained or {}).get((arm, seed), ()))
-                runs.append(dataclasses.replace(made, retrained=scores))
-        (contrast,) = summarise(runs).contrasts
-        return {(found.target, found.currency): found for found in contrast.cost}
-
-    return cost
-
-
-def test_ratio_of_first_reaching_the_references_best(cost):
-    found = cost([[0.5, 0.9, 0.95], [0.8, 0.1, 0.1]], [[0.5, 0.6, 0.9], [0.2, 0.7, 0.1]])
-    examples = found["reference", "examples"]
-    assert examples.ratios == pytest.approx((2 / 3, 1 / 2))
-    assert examples.reached == (True, True)
-    assert examples.ratio.value == pytest.approx((1 / 3) ** 0.5)
-
-
-def test_seconds_count_the_samplers_cost(cost):
-    found = cost([[0.5, 0.9]], [[0.9, 0.1]], seconds_per_example=3e-3)
-    assert found["reference", "examples"].ratios == pytest.approx((2.0,))
-    assert found["reference", "seconds"].ratios == pytest.approx((6.0,))
-
-
-def test_never_reached_is_at_least_all_it_spent(cost):
-    found = cost([[0.5, 0.6, 0.7, 0.7], [0.9, 0.1]], [[0.8, 0.1], [0.1, 0.9]])
-    examples = found["reference", "examples"]
-    assert examples.ratios == pytest.approx((4.0, 0.5))
-    assert examples.reached == (False, True)
-    assert examples.ratio.censored
-    assert examples.ratio.high == math.inf
-    assert examples.ratio.value == pytest.approx(2**0.5)
-
-
-def test_an_arm_that_has_found_nothing_has_not_reached_the_references_best(trial, run):
-    own = [trial([0.1, 0.9], state="pruned", examples=200), trial([0.1, 0.9], examples=100)]
-    arms = [
-        {seed: run([one], arm=arm, seed=seed) for seed, one in enumerate(trials)}
-        for arm, trials in (("mab", own), ("uniform", [trial([0.1, 0.5], examples=100)] * 2))
-    ]
-    found = {one.target: one for one in costs_to_target(*arms) if one.currency == "examples"}
-    assert found["reference"].ratios == pytest.approx((2.0, 1.0))
-    assert found["reference"].reached == (False, True)
-    assert found["reference"].ratio.censored
-    # There is no accuracy that both have.
-    assert found["common"].seeds == (1,)
-    # What it has spent may be unknown.
-    lost = dataclasses.replace(own[0], curve=(), attrs={"hpo_mab:examples": 200})
-    arms[0][0] = run([lost], arm="mab")
-    assert {one.seeds for one in costs_to_target(*arms)} == {(1,)}
-
-
-def test_common_target_is_reached_by_both_and_symmetric(cost):
-    one, other = [[0.5, 0.6, 0.7]], [[0.2, 0.6, 0.8]]
-    there = cost(one, other)["common", "examples"]
-    back = cost(other, one)["common", "examples"]
-    # The lower final accuracy is 0.7: reached at the third trial of both.
-    assert there.reached == (True,)
-    assert there.ratios[0] == pytest.approx(1.0)
-    assert there.ratios[0] == pytest.approx(1 / back.ratios[0])
-
-
-def test_retrained_target(cost):
-    better = {("mab", 0): [0.8, 0.9], ("uniform", 0): [0.84]}
-    found = cost([[0.9, 0.5]], [[0.1, 0.95]], better)["retrained", "examples"]
-    assert (found.ratios, found.reached) == ((0.5,), (True,))
-    worse = {("mab", 0): [0.8], ("uniform", 0): [0.84]}
-    found = cost([[0.9, 0.5]], [[0.1, 0.95]], worse)["retrained", "examples"]
-    assert (found.ratios, found.reached) == ((1.0,), (False,))
-
-
-def test_targets_without_data_are_absent(cost):
-    found = cost([[0.9]], [[0.9]], {("mab", 0): [0.8]})
-    assert {target for target, _ in found} == {"reference", "common"}
-
-
-def test_a_p_value_where_every_ratio_is_known(trial, run):
-    def p_values(own, seeds=6):
-        arms = [
-            {
-                seed: run([trial([0.1, v], number=i) for i, v in enumerate(values)], arm=arm)
-                for seed in range(seeds)
-            }
-            for arm, values in (("mab", own), ("uniform", [0.5, 0.9]))
-        ]
-        found = costs_to_target(*arms)
-        return {(one.currency, one.p) for one in found if one.target == "reference"}
-
-    def both(p):
-        return {("examples", p), ("seconds", p)}
-
-    # Six seeds, all of one sign: 2 / 2**6.
-    assert p_values([0.9, 0.1]) == both(2 / 64)
-    assert p_values([0.5, 0.9]) == both(1.0)
-    assert p_values([0.1, 0.1]) == both(None)
-    assert p_values([0.9, 0.1], seeds=4) == both(None)
 
 
 def test_geometric_mean_of_reciprocals_is_one():
@@ -371,7 +204,7 @@ def test_the_signed_rank_test_is_that_of_all_sign_patterns(seed):
     assert signed_rank_p(values) == pytest.approx(min(1.0, 2 * tail))
 
 
-def test_the_samplers_share_is_that_of_the_trials_that_measured_it(run, trial):
+def test_the_samplers_share_is_that_of_the_trials_that_measured_it():
     alone, stacked = trial([0.5, 0.6], number=0), trial([0.5, 0.6], number=1, sampler_share=0.0)
     (arm,) = summarise([run([alone, stacked], arm="uniform")]).arms
     assert arm.sampler_share.value == pytest.approx(0.05)
@@ -423,7 +256,7 @@ def test_devices_of_one_kind_are_equal(runs, known, devices, same):
     assert contrast_of(changed).same_hardware is same
 
 
-def test_the_cost_of_the_pairs_is_that_of_no_other_trial(trial, run):
+def test_the_cost_of_the_pairs_is_that_of_no_other_trial():
     paces = {"mab": (5e-4, 4e-3), "uniform": (1e-3, 1e-3)}
     contrast = contrast_of(
         [
@@ -441,11 +274,11 @@ def test_the_cost_of_the_pairs_is_that_of_no_other_trial(trial, run):
     assert contrast.seconds_per_example.value == pytest.approx(2.25)
 
 
-def test_an_arm_without_trials_has_no_other_slots(study, run):
+def test_an_arm_without_trials_has_no_other_slots():
     assert contrast_of([study("uniform", 0), run([], arm="mab")]).same_slots
 
 
-def test_an_attempt_that_is_tried_again_has_not_diverged(trial, run):
+def test_an_attempt_that_is_tried_again_has_not_diverged():
     lost = trial([0.5], number=0, state="fail")
     lost = dataclasses.replace(lost, attrs={REASON_KEY: "its worker ended suddenly"})
     again = dataclasses.replace(trial([0.5], number=1, state="running"), slot=0)

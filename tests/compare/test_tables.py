@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 import pytest
+from made_up import study
 from rich.console import Console
 
 from hpo_mab.advantage import Estimate
@@ -58,7 +59,7 @@ def test_no_interval_is_shown_where_there_is_none(runs):
 
 
 @pytest.mark.parametrize(("paired", "shown"), [(3, False), (4, True)])
-def test_of_three_pairs_all_are_among_the_top_3(study, paired, shown):
+def test_of_three_pairs_all_are_among_the_top_3(paired, shown):
     runs = [study(arm, 0, paired=paired) for arm in ("mab", "uniform")]
     (grid,) = (one for one in grids(summarise(runs)) if "by other measures" in one.title)
     assert {recall != "-" for _, _, recall, _ in grid.rows} == {shown}
@@ -72,13 +73,13 @@ def test_a_table_has_one_unit(summary):
 
 
 @pytest.mark.parametrize(("pairs", "noted"), [(5, True), (6, False)])
-def test_five_pairs_have_a_note_on_p(study, pairs, noted):
+def test_five_pairs_have_a_note_on_p(pairs, noted):
     runs = [study(arm, 0, paired=pairs) for arm in ("mab", "uniform")]
     gains = next(grid for grid in grids(summarise(runs)) if "points" in grid.title)
     assert ("Five seeds or pairs cannot give a p below 0.0625." in gains.caption) is noted
 
 
-def test_a_mean_of_some_seeds_names_their_number(study):
+def test_a_mean_of_some_seeds_names_their_number():
     runs = [study(arm, seed, paired=0) for arm in ("mab", "uniform") for seed in range(3)]
     runs[:2] = [dataclasses.replace(run, retrained=(0.9,)) for run in runs[:2]]
     row = next(row for row in grids(summarise(runs))[0].rows if row[0] == "mab")

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from made_up import run, study, trial
 
 from hpo_mab._attributes import (
     INTERRUPTED_KEY,
@@ -103,7 +104,7 @@ def diverged(made: StudyRun, *slots: int) -> StudyRun:
     return dataclasses.replace(made, trials=tuple(trials))
 
 
-def test_what_diverged_is_counted_against_an_arm_that_is_ahead(study):
+def test_what_diverged_is_counted_against_an_arm_that_is_ahead():
     mab, uniform = study("mab", 0, lift=0.02), study("uniform", 0)
     assert answers(summarise([mab, uniform]).contrasts[0])[0].reply == "yes"
     found = summarise([diverged(mab, 0, 1, 2), diverged(uniform, 2)])
@@ -128,7 +129,7 @@ def test_what_diverged_is_counted_against_an_arm_that_is_ahead(study):
     assert answers(found.contrasts[0])[0].reply == "yes"
 
 
-def test_pairs_that_a_pruner_has_left_have_no_answer(study):
+def test_pairs_that_a_pruner_has_left_have_no_answer():
     mab, uniform = study("mab", 0, lift=0.02), study("uniform", 0)
     pruned = dataclasses.replace(mab.trials[1], state="pruned", value=None)
     stopped = dataclasses.replace(pruned, curve=pruned.curve[:4])
@@ -140,7 +141,7 @@ def test_pairs_that_a_pruner_has_left_have_no_answer(study):
     assert "a pruner stopped 1 of the pairs" in str(first)
 
 
-def test_only_the_same_configurations_within_one_budget_count_as_diverged(study):
+def test_only_the_same_configurations_within_one_budget_count_as_diverged():
     def changed(made: StudyRun, **change: Any) -> StudyRun:
         first = dataclasses.replace(made.trials[0], **change)
         return dataclasses.replace(made, trials=(first, *made.trials[1:]))
@@ -162,7 +163,7 @@ def test_only_the_same_configurations_within_one_budget_count_as_diverged(study)
     assert summarise([race, uniform]).contrasts[0].diverged == (0, 0)
 
 
-def test_a_seed_without_a_result_at_equal_spend_leaves_no_answer(study):
+def test_a_seed_without_a_result_at_equal_spend_leaves_no_answer():
     runs = [study(arm, seed, lift=0.05 * (arm == "mab")) for seed in range(3) for arm in ARMS]
     assert answers(summarise(runs).contrasts[0])[2].reply == "yes"
     # In one seed only trials that were stopped, until the other arm had spent all.
@@ -174,7 +175,7 @@ def test_a_seed_without_a_result_at_equal_spend_leaves_no_answer(study):
     assert "not measured in 1 of 3 seeds" in str(answer)
 
 
-def test_many_answers_are_not_each_as_sure_as_one(study):
+def test_many_answers_are_not_each_as_sure_as_one():
     arms = (*ARMS, "psgd")
     runs = [study(arm, seed, lift=0.05 * (arm == "mab")) for seed in range(3) for arm in arms]
     assert any(
@@ -198,7 +199,7 @@ def test_an_answer_is_one_line_with_its_figures(summary):
     assert lines == [str(one) for one in answers(contrast)]
 
 
-def test_one_seed_cannot_tell_about_the_search(runs, study):
+def test_one_seed_cannot_tell_about_the_search(runs):
     (contrast,) = summarise(runs[:2]).contrasts
     assert replies(contrast) == {
         ("learns", "examples"): "yes",
@@ -241,7 +242,7 @@ def test_seconds_of_other_slots_or_processes_get_no_answer(runs, change):
     assert replies(same.contrasts[0]) == alone
 
 
-def test_studies_of_unequal_length_are_named(study, runs):
+def test_studies_of_unequal_length_are_named(runs):
     longer = summarise([study("mab", 0, trials=20), study("uniform", 0)])
     (said,) = [line for line in caveats(longer) if "Unequal" in line]
     assert "finished trials by seed: 20 in mab, 12 in uniform" in said
@@ -249,7 +250,7 @@ def test_studies_of_unequal_length_are_named(study, runs):
     assert not any("Unequal" in line for line in caveats(summarise(runs)))
 
 
-def test_unequal_spend_is_named_where_hyperparameters_are_compared(study):
+def test_unequal_spend_is_named_where_hyperparameters_are_compared():
     runs = [study("mab", 0, paired=0, pruned=6), study("uniform", 0, paired=0)]
     scored = [dataclasses.replace(run, retrained=(0.8,)) for run in runs]
     said = (
@@ -259,7 +260,7 @@ def test_unequal_spend_is_named_where_hyperparameters_are_compared(study):
     assert said not in caveats(summarise(runs))
 
 
-def test_keys_in_which_the_arms_also_differ_are_named(study):
+def test_keys_in_which_the_arms_also_differ_are_named():
     def said(training):
         runs = [study(arm, 0, paired=0) for arm in ARMS]
         kind = {"sampler": {"kind": "mab"}, "training": training}
@@ -272,7 +273,7 @@ def test_keys_in_which_the_arms_also_differ_are_named(study):
     assert said({}) == []
 
 
-def test_trainings_of_the_best_that_diverged_are_named(study):
+def test_trainings_of_the_best_that_diverged_are_named():
     scores = {"mab": (0.8, 0.0), "uniform": (0.8, 0.7)}
     found = summarise(
         [
@@ -311,13 +312,13 @@ def test_trainings_of_the_best_that_diverged_are_named(study):
         ),
     ],
 )
-def test_facts_of_a_study_leave_out_what_there_is_not(run, budget, initial, facts):
+def test_facts_of_a_study_leave_out_what_there_is_not(budget, initial, facts):
     spec = {"budget": budget, "search": {"sampler": "tpe", "initial": initial}}
     made = dataclasses.replace(run([], arm="mab"), spec=spec)
     assert facts.items() <= dict(study_facts(made)).items()
 
 
-def test_facts_of_a_study_have_the_name_of_a_file_only(run):
+def test_facts_of_a_study_have_the_name_of_a_file_only():
     spec = {
         "data": {"name": "image_folder", "exclude": "/home/me/wrong.txt"},
         "sampler": {"kind": "auto", "evidence": r"C:\Users\me\race.json"},
@@ -327,7 +328,7 @@ def test_facts_of_a_study_have_the_name_of_a_file_only(run):
     assert facts["batch sampler"] == "auto, evidence race.json"
 
 
-def test_twins_and_interrupted_attempts_are_no_trials(trial, run):
+def test_twins_and_interrupted_attempts_are_no_trials():
     cut = trial([0.5], number=2, state="fail")
     made = run(
         [
@@ -343,7 +344,7 @@ def test_twins_and_interrupted_attempts_are_no_trials(trial, run):
     assert arm.finished_by_seed == (1,)
 
 
-def test_equal_trainings_are_named_and_their_seconds_are_not_compared(study):
+def test_equal_trainings_are_named_and_their_seconds_are_not_compared():
     # The same trainings, the second on a machine that does other work.
     slow = {"seconds_per_example": 2e-3}
     runs = [study(arm, 0, noise=0.0, **kwargs) for arm, kwargs in (("mab", slow), ("uniform", {}))]
@@ -362,7 +363,7 @@ def test_answers_are_json(summary):
     assert first["text"] == str(answers(summary.contrasts[0])[0])
 
 
-def test_answers_of_each_arm(study):
+def test_answers_of_each_arm():
     arms = ("mab", "uniform", "psgd")
     runs = [study(arm, seed, paired=0) for arm in arms for seed in (0, 1)]
     lines = verdict(summarise(runs)).splitlines()
@@ -373,7 +374,7 @@ def test_nothing_to_compare(runs):
     assert "nothing to compare" in verdict(summarise(runs[:1]))
 
 
-def test_seconds_of_a_busy_machine_are_named(study):
+def test_seconds_of_a_busy_machine_are_named():
     def slowed(times: float) -> list[str]:
         paces = {"uniform": 1e-3, "mab": 1.03e-3 * times}
         runs = [
@@ -388,6 +389,6 @@ def test_seconds_of_a_busy_machine_are_named(study):
     assert "if the machine did other work" in line
 
 
-def test_arms_without_a_common_seed_are_named(study):
+def test_arms_without_a_common_seed_are_named():
     summary = summarise([study("mab", 0), study("uniform", 1)])
     assert "mab and uniform have no seed in common: nothing can be compared." in caveats(summary)

@@ -12,13 +12,13 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
+from made_up import point
 from optuna.distributions import FloatDistribution, distribution_to_json
 
 from hpo_mab._attributes import CURVE_KEY
 from hpo_mab.compare import ComparisonSummary, run_comparison
 from hpo_mab.search import make_spec
 from hpo_mab.storage import Storage, StoredDefinition, StudyRun
-from hpo_mab.training import Evaluation
 
 SPEC = {
     "name": "tiny",
@@ -122,21 +122,6 @@ def _trial_rows(
         report = {"step": index, "intermediate_value": float(accuracy)}
         kind = {"intermediate_value_type": "FINITE"}
         yield "trial_intermediate_values", {**key, **report, **kind}
-        point = {"curve": number, **dataclasses.asdict(_evaluation(index, accuracy))}
-        yield "hpo_mab_curves", point
-
-
-def _evaluation(index: int, accuracy: float) -> Evaluation:
-    return Evaluation(
-        index=index,
-        steps=10 * index,
-        examples=1_000 * index,
-        seconds=float(index),
-        sampler_seconds=0.1 * index,
-        accuracy=float(accuracy),
-        loss=1.0,
-        train_loss=1.0,
-        learning_rate=0.1,
-        reward_rate=0.4,
-        concentration=0.12,
-    )
+        figures = {"examples": 1_000 * index, "seconds": float(index), "concentration": 0.12}
+        evaluation = point(index, accuracy=float(accuracy), **figures)
+        yield "hpo_mab_curves", {"curve": number, **dataclasses.asdict(evaluation)}

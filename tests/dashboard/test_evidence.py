@@ -5,14 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import optuna
 import pytest
+from made_up import accelerated
 
-from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, GIVEN_KEY, StudySettings
-from hpo_mab.advantage import Estimate, Evidence, PairedCurves, Rung, measure_evidence
+from hpo_mab._attributes import (
+    CHOICE_KEY,
+    EVIDENCE_KEY,
+    FIDELITY_KEY,
+    GIVEN_KEY,
+    RACE_KEY,
+    StudySettings,
+)
+from hpo_mab.advantage import Estimate, Evidence, Rung, measure_evidence
 from hpo_mab.compare._tables import coefficient, points
 from hpo_mab.dashboard._evidence import _rung_reason, evidence_note
 from hpo_mab.pruners import AdvantagePruner, RungFidelity
@@ -20,19 +27,12 @@ from hpo_mab.pruners._advantage_pruner import Placement
 from hpo_mab.search import create_pruner, make_spec
 from hpo_mab.search._choice import Choice, Standing
 
-Measure = Callable[..., Evidence]
 FULL = 8
 
 
-@pytest.fixture(scope="module")
-def measured(accelerated: Callable[..., PairedCurves]) -> Measure:
-    """Makes evidence of a bandit a factor as fast, whose ranking is scrambled."""
-
-    def measure(factor: float, **options: float) -> Evidence:
-        pairs = accelerated(factor, **options)
-        return measure_evidence(pairs, resamples=300, source="pilot")
-
-    return measure
+def measured(factor: float, **options: float) -> Evidence:
+    """Evidence of a bandit a factor as fast, whose ranking is scrambled."""
+    return measure_evidence(accelerated(factor, **options), resamples=300, source="pilot")
 
 
 def spec(**sections: Any) -> dict[str, Any]:
@@ -67,12 +67,7 @@ ADVANTAGE = {"pruner": {"kind": "advantage"}}
 )
 @pytest.mark.parametrize("average", [0.2, 0.0], ids=["averaged weights", "trained weights"])
 def test_rungs_are_shown_where_the_pruner_places_them(
-    measured: Measure,
-    factor: float,
-    scramble: float,
-    moved: bool,
-    options: dict[str, Any],
-    average: float,
+    factor: float, scramble: float, moved: bool, options: dict[str, Any], average: float
 ) -> None:
     evidence = measured(factor, scramble=scramble)
     of = settings(pruner={"kind": "advantage", **options}, training={"average": average})
@@ -102,7 +97,7 @@ def test_rungs_are_shown_where_the_pruner_places_them(
         assert any(expected in why for why in reasons)
 
 
-def test_a_rung_stays_where_the_study_has_no_earlier_evaluation(measured: Measure) -> None:
+def test_a_rung_stays_where_the_study_has_no_earlier_evaluation() -> None:
     tau = Estimate(value=0.0, low=-0.05, high=0.1, n=9)
     known = Rung(budget=0.25, decided_at=0.2, equivalent=0.3, fidelity=tau)
     placed = Placement(step=1, uniform=1, equivalent=1, evidence=None)
@@ -138,7 +133,7 @@ def test_a_first_rung_beyond_the_ranked_evaluations_is_shown_so() -> None:
     assert "**The first rung lies at evaluation 6**: the ranking was not measured there." in note
 
 
-def test_the_table_holds_the_evidences_own_figures(measured: Measure) -> None:
+def test_the_table_holds_the_evidences_own_figures() -> None:
     evidence = measured(1.5)
     note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), settings(**ADVANTAGE))
     rows = table(note, "share of a trial")
@@ -156,17 +151,19 @@ def test_the_table_holds_the_evidences_own_figures(measured: Measure) -> None:
     assert f"(evidence `{evidence.digest}`)" in note
 
 
-def test_autos_choice_can_be_audited(measured: Measure) -> None:
+@pytest.mark.parametrize("sections", [{"sampler": {"kind": "auto"}}, None], ids=["run", "own"])
+def test_autos_choice_can_be_audited(sections: dict[str, Any] | None) -> None:
+    of = StudySettings.stored_in({}) if sections is None else settings(**sections)
     evidence = measured(1.5)
     chosen = Choice(sampler="mab", why="the figures say so", pairs=30, evidence=evidence.digest)
     attrs = {EVIDENCE_KEY: evidence.to_json(), CHOICE_KEY: chosen.to_json()}
-    note = evidence_note(study(**attrs), settings(sampler={"kind": "auto"}))
+    note = evidence_note(study(**attrs), of)
     assert "**`auto` chose `mab`**" in note
     assert "Why: the figures say so." in note
     assert f"It rests on evidence `{evidence.digest}`." in note
     assert "rung" not in note  # Its pruner has no use for evidence.
     attrs[EVIDENCE_KEY] = measured(1.4).to_json()
-    note = evidence_note(study(**attrs), settings(sampler={"kind": "auto"}))
+    note = evidence_note(study(**attrs), of)
     assert f"`{evidence.digest}`; what is shown below was measured later" in note
 
 
@@ -218,6 +215,8 @@ def test_what_is_not_known_yet_is_said() -> None:
     note = evidence_note(study(), settings(sampler={"kind": "auto"}, **ADVANTAGE))
     assert "**`auto` has not chosen yet**" in note
     assert "**The pruner has no evidence yet**" in note
+    own = evidence_note(study(**{RACE_KEY: {}}), StudySettings.stored_in({}))
+    assert "**`auto` has not chosen yet**" in own
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up import point
 
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.dashboard._files import ListedImages, examples_note, listed_examples
 from hpo_mab.dashboard._notes import confirmed_note, markdown_table, pruning_notes, study_note
 from hpo_mab.search import make_spec
 from hpo_mab.storage import Storage, StudyRun, TrialRun
-from hpo_mab.training import Evaluation
 
 FULL = 8
 
@@ -21,22 +21,6 @@ FULL = 8
 def spec(**sections: Any) -> dict[str, Any]:
     named = {"name": "tiny", "budget": {"epochs": 1, "evaluations": FULL}, **sections}
     return make_spec(named).model_dump(mode="json")
-
-
-def a_point(index: int = 1, *, accuracy: float = 0.5) -> Evaluation:
-    return Evaluation(
-        index=index,
-        steps=index,
-        examples=100 * index,
-        seconds=1.0,
-        sampler_seconds=0.0,
-        accuracy=accuracy,
-        loss=1.0,
-        train_loss=1.0,
-        learning_rate=0.1,
-        reward_rate=None,
-        concentration=None,
-    )
 
 
 def a_trial(number: int, **known: Any) -> TrialRun:
@@ -69,7 +53,7 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
         "equivalent_step": 2.2,
         "evidence": "0123abcd",
     }
-    trial = a_trial(0, curve=(a_point(),), attrs={"hpo_mab:pruned_because": because})
+    trial = a_trial(0, curve=(point(1),), attrs={"hpo_mab:pruned_because": because})
     run = a_run(trial, **ADVANTAGE)
     note = pruning_notes(run)[0]
     assert (
@@ -90,9 +74,11 @@ def test_a_note_lists_the_most_suspicious_labels(tmp_path: Path) -> None:
     counts = ExampleCounts(trials=9, sums=sums, predictions=predictions)
     record = ExampleRecord(total=20, labels="abc", counts=counts)
     listed = listed_examples(record)
-    images = ListedImages(rows=listed, labels=[0] * len(listed), classes=["a", "b", "c"])
+    images = ListedImages(rows=listed, labels=[0] * len(listed), classes={"0": "<a>"})
     pictured = examples_note(record, "one", storage, are_images=True, images=images, path="/x.png")
     assert f"`hpo-mab examples one --storage {storage.shown_url} --html" in pictured
+    cells = pictured.replace("\N{EN SPACE}", "")
+    assert r"| 11 | \<a\> | number 2 | 1.50 | 4 |" in cells
     note = examples_note(record, "one", storage, are_images=False)
     storage.close()
     assert "hpo-mab examples" not in note
@@ -101,8 +87,8 @@ def test_a_note_lists_the_most_suspicious_labels(tmp_path: Path) -> None:
     )
     rows = [line for line in note.splitlines() if line.startswith("| 11") or "| 0.50" in line]
     assert [row.replace("\N{EN SPACE}", "").split(" | ")[:3] for row in rows] == [
-        ["| 11", "2", "1.50"],
-        ["| 7", "2", "0.50"],
+        ["| 11", "number 2", "1.50"],
+        ["| 7", "number 2", "0.50"],
     ]
 
 
@@ -149,9 +135,9 @@ def test_the_note_lists_the_configurations_that_were_trained_again() -> None:
 def test_a_continued_configuration_is_one_earlier_trial() -> None:
     continued = {"hpo_mab:promotes": 0, "hpo_mab:resumed_at": 1}
     run = a_run(
-        a_trial(0, curve=(a_point(accuracy=0.6),)),
-        a_trial(1, slot=0, curve=(a_point(accuracy=0.6), a_point(2)), attrs=continued),
-        a_trial(2, curve=(a_point(),)),
+        a_trial(0, curve=(point(1, accuracy=0.6),)),
+        a_trial(1, slot=0, curve=(point(1, accuracy=0.6), point(2)), attrs=continued),
+        a_trial(2, curve=(point(1),)),
     )
     assert "Of the 1 earlier trials that reached this evaluation" in pruning_notes(run)[2]
 
@@ -169,7 +155,7 @@ def test_pruned_trials_without_a_curve_have_their_reason() -> None:
 
 def test_only_studies_with_first_configurations_say_that_these_are_never_pruned() -> None:
     because = {"step": 1, "value": 0.5, "threshold": 0.6, "percentile": 50.0, "competitors": 3}
-    trial = a_trial(0, curve=(a_point(),), attrs={"hpo_mab:pruned_because": because})
+    trial = a_trial(0, curve=(point(1),), attrs={"hpo_mab:pruned_because": because})
     run = a_run(trial, search={"initial": 4})
     assert "The first 4 configurations of this study are never pruned." in pruning_notes(run)[0]
     own = dataclasses.replace(run, spec={})
@@ -182,7 +168,7 @@ def test_a_bar_within_a_cell_ends_no_cell() -> None:
 
 def test_a_note_ends_with_the_next_steps(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "studies.db"))
-    trial = a_trial(0, curve=(a_point(),))
+    trial = a_trial(0, curve=(point(1),))
     note = study_note(a_run(trial), storage)
     assert f"hpo-mab report tiny --storage sqlite:///{tmp_path / 'studies.db'}   #" in note
     assert "repeat the command that made it with `--trials 2`" in note

@@ -40,6 +40,7 @@ from hpo_mab.dashboard._files import (
     save_pictures,
 )
 from hpo_mab.dashboard._serve import application, make_server
+from hpo_mab.data import ImageData
 from hpo_mab.search import StudySpec, TrialReporter, load_splits
 from hpo_mab.storage import Storage, files_folder, open_study, read_run
 from hpo_mab.storage._lean import LeanStorage
@@ -115,6 +116,10 @@ def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(
     (row,) = [line for line in text.splitlines() if line.startswith(f"| {first}\N{EN SPACE}")]
     assert row.split(" | ")[1].strip() == images.classes[images.labels[first]]
     assert note().count("](/artifacts/1/") == 1
+    with monkeypatch.context() as patch:
+        # As if the dashboard had deleted the picture.
+        patch.setattr("hpo_mab.dashboard._files._stored_file", lambda study, name: None)
+        assert "]()" not in note()
     other = images.subset(torch.arange(len(images)).flip(0))
     assert "](/artifacts/" not in note(images=other)
     (png,) = (tmp_path / "files").iterdir()
@@ -122,6 +127,11 @@ def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(
         assert picture.size == (8 * 104 - 8, 96)
         shown = np.asarray(picture)[:, :96, 0]
     assert (shown[::12, ::12] == images.gather(torch.tensor([first]))[0, 0].numpy()).all()
+    # All names together may be too long for a database.
+    names = tuple(f"{number}-{'x' * 75}" for number in range(900))
+    note(images=ImageData(images=images.images, labels=images.labels, classes=names))
+    stored = storage.optuna.get_study_system_attrs(1)[PUBLISHED_KEY]["pictured"]
+    assert len(json.dumps(stored)) < 2_000
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("HPO_MAB_ARTIFACTS", str(tmp_path / "taken" / "in"))
     assert publish_study(storage, run, images=images).problem == ""
@@ -253,6 +263,30 @@ def test_an_artifact_that_the_dashboard_has_deleted_is_made_again(tmp_path: Path
     assert pictures_path(study) == ""
     save_pictures(study, [torch.zeros(1, 8, 8, dtype=torch.uint8)], store)
     assert pictures_path(study).startswith(f"/artifacts/{study._study_id}/")
+    storage.close()
+
+
+def test_a_copy_by_optuna_writes_files_of_its_own(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "own.db"))
+    study, store = optuna.create_study(study_name="own", storage=storage.optuna), Artifacts(storage)
+    black = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    save_pictures(study, [black], store)
+    (file,) = files_folder(storage, "artifacts").iterdir()
+    before = file.read_bytes()
+    optuna.copy_study(
+        from_study_name="own",
+        from_storage=storage.optuna,
+        to_storage=storage.optuna,
+        to_study_name="copy",
+    )
+    copy = open_study(storage, "copy")
+    for _ in range(2):
+        save_pictures(copy, [black + 255], store)
+        assert file.read_bytes() == before
+    # Both then replace their own file.
+    save_pictures(study, [black + 127], store)
+    assert pictures_path(study).endswith(file.name)
+    assert len(list(files_folder(storage, "artifacts").iterdir())) == 2
     storage.close()
 
 

@@ -76,12 +76,12 @@ def test_the_middle_is_cropped_after_scaling_the_shorter_side(tmp_path: Path) ->
 
 def test_unreadable_images_are_left_out_and_named_every_time(tmp_path: Path) -> None:
     _grey_folder(tmp_path)
-    (tmp_path / "train" / "cat" / "broken.png").write_bytes(b"not an image")
+    for number in range(5):
+        (tmp_path / "train" / "cat" / f"broken{number}.png").write_bytes(b"not an image")
     (tmp_path / "train" / "cat" / "notes.txt").write_text("ignored")
+    named = ".*".join(rf"train/cat/broken{number}\.png \(not an image" for number in range(5))
     for _ in range(2):  # The second time from the cache.
-        with pytest.warns(
-            DataWarning, match=r"1 of 21 images .*: train/cat/broken\.png \(not an image"
-        ):
+        with pytest.warns(DataWarning, match=rf"5 of 25 images .*: {named}"):
             train, _ = data.load("image_folder", root=tmp_path, size=8)
         assert len(train) == 10
 
@@ -196,6 +196,10 @@ def test_missing_folder_and_useless_folders_are_refused(tmp_path: Path) -> None:
         DataError, match="must have only classes of the training images, got also fox"
     ):
         data.load("image_folder", root=tmp_path)
+    # All classes are named otherwise.
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "Cat")
+    with pytest.raises(DataError, match="got also Cat, fox"):
+        data.load("image_folder", root=tmp_path)
 
 
 def test_only_unreadable_images_is_an_error_not_a_crash(tmp_path: Path) -> None:
@@ -259,6 +263,7 @@ def test_split_folders_next_to_classes_are_no_classes(
     assert splits.train.classes == ("cat", "dog")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 4, 2)
     assert "test/ has no folder of a class; images not used: 1." in logged
+    assert "Passed over" not in logged
 
 
 @pytest.mark.parametrize("below", ["train", "."])
@@ -389,7 +394,7 @@ def test_everything_that_is_passed_over_is_counted(
 def test_linked_folders_and_other_suffixes_are_used_once(tmp_path: Path) -> None:
     _split(tmp_path, "photos")
     elsewhere = tmp_path / "elsewhere"
-    for number, suffix in enumerate(("jfif", "TIF", "tga", "jp2", "pbm")):
+    for number, suffix in enumerate(("jfif", "TIF", "tga", "jp2", "pbm", "mpo")):
         _write(elsewhere / "deep" / f"{number}.{suffix}", 50)
     photos = tmp_path / "photos"
     (photos / "cat" / "more").symlink_to(elsewhere)
@@ -397,7 +402,7 @@ def test_linked_folders_and_other_suffixes_are_used_once(tmp_path: Path) -> None
     (photos / "fox").symlink_to(elsewhere, target_is_directory=True)
     train, test = data.load("image_folder", root=photos, size=8)
     assert train.classes == ("cat", "dog", "fox")
-    assert (train.labels.bincount() + test.labels.bincount()).tolist() == [10, 5, 10]
+    assert (train.labels.bincount() + test.labels.bincount()).tolist() == [11, 5, 11]
 
 
 @pytest.mark.parametrize(("side", "size"), [(10, 10), (28, 28), (64, 64), (224, 64)])
@@ -411,6 +416,15 @@ def test_without_a_size_images_keep_theirs_up_to_64_pixels(
             image.resize((side + 3, side)).save(tmp_path / "train" / "cat" / f"{number}.png")
     train, _ = data.load("image_folder", root=tmp_path)
     assert train.image_size == (size, size)
+
+
+def test_a_warning_of_pillow_about_a_large_photo_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _grey_folder(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    # As an error, it would hide the sides of the images.
+    assert data.load("image_folder", root=tmp_path)[0].image_size == (10, 10)
 
 
 def test_more_images_than_memory_holds_are_refused_before_decoding(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tools import no_waiting
 from torch.nn import functional as F
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
@@ -229,7 +228,7 @@ def test_default_of_an_unknown_data_set_is_refused() -> None:
 
 
 @pytest.mark.cuda
-def test_the_device_is_never_waited_for(no_waiting: Callable[[], Any]) -> None:
+def test_the_device_is_never_waited_for() -> None:
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device="cuda")
     generator = torch.Generator("cuda").manual_seed(0)
     with no_waiting():

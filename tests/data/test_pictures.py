@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,16 @@ def test_any_error_of_a_decoder_leaves_out_the_file_with_its_reason(
     monkeypatch.setattr(_pictures, "_fitted_pixels", stumble)
     with pytest.warns(DataWarning, match=r"cat/0\.png \(unpack requires a buffer of 4 bytes\)"):
         assert len(_pixels(tmp_path)) == 9
+
+
+def test_decoding_shows_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = itertools.count(0, 3)
+    clock = types.SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    monkeypatch.setattr(_pictures, "time", clock)
+    _pixels(_folder(tmp_path, lambda n: Image.fromarray(np.uint8(255 * _shares(n)))))
+    assert caplog.messages == [f"{done} of 10 images decoded." for done in (1, 5, 9)]
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.gif", "cut.tif", "cut.bmp"])

@@ -456,6 +456,10 @@ def test_the_digest_of_the_source_does_not_depend_on_the_split() -> None:
     assert source_digest(fewer) != source_digest(one)
     swapped = dataclasses.replace(one, test=one.test.subset(torch.arange(360).flip(0)))
     assert source_digest(swapped) != source_digest(one)
+    excluded = [Exclusion(labels=one.source, indices=tuple(range(0, 300, step))) for step in (3, 4)]
+    digests = [[source_digest(each.without(some)) for each in (one, other)] for some in excluded]
+    assert digests[0][0] == digests[0][1]
+    assert len({source_digest(one), digests[0][0], digests[1][0]}) == 3
 
 
 @pytest.mark.parametrize("middle", [None, 0.5, math.nan])

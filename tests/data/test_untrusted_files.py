@@ -89,7 +89,8 @@ def test_a_pickle_in_the_cache_is_not_used(tmp_path: Path, bomb: Bomb, part: str
     folder = tmp_path / _images.CACHE_FOLDER / "digits-key"
     folder.mkdir(parents=True)
     (folder / "meta.json").write_text(
-        '{"classes": ["a", "b"], "parts": ["train", "test"], "sides": [], "warnings": []}'
+        '{"classes": ["a", "b"], "parts": ["train", "test"], "sides": [], "warnings": [], '
+        '"names": []}'
     )
     for name in ("train", "test"):
         np.save(folder / f"{name}-images.npy", np.zeros((2, 1, 4, 4), np.uint8))

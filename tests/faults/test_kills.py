@@ -5,19 +5,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from _faults import FaultReport, count_faults, inject_kills
+from small_studies import quick
+from tools import runs
 
-from hpo_mab.search import StudySpec
 from hpo_mab.storage import Storage, read_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
-
-Make = Callable[..., StudySpec]
 
 
 def _lost_and_doubled_nothing(report: FaultReport, *, trials: int) -> None:
@@ -31,7 +29,7 @@ def _lost_and_doubled_nothing(report: FaultReport, *, trials: int) -> None:
     indirect=["database_url"],
 )
 def test_killed_workers_lose_and_double_nothing(
-    database_url: str, quick: Make, trials: int, steps: int, kills: int, workers: int, more: int
+    database_url: str, trials: int, steps: int, kills: int, workers: int, more: int
 ) -> None:
     spec = quick(trials=trials, steps=steps)
     report = inject_kills(database_url, spec, kills=kills, workers=workers)
@@ -42,9 +40,7 @@ def test_killed_workers_lose_and_double_nothing(
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
-def test_a_database_that_restarts_costs_no_trial(
-    own_postgres: Any, quick: Make, runs: Callable[[int], bool]
-) -> None:
+def test_a_database_that_restarts_costs_no_trial(own_postgres: Any) -> None:
     stopped: list[int] = []
 
     def restart() -> None:
@@ -60,7 +56,7 @@ def test_a_database_that_restarts_costs_no_trial(
     _lost_and_doubled_nothing(report, trials=40)
 
 
-def test_lost_and_doubled_trials_are_counted(tmp_path: Path, quick: Make) -> None:
+def test_lost_and_doubled_trials_are_counted(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     inject_kills(url, quick(trials=3), kills=0, workers=1)
     storage = Storage(url)

@@ -3,13 +3,13 @@ from __future__ import annotations
 import math
 import pickle
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+from made_up import accelerated
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 from optuna.study import StudyDirection
@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
-from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
+from hpo_mab.advantage import Estimate, Evidence, PairedCurves, Rung, measure_evidence
 from hpo_mab.pruners import (
     AdvantagePruner,
     AdvantageWarning,
@@ -25,9 +25,6 @@ from hpo_mab.pruners import (
     why_pruned,
 )
 from hpo_mab.pruners._evidence import EvidenceKeeper, pairs_of_trials
-
-Make = Callable[..., Evidence]
-Curves = Callable[..., PairedCurves]
 
 
 def _study(pruner: BasePruner, direction: str = "maximize", **options: Any) -> optuna.Study:
@@ -76,6 +73,37 @@ def _random_history(seed: int) -> list[tuple[list[float], list[int]]]:
     return history
 
 
+def _known(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value, n=12)
+
+
+def evidence(factor: float) -> Evidence:
+    """Evidence over 8 steps of an acceleration that keeps fidelity; 1 moves nothing."""
+    budgets = [step / 8 for step in range(1, 9)]
+    rungs = []
+    for budget in budgets:
+        early = next(one for one in budgets if one * factor >= budget or one == budget)
+        rungs.append(
+            Rung(
+                budget=budget,
+                decided_at=early,
+                equivalent=early * factor,
+                fidelity=_known(0.0) if early < budget else None,
+                refused=None if early < budget else "advantage",
+            )
+        )
+    return Evidence(
+        budgets=tuple(budgets),
+        advantage=(_known(factor - 1.0),) * 8,
+        acceleration=(_known(factor),) * 8,
+        fidelity=(_known(0.0),) * 8,
+        rungs=tuple(rungs),
+        pairs=12,
+        margin=0.1,
+        source="test",
+    )
+
+
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 @pytest.mark.parametrize(
     "settings",
@@ -87,7 +115,7 @@ def _random_history(seed: int) -> list[tuple[list[float], list[int]]]:
 )
 @pytest.mark.parametrize("contrary", [False, True])
 def test_without_moving_evidence_every_decision_is_successive_halvings(
-    settings: dict[str, int], direction: str, contrary: bool, evidence: Make
+    settings: dict[str, int], direction: str, contrary: bool
 ) -> None:
     given = evidence(1.0) if contrary else None
     ends: set[TrialState] = set()
@@ -122,7 +150,7 @@ def test_rungs_are_shared_by_processes(tmp_path: Path) -> None:
     assert _run(second, 2.0, 2.0) == 2
 
 
-def test_a_rung_is_decided_where_the_bandit_is_as_far(evidence: Make) -> None:
+def test_a_rung_is_decided_where_the_bandit_is_as_far() -> None:
     known = evidence(2.2)
     study = _study(AdvantagePruner(evidence=known, max_resource=8, min_resource=4))
     assert _run_all(study, 0.5, 0.6, 0.7, 0.8, 0.1) == [8, 8, 8, 8, 2]
@@ -165,7 +193,7 @@ def test_values_that_say_nothing_leave_the_evidence(direction: str, bad: float |
 
 @pytest.mark.parametrize("direction", [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE])
 def test_negative_values_give_the_evidence_of_the_same_curves_from_zero(
-    direction: StudyDirection, accelerated: Curves
+    direction: StudyDirection,
 ) -> None:
     curves = accelerated(2.2)
     sides = {"mab": curves.bandit, "uniform": curves.uniform}
@@ -268,14 +296,14 @@ def test_the_same_trial_without_evidence_continues_to_the_rung() -> None:
     assert because["equivalent_step"] == 4
 
 
-def test_uniform_trials_are_compared_at_uniform_rungs(evidence: Make) -> None:
+def test_uniform_trials_are_compared_at_uniform_rungs() -> None:
     study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4))
     _run_all(study, 0.5, 0.6, 0.7, 0.8)
     assert _run(study, *[0.1] * 8, sampler="uniform") == 4
     assert _run(study, *[0.1] * 8, sampler="mab") == 2
 
 
-def test_a_moved_rung_compares_what_earlier_trials_had_there(evidence: Make) -> None:
+def test_a_moved_rung_compares_what_earlier_trials_had_there() -> None:
     study = _study(AdvantagePruner(max_resource=8, min_resource=4))
     with pytest.warns(AdvantageWarning):
         # Promoted at step 4 with 0.9; at step 2 it had 0.2 only.
@@ -285,7 +313,7 @@ def test_a_moved_rung_compares_what_earlier_trials_had_there(evidence: Make) -> 
     assert _run(study, 0.1, 0.3, 0.3, 0.3) == 4
 
 
-def test_where_a_rung_moves_back_trials_stopped_before_it_count_as_losers(evidence: Make) -> None:
+def test_where_a_rung_moves_back_trials_stopped_before_it_count_as_losers() -> None:
     study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4))
     assert _run_all(study, 0.8, 0.14, 0.13, 0.12, 0.11) == [8, 2, 2, 2, 2]
     study.pruner = AdvantagePruner(evidence=evidence(1.0), max_resource=8, min_resource=4)
@@ -294,7 +322,7 @@ def test_where_a_rung_moves_back_trials_stopped_before_it_count_as_losers(eviden
         assert _run_all(study, 0.5) == [8]
 
 
-def test_twins_in_the_study_become_evidence_that_is_stored(accelerated: Curves) -> None:
+def test_twins_in_the_study_become_evidence_that_is_stored() -> None:
     curves = accelerated(2.2)
     study = _study(AdvantagePruner(max_resource=8, min_resource=4, margin=0.2))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
@@ -320,9 +348,7 @@ def _uniform_and_bandit(storage: optuna.storages.BaseStorage, curves: PairedCurv
 
 
 @pytest.mark.parametrize(("factor", "moves"), [(2.2, True), (1.0, False)])
-def test_a_uniform_study_in_the_same_storage_is_a_reference(
-    factor: float, moves: bool, accelerated: Curves
-) -> None:
+def test_a_uniform_study_in_the_same_storage_is_a_reference(factor: float, moves: bool) -> None:
     storage = optuna.storages.InMemoryStorage()
     study = _uniform_and_bandit(storage, accelerated(factor))
     study.pruner = AdvantagePruner(reference="uniform", max_resource=8, min_resource=4, margin=0.2)
@@ -341,7 +367,7 @@ def test_a_uniform_study_in_the_same_storage_is_a_reference(
     [({}, 0.2, 2), ({"margin": 0.3}, 0.3, 2), ({"reference": "empty"}, 0.2, 4)],
 )
 def test_stored_evidence_of_another_margin_or_reference_is_not_used(
-    options: dict[str, Any], margin: float, end: int, accelerated: Curves
+    options: dict[str, Any], margin: float, end: int
 ) -> None:
     storage = optuna.storages.InMemoryStorage()
     study = _uniform_and_bandit(storage, accelerated(2.2))
@@ -354,7 +380,7 @@ def test_stored_evidence_of_another_margin_or_reference_is_not_used(
     assert Evidence.from_json(study.user_attrs[EVIDENCE_KEY]).margin == margin
 
 
-def test_rungs_move_back_when_the_evidence_changes(accelerated: Curves) -> None:
+def test_rungs_move_back_when_the_evidence_changes() -> None:
     storage = optuna.storages.InMemoryStorage()
     study = _uniform_and_bandit(storage, accelerated(2.2))
     study.pruner = AdvantagePruner(
@@ -380,7 +406,7 @@ def test_an_unknown_reference_is_an_error_that_names_it() -> None:
         _run(study, 0.1)
 
 
-def test_evidence_of_another_network_is_not_used(evidence: Make) -> None:
+def test_evidence_of_another_network_is_not_used() -> None:
     import dataclasses
 
     other = dataclasses.replace(evidence(2.2), data="cifar10", model="resnet18")
@@ -394,7 +420,7 @@ def test_evidence_of_another_network_is_not_used(evidence: Make) -> None:
     assert EVIDENCE_KEY not in study.user_attrs
 
 
-def test_evidence_comes_from_a_file_and_goes_to_the_study(evidence: Make, tmp_path: Path) -> None:
+def test_evidence_comes_from_a_file_and_goes_to_the_study(tmp_path: Path) -> None:
     known = evidence(2.2)
     known.save(tmp_path / "evidence.json")
     study = _study(AdvantagePruner(evidence=tmp_path / "evidence.json", max_resource=8))
@@ -405,7 +431,7 @@ def test_evidence_comes_from_a_file_and_goes_to_the_study(evidence: Make, tmp_pa
     assert again.user_attrs[EVIDENCE_KEY] == known.to_json()
 
 
-def test_workers_that_join_later_use_the_stored_evidence(evidence: Make) -> None:
+def test_workers_that_join_later_use_the_stored_evidence() -> None:
     storage = optuna.storages.InMemoryStorage()
     first = _study(
         AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4),
@@ -432,7 +458,7 @@ class _Counting(optuna.storages.InMemoryStorage):
         return super().get_study_user_attrs(study_id)
 
 
-def test_the_database_is_read_no_more_often_than_by_successive_halving(evidence: Make) -> None:
+def test_the_database_is_read_no_more_often_than_by_successive_halving() -> None:
     def reads(pruner: BasePruner) -> list[str]:
         storage = _Counting()
         study = _study(pruner, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
@@ -448,7 +474,7 @@ def test_the_database_is_read_no_more_often_than_by_successive_halving(evidence:
     assert ours.count("trials") - theirs.count("trials") <= 1
 
 
-def test_a_pruner_that_serves_two_studies_keeps_their_evidence_apart(evidence: Make) -> None:
+def test_a_pruner_that_serves_two_studies_keeps_their_evidence_apart() -> None:
     pruner = AdvantagePruner(max_resource=8, min_resource=4)
     known = _study(pruner)
     known.set_user_attr(EVIDENCE_KEY, evidence(2.2).to_json())
@@ -472,7 +498,7 @@ def test_a_value_that_is_not_a_number_is_the_reason() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_choices_may_be_lists(accelerated: Curves) -> None:
+def test_choices_may_be_lists() -> None:
     study = _study(AdvantagePruner(min_resource=4, refresh=1))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     widths = CategoricalDistribution(("[64, 64]", "[128]"))
@@ -620,7 +646,7 @@ def test_fidelity_needs_eight_trials_and_is_measured_again_with_more() -> None:
     assert (more.trials, RungFidelity.from_json(more.to_json())) == (10, more)
 
 
-def test_evidence_moves_no_rung_that_fidelity_has_moved(evidence: Make) -> None:
+def test_evidence_moves_no_rung_that_fidelity_has_moved() -> None:
     study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=2))
     _first_trials(study, _ranked(*_NOISE[2]))
     assert _run_all(study, 0.9, 0.1) == [8, 3]
@@ -654,3 +680,12 @@ def test_uniform_trials_after_a_race_are_pruned_without_a_warning() -> None:
             study.set_user_attr("hpo_mab:choice", {"sampler": "uniform"})
         # A warning would be an error.
         assert _run(study, *[value] * 8, slot=slot, sampler="uniform") == end
+
+
+def test_a_trial_that_ended_before_its_budget_has_no_full_length() -> None:
+    study = _study(optuna.pruners.NopPruner())
+    for end in (3, 8):
+        _run(study, *[0.5] * end, budget=80, examples=10 * end)
+        keeper = EvidenceKeeper()
+        keeper.read_once(study)
+        assert keeper.full == (8 if end == 8 else None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import io
+import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tools import no_waiting
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -76,13 +77,19 @@ def test_a_skipped_batch_that_is_discarded_moves_no_credit(num_workers: int) -> 
     assert int((sampler.losses < 0).sum()) == 60  # The same two batches of either pass.
 
 
-def test_a_skipped_batch_is_detected_by_targets() -> None:
+@pytest.mark.parametrize("name", ["targets", "indices"])
+def test_a_skipped_batch_is_detected(name: str) -> None:
     sampler = Credited(LABELS.sort().values, batch_size=30)
+
+    def answer(batch: Tensor) -> None:
+        given = {"targets": sampler.labels[batch], "indices": batch}
+        sampler.update(batch.float(), **{name: given[name]})
+
     batches = [torch.tensor(batch) for batch, _ in zip(sampler, range(5), strict=False)]
     for batch in batches[:3]:
-        sampler.update(batch.float(), targets=sampler.labels[batch])
-    with pytest.raises(FeedbackError, match=r"targets are not those .* of the draw 1 later: call"):
-        sampler.update(batches[4].float(), targets=sampler.labels[batches[4]])
+        answer(batch)
+    with pytest.raises(FeedbackError, match=f"{name} are not those .* of the draw 1 later: call"):
+        answer(batches[4])
 
 
 @pytest.mark.parametrize(("num_workers", "before"), [(0, 0), (1, 2)])
@@ -165,13 +172,14 @@ def test_a_state_that_is_loaded_while_draws_wait_ends_the_pass() -> None:
     next(batches)  # No draw waited.
 
 
-def test_batches_sharded_by_a_library_are_noticed() -> None:
-    """As Accelerate's BatchSamplerShard: this process trains on every second batch."""
-    sampler = Credited(LABELS.sort().values, batch_size=30)
-    batches = iter(sampler)
-    _, own = next(batches), torch.tensor(next(batches))
-    with pytest.raises(FeedbackError, match="call discard"):
-        sampler.update(own.float(), indices=own)
+def test_batches_that_a_library_skips_are_discarded_before_the_first_answer() -> None:
+    """As Accelerate's `skip_first_batches`, whose draws come before the loop has a batch."""
+    sampler = Credited(LABELS, batch_size=30)
+    for step, batch in enumerate(itertools.islice(sampler, 3, None)):
+        for _ in range(0 if step else 3):
+            sampler.discard()
+        sampler.update(torch.tensor(batch).float())
+    assert sampler.outstanding == sampler.wrong == 0
 
 
 def test_targets_may_be_the_classes_numbered_from_0() -> None:
@@ -200,9 +208,7 @@ def test_a_sampler_learns_from_tensors_on_its_own_device() -> None:
 
 
 @pytest.mark.cuda
-def test_targets_on_the_host_do_not_make_an_update_wait(
-    no_waiting: Callable[[], Any],
-) -> None:
+def test_targets_on_the_host_do_not_make_an_update_wait() -> None:
     sampler = MABSampler(LABELS, batch_size=30, device="cuda")
     targets = LABELS[sampler.draw().cpu()]
     losses = torch.rand(30, device="cuda")
@@ -215,6 +221,8 @@ def test_targets_on_the_host_do_not_make_an_update_wait(
     [
         (torch.ones(()), r"\[30\], got \[\]; use reduction='none'"),
         (torch.ones(30, 5), r"got \[30, 5\]; one loss an example: average"),
+        (torch.ones(150), r"got \[150\]; average the losses of each example"),
+        (torch.ones(5, 30), r"got \[5, 30\]; average the losses of each example"),
         (torch.ones(16), r"got \[16\]; answer a draw's whole batch"),
         (torch.ones(30, dtype=torch.int64), "losses must be floating-point, got torch.int64"),
         ([1.0] * 30, "losses must be a tensor, got list"),

@@ -195,6 +195,27 @@ def test_copies_continue_independently(knobs: dict[str, Any]) -> None:
     assert answer(other, steps=30) == expected
 
 
+@pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
+def test_what_is_read_or_copied_before_the_first_draw_changes_no_draw(
+    knobs: dict[str, Any],
+) -> None:
+    sampler = MABSampler(LABELS, batch_size=10, **knobs)
+    held = sampler.shares.clone()
+    other = pickle.loads(pickle.dumps(sampler))
+    assert "_engine" not in vars(sampler)
+    expected = answer(MABSampler(LABELS, batch_size=10, **knobs), steps=30)
+    assert answer(sampler, steps=30) == answer(other, steps=30) == expected
+    assert torch.equal(sampler.shares, held)
+
+
+def test_the_first_draw_may_be_in_inference_mode() -> None:
+    sampler = MABSampler(LABELS, batch_size=10, policy="softmax")
+    with torch.inference_mode():
+        indices = sampler.draw()
+    sampler.update(losses_of(indices))
+    assert len(answer(sampler, steps=3)) == 3
+
+
 _BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/slow_examples.py"))
 
 

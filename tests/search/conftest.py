@@ -6,8 +6,8 @@ from typing import Any
 
 import optuna
 import pytest
+from small_studies import essence, tiny
 
-from hpo_mab._attributes import SAMPLER_KEY
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import (
     RunOutcome,
@@ -16,7 +16,6 @@ from hpo_mab.search import (
     load_spec,
     load_splits,
     make_objective,
-    make_spec,
 )
 from hpo_mab.storage import Storage, StudyRun
 
@@ -26,32 +25,8 @@ def splits() -> ImageSplits:
     return load_splits(load_spec("digits"))
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Callable[..., StudySpec]:
-    """Makes a study on digits whose trials take a tenth of a second."""
-
-    def make(**sections: Any) -> StudySpec:
-        raw: dict[str, Any] = {
-            "name": "tiny",
-            "budget": {"epochs": 1, "evaluations": 3, "trials": 6},
-            "model": {"name": "mlp"},
-            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
-            "training": {"batch_size": 64},
-            "search": {"sampler": "tpe", "initial": 2, "n_startup_trials": 3},
-        }
-        for section, values in sections.items():
-            raw[section] = (
-                {**raw.get(section, {}), **values} if isinstance(values, dict) else values
-            )
-        return make_spec(raw)
-
-    return make
-
-
 @pytest.fixture
-def tiny_runner(
-    storage: Storage, tiny: Callable[..., StudySpec], splits: ImageSplits
-) -> Callable[..., StudyRunner]:
+def tiny_runner(storage: Storage, splits: ImageSplits) -> Callable[..., StudyRunner]:
     """Makes a runner of a tiny study in the test's storage."""
 
     def make(**sections: Any) -> StudyRunner:
@@ -71,29 +46,6 @@ def run_tiny(tiny_runner: Callable[..., StudyRunner]) -> Callable[..., StudyRun]
         return outcome.run
 
     return run
-
-
-@pytest.fixture(scope="session")
-def essence(
-    timeless: Callable[..., list[dict[str, Any]]],
-) -> Callable[[StudyRun], list[tuple[Any, ...]]]:
-    """What is the same if a study is run again: parameters, results and curves without seconds."""
-
-    def of(run: StudyRun) -> list[tuple[Any, ...]]:
-        return [
-            (
-                trial.slot,
-                trial.state,
-                dict(trial.params),
-                trial.value,
-                trial.attrs.get(SAMPLER_KEY),
-                timeless(trial.curve),
-            )
-            for trial in run.trials
-            if trial.state != "fail"
-        ]
-
-    return of
 
 
 @pytest.fixture
@@ -119,9 +71,7 @@ def ctrl_c_at(
 
 @pytest.fixture
 def resumes(
-    storage: Storage,
-    essence: Callable[[StudyRun], list[tuple[Any, ...]]],
-    ctrl_c_at: Callable[[int, int], contextlib.AbstractContextManager[None]],
+    storage: Storage, ctrl_c_at: Callable[[int, int], contextlib.AbstractContextManager[None]]
 ) -> Callable[..., RunOutcome]:
     """Checks that a study interrupted in each place continues to the same; returns it whole.
 

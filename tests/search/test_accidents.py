@@ -17,11 +17,12 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from small_studies import tiny
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hpo_mab._errors import ArgumentError, failure_reason, memory_reason
-from hpo_mab.search import StudyRunner, StudySpec, TrainingObjective
+from hpo_mab.search import StudyRunner, TrainingObjective
 from hpo_mab.search._prepare import check_ends, load_splits, make_objective
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
@@ -29,7 +30,6 @@ from hpo_mab.storage import Storage, TrialRun
 from hpo_mab.training import Budget
 from hpo_mab.training._device import release_memory
 
-Make = Callable[..., StudySpec]
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB."
 
 
@@ -48,9 +48,7 @@ class _Greedy(nn.Module):
         return self.layer(images.flatten(1))
 
 
-def test_running_out_of_gpu_memory_fails_the_trial_and_not_the_study(
-    storage: Storage, tiny: Make
-) -> None:
+def test_running_out_of_gpu_memory_fails_the_trial_and_not_the_study(storage: Storage) -> None:
     spec = tiny(budget={"trials": 4}, pruner={"kind": "none"})
     objective = make_objective(spec, load_splits(spec))
     # The second and third trial run out of memory; the others do not.
@@ -162,7 +160,7 @@ WIDE, NARROW = 6400, 16
 _MIB = 2**20
 
 
-def _greedy_runner(storage: Storage, tiny: Make, device: str) -> StudyRunner:
+def _greedy_runner(storage: Storage, device: str) -> StudyRunner:
     """The first two trials' networks can be made but not trained in 384 MiB more than now."""
     spec = tiny(
         budget={"trials": 3, "epochs": None, "steps": 6},
@@ -197,10 +195,10 @@ def _memory() -> tuple[int, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the address space")
-def test_running_out_of_the_machines_memory_for_real(storage: Storage, tiny: Make) -> None:
+def test_running_out_of_the_machines_memory_for_real(storage: Storage) -> None:
     import resource
 
-    runner = _greedy_runner(storage, tiny, "cpu")
+    runner = _greedy_runner(storage, "cpu")
     (space, before), limits = _memory(), resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (space + 384 * _MIB, limits[1]))
     used: list[int] = []
@@ -217,8 +215,8 @@ def test_running_out_of_the_machines_memory_for_real(storage: Storage, tiny: Mak
 
 
 @pytest.mark.cuda
-def test_running_out_of_a_gpus_memory_for_real(storage: Storage, tiny: Make) -> None:
-    runner = _greedy_runner(storage, tiny, "cuda")
+def test_running_out_of_a_gpus_memory_for_real(storage: Storage) -> None:
+    runner = _greedy_runner(storage, "cuda")
     release_memory()
     before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -331,27 +329,13 @@ def test_a_data_loading_process_that_runs_out_of_memory_is_expected() -> None:
     assert failure_reason(refused.value) == expected
 
 
-def test_a_range_whose_upper_end_does_not_fit_into_memory_is_refused(tiny_data: object) -> None:
+def test_a_range_whose_upper_end_does_not_fit_into_memory_is_refused() -> None:
     objective = _objective(
-        tiny_data,  # type: ignore[arg-type]
+        (_Accident(), _Accident()),
         model=lambda width: torch.nn.Linear(width, width),
-        model_options={"width": {"low": 10, "high": 10**7}},
+        model_options={"width": {"low": 4, "high": 10**7}},
         budget=Budget(steps=4),
         batch_size=2,
     )
     with pytest.raises(ArgumentError, match=r"with width = 10000000 does not fit: .* host out"):
         check_ends(objective)
-
-
-@pytest.fixture
-def tiny_data() -> object:
-    class Two(Dataset[tuple[Tensor, int]]):
-        targets = (0, 1, 0, 1)
-
-        def __len__(self) -> int:
-            return 4
-
-        def __getitem__(self, index: int) -> tuple[Tensor, int]:
-            return torch.zeros(10), self.targets[index]
-
-    return Two(), Two()

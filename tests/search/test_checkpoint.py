@@ -18,6 +18,7 @@ import optuna
 import pytest
 import torch
 from _faults import _fork
+from small_studies import timeless
 
 from hpo_mab._plan import Next, Plan, trial_seed
 from hpo_mab.pruners import PromotionPruner
@@ -42,7 +43,6 @@ from hpo_mab.storage._process import release
 from hpo_mab.training import Evaluation
 
 Runner = Callable[..., StudyRunner]
-Timeless = Callable[..., list[dict[str, Any]]]
 KINDS = ("mab", "uniform")
 
 
@@ -126,7 +126,6 @@ def test_a_killed_worker_s_trial_continues_where_it_was_saved(
     runner_of: Runner,
     storage: Storage,
     clean: dict[str, TrialRun],
-    timeless: Timeless,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runner = runner_of(kind)
@@ -252,7 +251,6 @@ def test_a_trial_with_an_unusable_checkpoint_starts_from_zero(
     message: str,
     runner_of: Runner,
     clean: dict[str, TrialRun],
-    timeless: Timeless,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runner = runner_of()
@@ -636,7 +634,7 @@ def test_checkpoints_that_no_trial_can_use_are_removed(storage: Storage) -> None
 
 
 def test_a_continued_trial_that_is_cut_off_continues_again(
-    storage: Storage, timeless: Timeless, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = StudyRunner(_promotion(checkpoint=1e-9), storage)
     whole = _chains(runner.run(score=False).run)

@@ -6,15 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
+from made_up import point
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from small_studies import tiny
+from tools import statements_of
 
 from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError, StorageError
@@ -29,11 +31,11 @@ from hpo_mab.search._searchers import PlannedSampler
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage, StoredDefinition, open_study
-from hpo_mab.storage._optuna import begin_waiting
+from hpo_mab.storage._optuna import begin_waiting, tell
 from hpo_mab.storage._process import _started, is_gone, machine, release, this_process
-from hpo_mab.training import Evaluation
 
-Make = Callable[..., StudySpec]
+#: Name of a process on another machine.
+ELSEWHERE = "0123456789abcdef:4242:7"
 
 _TOP = {
     "budget": {"epochs": 1, "evaluations": 3, "trials": 9},
@@ -45,7 +47,7 @@ _TOP = {
 @pytest.mark.parametrize("failures", [1, 3])
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_search_that_raises_fails_its_trial(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, failures: int, slots: int
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, failures: int, slots: int
 ) -> None:
     calls = iter(range(1, 100))
 
@@ -71,7 +73,7 @@ def test_a_search_that_raises_fails_its_trial(
     assert run.trials[0].attrs["hpo_mab:reason"].startswith(reason)
 
 
-def test_the_best_of_the_stopped_are_trained_to_the_end(storage: Storage, tiny: Make) -> None:
+def test_the_best_of_the_stopped_are_trained_to_the_end(storage: Storage) -> None:
     run = StudyRunner(tiny(**_TOP), storage).run(score=False).run
     initial, stopped, promoted = run.trials[:2], run.trials[2:7], run.trials[7:]
     assert [trial.slot for trial in run.trials] == list(range(9))
@@ -102,7 +104,7 @@ def test_a_trial_that_diverged_is_not_trained_in_full() -> None:
     assert best.number == 1
 
 
-def test_twins_do_not_bring_promotions_forward(storage: Storage, tiny: Make) -> None:
+def test_twins_do_not_bring_promotions_forward(storage: Storage) -> None:
     spec = tiny(
         **{**_TOP, "sampler": {"kind": "auto"}, "budget": {**_TOP["budget"], "trials": 10}},
         search={"initial": 4},
@@ -114,7 +116,7 @@ def test_twins_do_not_bring_promotions_forward(storage: Storage, tiny: Make) -> 
     assert [trial.state for trial in asked] == ["complete"] * 5 + ["pruned"] * 3 + ["complete"] * 2
 
 
-def test_an_interrupted_study_continues_to_the_same_end(tiny: Make, resumes: Any) -> None:
+def test_an_interrupted_study_continues_to_the_same_end(resumes: Any) -> None:
     resumes(tiny(**_TOP), (3, 1), (7, 2), (8, 3))
 
 
@@ -138,30 +140,28 @@ def _start(study: optuna.Study, storage: Storage, worker: str) -> optuna.trial.T
     return trial
 
 
-def test_workers_wait_until_the_best_are_known(
-    storage: Storage, tiny: Make, elsewhere: str
-) -> None:
+def test_workers_wait_until_the_best_are_known(storage: Storage) -> None:
     spec = tiny(**_TOP)
     run = StudyRunner(spec, storage).run(score=False).run
     study = open_with_parts(storage, run.name, spec)
     # Three more trials: two of them are promotions, and one more is stopped before.
     Target(trials=12, total=None, epoch_examples=100).save(study)
-    first = _start(study, storage, elsewhere)
+    first = _start(study, storage, ELSEWHERE)
     assert "hpo_mab:promotes" not in first.user_attrs
     assert _next(study, storage) is Next.WAIT
     first.suggest_float("lr", 0.01, 1.0, log=True)
     first.report(0.99, 1)
     study.tell(first, state=TrialState.PRUNED)
-    second = _start(study, storage, elsewhere)
+    second = _start(study, storage, ELSEWHERE)
     assert second.user_attrs["hpo_mab:promotes"] == first.number
     # No worker waits for a promotion that runs, and the next one is of another configuration.
-    third = _start(study, storage, elsewhere)
+    third = _start(study, storage, ELSEWHERE)
     taken = {trial.attrs.get("hpo_mab:promotes") for trial in run.trials} | {first.number}
     assert third.user_attrs["hpo_mab:promotes"] not in taken
     assert _next(study, storage) is Next.WAIT
 
 
-def test_a_definition_that_cannot_work_is_refused(tiny: Make) -> None:
+def test_a_definition_that_cannot_work_is_refused() -> None:
     few = {**_TOP, "budget": {"epochs": 1, "evaluations": 3, "trials": 5}}
     with pytest.raises(SpecError, match=r"budget.trials must be at least 6 .* got 5"):
         tiny(**few)
@@ -178,12 +178,6 @@ def study(storage: Storage) -> optuna.Study:
     made = optuna.create_study(study_name="plain", storage=storage.optuna, direction="maximize")
     Target(trials=3, total=None, epoch_examples=100).save(made)
     return made
-
-
-@pytest.fixture
-def elsewhere() -> str:
-    """Name of a process on another machine."""
-    return "0123456789abcdef:4242:7"
 
 
 @pytest.fixture
@@ -206,7 +200,7 @@ def dead() -> str:
     ],
 )
 def test_complete_trials_continue_where_the_rate_is_constant(
-    tiny: Make, schedule: str, kind: str, given: dict[str, bool], unlimited: bool
+    schedule: str, kind: str, given: dict[str, bool], unlimited: bool
 ) -> None:
     sections = {
         "sampler": {"kind": kind},
@@ -222,9 +216,7 @@ def test_complete_trials_continue_where_the_rate_is_constant(
             tiny(**sections)
 
 
-def test_of_few_trials_that_are_all_paused_the_best_is_trained_to_its_end(
-    storage: Storage, tiny: Make
-) -> None:
+def test_of_few_trials_that_are_all_paused_the_best_is_trained_to_its_end(storage: Storage) -> None:
     spec = tiny(
         budget={"epochs": None, "steps": 16, "evaluations": 8, "trials": 3},
         pruner={"kind": "promotion"},
@@ -299,8 +291,8 @@ def _state(study: optuna.Study, trial: optuna.trial.Trial) -> TrialState:
     return study.trials[trial.number].state
 
 
-def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewhere: str) -> None:
-    trials = [_start(study, storage, elsewhere) for _ in range(3)]
+def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage) -> None:
+    trials = [_start(study, storage, ELSEWHERE) for _ in range(3)]
     assert [trial.user_attrs["hpo_mab:slot"] for trial in trials] == [0, 1, 2]
     assert _next(study, storage) is Next.WAIT
     study.tell(trials[0], 0.5)
@@ -355,11 +347,11 @@ def test_claims_of_one_process_do_not_affect_each_other(
 
 
 def test_a_trial_of_a_dead_process_is_lost_at_once_and_keeps_its_slot(
-    study: optuna.Study, storage: Storage, dead: str, elsewhere: str
+    study: optuna.Study, storage: Storage, dead: str
 ) -> None:
-    other = _start(study, storage, elsewhere)
+    other = _start(study, storage, ELSEWHERE)
     lost = _start(study, storage, dead)
-    again = _start(study, storage, elsewhere)
+    again = _start(study, storage, ELSEWHERE)
     assert again.user_attrs["hpo_mab:slot"] == lost.user_attrs["hpo_mab:slot"] == 1
     assert _state(study, lost) == TrialState.FAIL
     assert "ended suddenly" in study.trials[lost.number].user_attrs["hpo_mab:reason"]
@@ -396,9 +388,9 @@ def test_without_start_times_of_processes_heartbeats_count(
 
 @pytest.mark.parametrize(("age", "state"), [(60, TrialState.RUNNING), (200, TrialState.FAIL)])
 def test_on_other_machines_only_heartbeats_count(
-    study: optuna.Study, storage: Storage, elsewhere: str, age: int, state: TrialState
+    study: optuna.Study, storage: Storage, age: int, state: TrialState
 ) -> None:
-    trial = _start(study, storage, elsewhere)
+    trial = _start(study, storage, ELSEWHERE)
     _age(storage, trial, age)
     close_lost(study, storage)
     assert _state(study, trial) == state
@@ -553,21 +545,20 @@ def test_an_enqueued_trial_whose_claim_is_cut_off_before_it_has_a_slot_is_closed
 
 
 def test_what_lost_trials_spent_counts_in_the_budget(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = tiny(budget={"trials": 50, "total": "3epochs"}, pruner={"kind": "none"})
     runner = StudyRunner(spec, storage)
-    tell = optuna.Study.tell
     lost: list[int] = []
 
-    def die(study: optuna.Study, trial: optuna.trial.Trial, *given: object, **options: object):  # type: ignore[no-untyped-def]
-        if isinstance(trial, optuna.trial.Trial) and trial.number == 0:
+    def die(study: optuna.Study, trial: optuna.trial.Trial, *given: Any) -> None:
+        if trial.number == 0:
             lost.append(trial.number)
             raise SystemExit
-        return tell(study, trial, *given, **options)  # type: ignore[arg-type]
+        tell(study, trial, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(optuna.Study, "tell", die)
+        patch.setattr("hpo_mab.search._trial_loop.tell", die)
         with pytest.raises(SystemExit):
             runner.run(score=False)
     run = runner.run(score=False).run
@@ -593,33 +584,35 @@ def _planned(storage: Storage, spec: StudySpec, *, total: str) -> optuna.Study:
     return study
 
 
-def test_no_trial_begins_if_the_running_ones_will_spend_the_rest(
-    storage: Storage, tiny: Make, elsewhere: str
-) -> None:
+def test_no_trial_begins_if_the_running_ones_will_spend_the_rest(storage: Storage) -> None:
     study = _planned(storage, tiny(), total="2epochs")
-    trials = [_start(study, storage, elsewhere) for _ in range(2)]
+    trials = [_start(study, storage, ELSEWHERE) for _ in range(2)]
     assert _next(study, storage) is Next.WAIT
     # A trial that ends early leaves room for another.
     study.tell(trials[0], state=TrialState.FAIL)
-    _start(study, storage, elsewhere)
+    _start(study, storage, ELSEWHERE)
     assert _next(study, storage) is Next.WAIT
 
 
-def _point(index: int) -> Evaluation:
-    """A point of a curve of 30 examples and half a second each."""
-    known = {"steps": 1, "sampler_seconds": 0.0, "accuracy": 0.5, "loss": 1.0, "train_loss": 1.0}
-    return Evaluation(
-        index=index, examples=30 * index, seconds=0.5 * index, learning_rate=0.1, **known
-    )
-
-
-def test_what_running_trials_have_spent_leaves_room_for_others(
-    storage: Storage, tiny: Make, elsewhere: str
+def test_a_claim_reads_the_definition_once(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    study = _planned(storage, tiny(), total="4epochs")
+    loads: list[optuna.Study] = []
+    load = StoredDefinition.load
+    monkeypatch.setattr(StoredDefinition, "load", lambda one: loads.append(one) or load(one))
+    statements = statements_of(storage.optuna.engine)
+    taken: list[optuna.trial.Trial] = []
+    claim(study, storage, taken, count=4)
+    reads = [one for one in statements if "FROM study_user_attributes" in one]
+    assert (len(taken), len(loads), len(reads)) == (4, 1, 1)
+
+
+def test_what_running_trials_have_spent_leaves_room_for_others(storage: Storage) -> None:
     study = _planned(storage, tiny(), total="2epochs")
-    trial = _start(study, storage, elsewhere)
+    trial = _start(study, storage, ELSEWHERE)
     # It has spent 60 of the 200 examples, and will spend a third of a trial's 100.
-    storage.curves.extend([(trial._trial_id, [_point(1), _point(2)], False)])
+    storage.curves.extend([(trial._trial_id, [point(1), point(2)], False)])
     for _ in range(2):
         _claim(study, storage)
     assert _next(study, storage) is Next.WAIT
@@ -627,34 +620,34 @@ def test_what_running_trials_have_spent_leaves_room_for_others(
 
 @pytest.mark.parametrize(("resumed", "others"), [(None, 1), (3, 2), (6, 3)])
 def test_a_continued_trial_will_spend_what_its_checkpoint_does_not_have(
-    storage: Storage, tiny: Make, elsewhere: str, resumed: int | None, others: int
+    storage: Storage, resumed: int | None, others: int
 ) -> None:
     # Its length is three budgets of three evaluations; a checkpoint may save one or two of them.
     study = _planned(storage, tiny(), total="4epochs")
-    longer = _start(study, storage, elsewhere)
+    longer = _start(study, storage, ELSEWHERE)
     longer.set_user_attr("hpo_mab:length", 3)
     if resumed is not None:
         longer.set_user_attr("hpo_mab:resumed_at", resumed)
     for _ in range(others):
-        _start(study, storage, elsewhere)
+        _start(study, storage, ELSEWHERE)
     assert _next(study, storage) is Next.WAIT
 
 
 def test_what_running_trials_will_spend_in_seconds_is_estimated(
-    storage: Storage, tiny: Make, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = _planned(storage, tiny(), total="100s")
     monkeypatch.setattr(Target, "spent", lambda *_: (100, 40.0))
     # 40 s are spent, and a running trial takes 40 more.
     for _ in range(2):
-        _start(study, storage, elsewhere)
+        _start(study, storage, ELSEWHERE)
     assert _next(study, storage) is Next.WAIT
     monkeypatch.setattr(Target, "spent", lambda *_: (100, 100.0))
     assert _next(study, storage) is Next.DONE
 
 
 def test_what_ended_trials_have_spent_is_read_once(
-    storage: Storage, tiny: Make, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = _planned(storage, tiny(), total="100epochs")
     target, read = Target.load(study), storage.curves.spent
@@ -665,13 +658,13 @@ def test_what_ended_trials_have_spent_is_read_once(
         return read(study_id, after=after, until=until)
 
     monkeypatch.setattr(storage.curves, "spent", spent)
-    trials = [_start(study, storage, elsewhere) for _ in range(4)]
+    trials = [_start(study, storage, ELSEWHERE) for _ in range(4)]
     # The second ends last, and all of them train on.
     for ended in (0, 2, 3, 1):
         for index in (1, 2):
             for trial in trials:
                 if not storage.optuna.get_trial(trial._trial_id).state.is_finished():
-                    storage.curves.extend([(trial._trial_id, [_point(index)], index == 1)])
+                    storage.curves.extend([(trial._trial_id, [point(index)], index == 1)])
             found = target.spent(study, storage.curves)
             assert found == read(study._study_id)
         study.tell(trials[ended].number, state=TrialState.PRUNED)
@@ -681,12 +674,10 @@ def test_what_ended_trials_have_spent_is_read_once(
     assert queries == [(trials[-1]._trial_id, None)]
 
 
-def test_a_curve_that_trials_share_is_spent_once(
-    storage: Storage, tiny: Make, elsewhere: str
-) -> None:
+def test_a_curve_that_trials_share_is_spent_once(storage: Storage) -> None:
     study = _planned(storage, tiny(), total="100epochs")
-    trial = _start(study, storage, elsewhere)
-    storage.curves.extend([(trial._trial_id, [_point(1)], True)])
+    trial = _start(study, storage, ELSEWHERE)
+    storage.curves.extend([(trial._trial_id, [point(1)], True)])
     study.tell(trial.number, state=TrialState.PRUNED)
     target = Target.load(study)
     assert target.spent(study, storage.curves) == (30, 0.5)
@@ -695,15 +686,13 @@ def test_a_curve_that_trials_share_is_spent_once(
     assert target.spent(study, storage.curves) == (30, 0.5)
 
 
-def test_a_study_that_died_before_it_had_a_definition_is_made_whole(
-    storage: Storage, tiny: Make
-) -> None:
+def test_a_study_that_died_before_it_had_a_definition_is_made_whole(storage: Storage) -> None:
     optuna.create_study(study_name="half", storage=storage.optuna, direction="maximize")
     run = StudyRunner(tiny(budget={"trials": 1}), storage).run("half", score=False).run
     assert [trial.state for trial in run.trials] == ["complete"]
 
 
-def test_a_full_disk_is_one_line_and_the_study_continues(storage: Storage, tiny: Make) -> None:
+def test_a_full_disk_is_one_line_and_the_study_continues(storage: Storage) -> None:
     runner = StudyRunner(tiny(budget={"trials": 300}), storage)
     runner.run("full", score=False, launch=lambda *_: False)
     engine = storage.optuna.engine

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from small_studies import tiny
 
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab._plan import derive_seed
@@ -15,7 +16,6 @@ from hpo_mab.search import (
     Candidate,
     Confirmation,
     StudyRunner,
-    StudySpec,
     confirm,
     copy_study,
     load_splits,
@@ -27,13 +27,12 @@ from hpo_mab.search._stored import train_recorded
 from hpo_mab.storage import Storage, StudyRun, _open, read_run
 from hpo_mab.training import Training, TrainingDiverged
 
-Make = Callable[..., StudySpec]
 #: What each trial's next trainings give, by number of the trial.
 Script = dict[int, Iterable[float]]
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory, tiny: Make) -> Path:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with a study of four complete trials: 0.9, 0.8, 0.7 and 0.6."""
     file = tmp_path_factory.mktemp("recorded") / "studies.db"
     storage = Storage(f"sqlite:///{file}")
@@ -157,9 +156,7 @@ def test_trials_that_were_added_and_not_trained_are_no_candidates(
     assert trained == [0]
 
 
-def test_a_training_has_the_trials_budget_and_a_seed_of_its_own(
-    storage: Storage, tiny: Make
-) -> None:
+def test_a_training_has_the_trials_budget_and_a_seed_of_its_own(storage: Storage) -> None:
     spec = tiny(sampler={"kind": "mab"})
     objective = make_objective(spec, load_splits(spec))
     run = StudyRunner(spec, storage, objective=objective).run(score=False).run
@@ -199,7 +196,7 @@ def test_the_deviation_is_that_within_configurations(run: StudyRun) -> None:
     assert deviation((0.9, 0.9), (0.5, 0.6), (0.1,)) is None
 
 
-def test_what_cannot_be_confirmed_is_refused(storage: Storage, tiny: Make) -> None:
+def test_what_cannot_be_confirmed_is_refused(storage: Storage) -> None:
     run = StudyRunner(tiny(optimizer={"lr": 1e38}), storage).run(score=False).run
     with pytest.raises(UnknownNameError, match="study"):
         confirm(storage, "none")

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from small_studies import tiny
 
 from hpo_mab._attributes import LEARNED_KEY, TWIN_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab._examples import ExampleRecord
-from hpo_mab.search import StudyRunner, StudySpec, replay
+from hpo_mab.search import StudyRunner, replay
 from hpo_mab.search._checkpoint import SlotCheckpoint
 from hpo_mab.search._copy import copy_study
 from hpo_mab.search._recorder import TrialRecord
 from hpo_mab.storage import Storage, StudyRun
 from hpo_mab.training import Evaluation, Training
 
-Make = Callable[..., StudySpec]
 Run = Callable[..., StudyRun]
 Runner = Callable[..., StudyRunner]
 
@@ -216,6 +216,6 @@ def test_samplers_without_use_for_it_leave_no_trace(storage: Storage, run_tiny: 
     assert _frozen(storage, run.name) is None
 
 
-def test_a_sampler_that_needs_the_record_needs_it_on(tiny: Make) -> None:
+def test_a_sampler_that_needs_the_record_needs_it_on() -> None:
     with pytest.raises(SpecError, match=r"training\.examples must be on for sampler"):
         tiny(sampler={"kind": "curriculum"}, training={"examples": False})

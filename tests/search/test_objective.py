@@ -9,7 +9,7 @@ import io
 import pickle
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ import optuna
 import pytest
 import torch
 from optuna.trial import FrozenTrial
+from small_studies import tiny
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from hpo_mab._attributes import SAMPLER_KEY, SLOT_KEY, TWIN_KEY
+from hpo_mab._attributes import PAIRED_KEY, SAMPLER_KEY, SLOT_KEY, TWIN_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab._plan import Plan
 from hpo_mab.advantage import pair_curves
@@ -28,7 +29,6 @@ from hpo_mab.compare import stored_comparison
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import (
     StudyRunner,
-    StudySpec,
     TrainingObjective,
     make_objective,
 )
@@ -39,8 +39,6 @@ from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, files_folder, open_study, read_run
 from hpo_mab.training import Budget
-
-Make = Callable[..., StudySpec]
 
 
 def _objective(splits: ImageSplits, **options: Any) -> TrainingObjective:
@@ -98,6 +96,10 @@ def test_a_fixed_trial_trains_its_configuration(splits: ImageSplits) -> None:
     assert objective(optuna.trial.FixedTrial({"lr": lr}, number=1)) == study.trials[1].value
     with pytest.raises(ValueError, match="'lr' is not found"):
         objective(optuna.trial.FixedTrial({}))
+    base = optuna.trial.BaseTrial
+    wrapped = type("Wrapped", (base,), dict.fromkeys(base.__abstractmethods__))()
+    with pytest.raises(ArgumentError, match=r"trial must be a Trial, .* got Wrapped"):
+        objective(wrapped)
 
 
 class _Jittered(TensorDataset):
@@ -192,9 +194,7 @@ def test_trials_at_the_same_time_are_refused_with_the_reason(splits: ImageSplits
     study.optimize(objective, n_trials=1)
 
 
-def test_threads_and_random_state_of_the_process_are_left_as_they_were(
-    splits: ImageSplits, tiny: Make
-) -> None:
+def test_threads_and_random_state_of_the_process_are_left_as_they_were(splits: ImageSplits) -> None:
     spec = tiny(training={"threads": 2})
     seen = []
 
@@ -599,7 +599,10 @@ def test_images_need_no_loader_workers(splits: ImageSplits) -> None:
         _objective(splits, num_workers=2)
 
 
-def test_a_race_in_optunas_own_loop_is_decided_after_ctrl_c(splits: ImageSplits) -> None:
+@pytest.mark.parametrize("before", [0, 13], ids=["new", "with trials"])
+def test_a_race_in_optunas_own_loop_is_decided_after_ctrl_c(
+    splits: ImageSplits, before: int
+) -> None:
     made = []
 
     def network() -> nn.Module:
@@ -613,10 +616,20 @@ def test_a_race_in_optunas_own_loop_is_decided_after_ctrl_c(splits: ImageSplits)
         splits, model=network, sampler="auto", portfolio=portfolio, trials=12, evaluations=2
     )
     study = _study()
+    study.add_trials([optuna.create_trial(value=0.5)] * before)
     with pytest.raises(KeyboardInterrupt):
         study.optimize(objective, n_trials=30)
     study.optimize(objective, n_trials=30)
-    assert stored_choice(study) is not None
+    choice = stored_choice(study)
+    assert choice is not None
+    assert choice.pairs > 0
+
+
+def test_a_pilot_whose_slots_are_taken_is_warned_of(splits: ImageSplits) -> None:
+    study = _study()
+    study.add_trials([optuna.create_trial(value=0.5, user_attrs={PAIRED_KEY: True})] * 2)
+    with pytest.warns(UserWarning, match="have its first 2 slots, so there is no pilot"):
+        study.optimize(_objective(splits, pilot=True, initial=2), n_trials=1)
 
 
 @pytest.mark.parametrize("at", [1, 2], ids=["original", "twin"])
@@ -719,7 +732,7 @@ def test_another_length_of_trials_is_warned_of(
 
 
 def test_a_study_with_a_definition_has_the_length_of_that(
-    splits: ImageSplits, storage: Storage, tiny: Make
+    splits: ImageSplits, storage: Storage
 ) -> None:
     runner = StudyRunner(tiny(budget={"trials": 1}), storage)
     study = open_study(storage, runner.run(score=False).run.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from small_studies import tiny
 from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler, TensorDataset
 
@@ -32,8 +33,6 @@ from hpo_mab.search import (
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget
 from hpo_mab.workers._processes import WorkerProcess
-
-Make = Callable[..., StudySpec]
 
 MODULE = '''
 import optuna
@@ -182,7 +181,7 @@ def _run(spec: StudySpec, storage: Storage, **options: Any) -> RunOutcome:
     return StudyRunner(spec, storage).run("study", **options)
 
 
-def test_everything_a_definition_names_may_be_the_users_own(storage: Storage, tiny: Make) -> None:
+def test_everything_a_definition_names_may_be_the_users_own(storage: Storage) -> None:
     outcome = _run(tiny(**OWN, search={"initial": 1}, budget={"trials": 3}), storage)
     states = [trial.state for trial in outcome.run.trials]
     assert states == ["complete", "pruned", "pruned"]
@@ -195,7 +194,7 @@ def test_everything_a_definition_names_may_be_the_users_own(storage: Storage, ti
 
 
 def test_a_saved_network_has_the_numbers_that_it_keeps_in_python(
-    storage: Storage, tiny: Make, tmp_path: Path
+    storage: Storage, tmp_path: Path
 ) -> None:
     own = {**OWN, "model": {"name": "mine:Counts", "width": 4}}
     trial = _run(tiny(**own, budget={"trials": 1}), storage, score=False).run.trials[0]
@@ -209,7 +208,7 @@ def test_a_saved_network_has_the_numbers_that_it_keeps_in_python(
         load_network(tmp_path / "saved.pt")
 
 
-def test_options_of_the_users_own_pruner_may_have_any_name(storage: Storage, tiny: Make) -> None:
+def test_options_of_the_users_own_pruner_may_have_any_name(storage: Storage) -> None:
     pruner = {"kind": "mine:Named", "reference": "a paper", "evidence": 2}
     for trials in (1, 2):
         spec = tiny(pruner=pruner, search={"initial": 1}, budget={"trials": trials})
@@ -223,7 +222,7 @@ def test_options_of_the_users_own_pruner_may_have_any_name(storage: Storage, tin
 
 
 def test_a_sampler_of_ours_that_is_the_users_own_gets_losses(
-    storage: Storage, tiny: Make, mine: ModuleType
+    storage: Storage, mine: ModuleType
 ) -> None:
     spec = tiny(
         sampler={"kind": "mine:Learner", "explore": {"low": 0.1, "high": 0.9}},
@@ -253,7 +252,7 @@ def test_a_sampler_of_ours_that_is_the_users_own_gets_losses(
     ],
 )
 def test_what_no_stack_can_train_is_trained_alone(
-    storage: Storage, tiny: Make, change: dict[str, Any], reason: str
+    storage: Storage, change: dict[str, Any], reason: str
 ) -> None:
     options = {"budget": {"trials": 1}, "training": {"slots": 4}, **change}
     outcome = _run(tiny(**options), storage, score=False)
@@ -262,27 +261,27 @@ def test_what_no_stack_can_train_is_trained_alone(
     assert outcome.loop_reasons == (f"trials are trained one at a time: {reason}",)
 
 
-def test_a_class_may_give_its_base_class_what_that_requires(storage: Storage, tiny: Make) -> None:
+def test_a_class_may_give_its_base_class_what_that_requires(storage: Storage) -> None:
     change = {"data": {"name": "mine:blobs"}, "model": {"name": "mine:Eight"}}
     outcome = _run(tiny(**change, budget={"trials": 1}), storage, score=False)
     assert outcome.run.trials[0].state == "complete"
 
 
-def test_images_of_the_users_own_are_split_as_ours(storage: Storage, tiny: Make) -> None:
+def test_images_of_the_users_own_are_split_as_ours(storage: Storage) -> None:
     runner = StudyRunner(tiny(data={"name": "mine:stripes"}, budget={"trials": 1}), storage)
     # A fifth is the test part, a fifth of the rest is for validation.
     assert runner.objective.workload.num_examples == 76
     assert runner.run(score=False).run.trials[0].state == "complete"
 
 
-def test_a_data_set_without_a_test_part_keeps_a_fifth_for_it(storage: Storage, tiny: Make) -> None:
+def test_a_data_set_without_a_test_part_keeps_a_fifth_for_it(storage: Storage) -> None:
     spec = tiny(data={"name": "mine:blobs", "test": False}, budget={"trials": 1})
     runner = StudyRunner(spec, storage)
     assert runner.objective.workload.num_examples == 192
     assert runner.run().test_accuracy is not None
 
 
-def test_a_comparison_trains_and_scores_the_users_own(storage: Storage, tiny: Make) -> None:
+def test_a_comparison_trains_and_scores_the_users_own(storage: Storage) -> None:
     spec = tiny(**OWN, search={"initial": 2}, budget={"trials": 2}, compare={"retrain": 1})
     found = run_comparison(spec, storage)
     assert [run.arm for run in found.runs] == ["mine:Shuffled", "uniform"]
@@ -290,7 +289,7 @@ def test_a_comparison_trains_and_scores_the_users_own(storage: Storage, tiny: Ma
 
 
 def test_worker_processes_find_what_this_process_can_import(
-    storage: Storage, tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A file of the current folder does not replace a module of Python.
     (tmp_path / "random.py").write_text("raise SystemExit('a script')")
@@ -307,7 +306,7 @@ def test_worker_processes_find_what_this_process_can_import(
 
 @pytest.mark.parametrize("kind", ["mine:Shuffled", "torch.utils.data:RandomSampler"])
 def test_a_training_that_was_cut_off_draws_the_batches_of_one_that_was_not(
-    storage: Storage, tiny: Make, kind: str
+    storage: Storage, kind: str
 ) -> None:
     # Interrupted within a pass; dropout draws from PyTorch's random state in between.
     changes = {"sampler": {"kind": kind}, "model": {"name": "mine:Net", "width": 8}}
@@ -343,13 +342,13 @@ def test_a_training_that_was_cut_off_draws_the_batches_of_one_that_was_not(
         ({"search": {"sampler": "mine:Nobody"}}, "search.sampler 'mine:Nobody' cannot be imported"),
     ],
 )
-def test_a_mistake_is_refused_in_one_line(tiny: Make, change: dict[str, Any], words: str) -> None:
+def test_a_mistake_is_refused_in_one_line(change: dict[str, Any], words: str) -> None:
     with pytest.raises(HpoMabError, match=words) as caught:
         make_spec({**tiny().model_dump(mode="json"), **change})
     assert "\n" not in str(caught.value)
 
 
-def test_data_of_another_form_are_refused(storage: Storage, tiny: Make) -> None:
+def test_data_of_another_form_are_refused(storage: Storage) -> None:
     with pytest.raises(HpoMabError, match=r"must return a mapping with 'train'.*got list"):
         StudyRunner(tiny(data={"name": "mine:nothing"}), storage)
     with pytest.raises(SpecError, match=r"data\.augment must be false"):
@@ -374,7 +373,7 @@ def test_data_of_another_form_are_refused(storage: Storage, tiny: Make) -> None:
     ],
 )
 def test_an_error_in_the_users_own_code_is_named_before_any_trial(
-    storage: Storage, tiny: Make, change: dict[str, Any], words: str
+    storage: Storage, change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(HpoMabError, match=words):
         StudyRunner(tiny(**change), storage)
@@ -383,9 +382,7 @@ def test_an_error_in_the_users_own_code_is_named_before_any_trial(
 @pytest.mark.parametrize(
     ("name", "reason"), [("Forgets", "OSError: the disk"), ("Looks", "KeyError: 'momentum'")]
 )
-def test_a_search_sampler_that_fails_is_named(
-    storage: Storage, tiny: Make, name: str, reason: str
-) -> None:
+def test_a_search_sampler_that_fails_is_named(storage: Storage, name: str, reason: str) -> None:
     whole = tiny().model_dump(mode="json")
     spec = make_spec({**whole, "search": {"sampler": f"mine:{name}", "initial": 1}})
     with pytest.raises(ArgumentError, match=rf"search\.sampler {name} failed: {reason}"):
@@ -393,16 +390,14 @@ def test_a_search_sampler_that_fails_is_named(
     assert [trial.state for trial in read_run(storage, "study").trials] == ["complete"]
 
 
-def test_each_proposal_is_that_of_a_new_search_sampler(
-    storage: Storage, tiny: Make, mine: ModuleType
-) -> None:
+def test_each_proposal_is_that_of_a_new_search_sampler(storage: Storage, mine: ModuleType) -> None:
     whole = tiny(budget={"trials": 3}).model_dump(mode="json")
     spec = make_spec({**whole, "search": {"sampler": "mine:Asks", "initial": 1}})
     _run(spec, storage, score=False)
     assert mine.Asks.counts == [1, 1]
 
 
-def test_a_test_set_that_cannot_be_scored_costs_no_summary(storage: Storage, tiny: Make) -> None:
+def test_a_test_set_that_cannot_be_scored_costs_no_summary(storage: Storage) -> None:
     change = {**OWN, "data": {"name": "mine:other_test_set", "inputs": 6}}
     outcome = _run(tiny(**change), storage)
     assert outcome.test_accuracy is None

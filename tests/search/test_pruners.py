@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,13 @@ import optuna
 import pytest
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.trial import TrialState
+from small_studies import tiny
 
 from hpo_mab._attributes import EVIDENCE_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, SpecError
 from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner
-from hpo_mab.search import StudySpec, make_spec
+from hpo_mab.search import make_spec
 from hpo_mab.search._pruners import is_continuable, study_pruner
 from hpo_mab.search._queue import close_lost
 from hpo_mab.search._target import Target
@@ -101,13 +101,10 @@ def test_the_median_decides_at_once_where_all_trials_report_averaged_weights(
     ],
 )
 def test_options_with_which_no_trial_would_be_stopped_or_begin_are_refused(
-    tiny: Make, change: dict[str, Any], words: str
+    change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises((ArgumentError, SpecError), match=words):
         tiny(**change)
-
-
-Make = Callable[..., StudySpec]
 
 
 @pytest.mark.parametrize(
@@ -121,14 +118,14 @@ Make = Callable[..., StudySpec]
     ],
 )
 def test_which_trials_can_continue_beyond_their_budget(
-    tiny: Make, change: dict[str, Any], continuable: bool
+    change: dict[str, Any], continuable: bool
 ) -> None:
     spec = tiny(**{"training": {"schedule": "constant"}, **change})
     assert is_continuable(spec) == continuable
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_without_given_evidence_the_pruner_measures_its_own(tiny: Make) -> None:
+def test_without_given_evidence_the_pruner_measures_its_own() -> None:
     spec = tiny(
         pruner={"kind": "advantage", "evidence": "none", "reference": "none"},
         search={"initial": 4, "n_startup_trials": 4},
@@ -144,7 +141,7 @@ def test_without_given_evidence_the_pruner_measures_its_own(tiny: Make) -> None:
 
 @pytest.mark.parametrize(("schedule", "spends_all"), [("constant", True), ("linear", False)])
 def test_only_complete_trials_that_continue_spend_all_of_a_total_budget(
-    tiny: Make, schedule: str, spends_all: bool
+    schedule: str, spends_all: bool
 ) -> None:
     spec = tiny(pruner={"kind": "promotion"}, training={"schedule": schedule})
     study = optuna.create_study(direction="maximize", pruner=study_pruner(spec, {}))
@@ -155,7 +152,7 @@ def test_only_complete_trials_that_continue_spend_all_of_a_total_budget(
 
 
 def test_an_interrupted_attempt_is_no_competitor_of_its_retry(
-    storage: Storage, tiny: Make, resumes: Any
+    storage: Storage, resumes: Any
 ) -> None:
     spec = tiny(
         pruner={"kind": "successive_halving", "min_resource": 1},

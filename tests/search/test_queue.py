@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from small_studies import tiny
 
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab.advantage import Evidence
-from hpo_mab.search import StudyRunner, StudySpec
+from hpo_mab.search import StudyRunner
 from hpo_mab.search._queue import queue_twin
 from hpo_mab.storage import Storage, StudyRun, open_study
-
-Make = Callable[..., StudySpec]
-
 
 _PILOT = {"search": {"initial": 4}, "budget": {"trials": 7, "epochs": 1, "evaluations": 3}}
 
@@ -25,9 +22,7 @@ def _twins(run: StudyRun) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_the_first_configurations_are_trained_with_both_samplers(
-    storage: Storage, tiny: Make
-) -> None:
+def test_the_first_configurations_are_trained_with_both_samplers(storage: Storage) -> None:
     spec = tiny(**_PILOT, pruner={"kind": "advantage"})
     run = StudyRunner(spec, storage).run(score=False).run
     twins = _twins(run)
@@ -51,7 +46,7 @@ def test_the_first_configurations_are_trained_with_both_samplers(
     assert run.examples == sum(trial.examples for trial in run.trials)
 
 
-def test_a_twin_beyond_the_first_configurations_is_in_no_pair(storage: Storage, tiny: Make) -> None:
+def test_a_twin_beyond_the_first_configurations_is_in_no_pair(storage: Storage) -> None:
     spec = tiny(search={"initial": 1}, pruner={"kind": "none"})
     runner = StudyRunner(spec, storage)
     study = open_study(storage, runner.run(score=False).run.name)
@@ -62,7 +57,7 @@ def test_a_twin_beyond_the_first_configurations_is_in_no_pair(storage: Storage, 
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -> None:
+def test_twins_cost_what_the_total_budget_allows(storage: Storage) -> None:
     spec = tiny(
         budget={"trials": 50, "total": "6epochs", "epochs": 1, "evaluations": 3},
         search={"initial": 4},
@@ -74,12 +69,12 @@ def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_an_interrupted_pilot_resumes_to_the_same(tiny: Make, resumes: Any) -> None:
+def test_an_interrupted_pilot_resumes_to_the_same(resumes: Any) -> None:
     resumes(tiny(**_PILOT, pruner={"kind": "advantage"}), (3, 1), (4, 2), (9, 1))
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_uniform_studies_have_no_pilot(storage: Storage, tiny: Make) -> None:
+def test_uniform_studies_have_no_pilot(storage: Storage) -> None:
     spec = tiny(**_PILOT, sampler={"kind": "uniform"}, pruner={"kind": "advantage"})
     runner = StudyRunner(spec, storage)
     run = runner.run(score=False).run
@@ -88,12 +83,12 @@ def test_uniform_studies_have_no_pilot(storage: Storage, tiny: Make) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_saved_evidence_needs_no_pilot(tiny: Make) -> None:
+def test_saved_evidence_needs_no_pilot() -> None:
     spec = tiny(**_PILOT, pruner={"kind": "advantage", "reference": "tiny-uniform-seed0"})
     assert not spec.has_pilot
     assert tiny(**_PILOT, pruner={"kind": "advantage"}).has_pilot
 
 
-def test_a_pilot_of_too_few_is_refused(tiny: Make) -> None:
+def test_a_pilot_of_too_few_is_refused() -> None:
     with pytest.raises(SpecError, match=r"search.initial must be at least 4 .* got 2"):
         tiny(search={"initial": 2}, pruner={"kind": "advantage"})

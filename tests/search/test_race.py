@@ -12,6 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from scipy.stats import wilcoxon
+from small_studies import tiny
 
 from hpo_mab._attributes import (
     CHOICE_KEY,
@@ -25,7 +26,7 @@ from hpo_mab._attributes import (
 from hpo_mab._errors import ArgumentError, SpecError, UnknownNameError
 from hpo_mab.advantage import Estimate, Evidence
 from hpo_mab.compare._evidence import race_evidence
-from hpo_mab.search import StudyRunner, StudySpec, _race, load_spec
+from hpo_mab.search import StudyRunner, _race, load_spec
 from hpo_mab.search._choice import (
     Choice,
     Ended,
@@ -48,8 +49,6 @@ from hpo_mab.search._race import (
 )
 from hpo_mab.search._study import check_study
 from hpo_mab.storage import Storage, open_study
-
-Make = Callable[..., StudySpec]
 
 pytestmark = pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 
@@ -93,7 +92,7 @@ def test_samplers_that_use_the_record_enter_where_there_is_one(keeps: bool) -> N
     ],
 )
 def test_a_portfolio_that_cannot_race_is_refused(
-    tiny: Make, entries: list[Any], error: type[Exception], message: str
+    entries: list[Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         parse_portfolio(entries)
@@ -106,14 +105,14 @@ def test_an_option_of_a_portfolio_may_be_a_tuple() -> None:
     assert found["mab"].options == {"prior": [2, 1]}
 
 
-def test_only_auto_has_a_portfolio(tiny: Make) -> None:
+def test_only_auto_has_a_portfolio() -> None:
     with pytest.raises(SpecError, match="portfolio needs kind = 'auto', got 'mab'"):
         tiny(sampler={"kind": "mab", "portfolio": ["uniform"]})
     # Another sampler on the command line takes the portfolio out of a definition.
     assert load_spec("cifar10", {"sampler.kind": "uniform"}).sampler.portfolio is None
 
 
-def test_samplers_that_need_the_record_require_it(tiny: Make) -> None:
+def test_samplers_that_need_the_record_require_it() -> None:
     sampler = {"kind": "auto", "portfolio": ["uniform", "curriculum"]}
     with pytest.raises(SpecError, match=r"training\.examples must be on"):
         tiny(sampler=sampler, training={"examples": False})
@@ -296,6 +295,8 @@ class _Trials:
         self, sampler: str, slot: int, value: float, *, twin: bool, seconds: float, **more: Any
     ) -> None:
         attrs = {"slot": slot, "sampler": sampler, "seconds": seconds, "examples": 100, **more}
+        if not self.study.trials:
+            self.advance()  # A race begins before the first trial has ended.
         if twin:
             attrs["twin_of"] = slot
         self.study.add_trial(
@@ -514,7 +515,7 @@ _RACE: dict[str, Any] = {
 }
 
 
-def test_a_study_continues_with_the_choice(storage: Storage, tiny: Make) -> None:
+def test_a_study_continues_with_the_choice(storage: Storage) -> None:
     spec = tiny(**_RACE, pruner={"kind": "advantage"})
     outcome = StudyRunner(spec, storage).run(score=False)
     choice = outcome.choice
@@ -537,7 +538,7 @@ def test_a_study_continues_with_the_choice(storage: Storage, tiny: Make) -> None
 
 @pytest.mark.parametrize("sampler", ["hard_half", "easy_first"])
 def test_a_study_trains_with_the_sampler_that_was_chosen(
-    storage: Storage, tiny: Make, sampler: str, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
     monkeypatch.setattr(
@@ -557,11 +558,11 @@ def test_a_study_trains_with_the_sampler_that_was_chosen(
     assert made[-6:] == [expected] * 6
 
 
-def test_an_interrupted_race_resumes_to_the_same(tiny: Make, resumes: Any) -> None:
+def test_an_interrupted_race_resumes_to_the_same(resumes: Any) -> None:
     assert resumes(tiny(**_RACE), (3, 1), (4, 2), (13, 1)).choice is not None
 
 
-def test_a_plan_stays_when_a_study_is_continued(storage: Storage, tiny: Make) -> None:
+def test_a_plan_stays_when_a_study_is_continued(storage: Storage) -> None:
     sections = {**_RACE, "budget": {"trials": 6, "epochs": 1, "evaluations": 3}}
     outcome = StudyRunner(tiny(**sections), storage).run(score=False)
     assert outcome.choice is not None
@@ -575,9 +576,7 @@ def test_a_plan_stays_when_a_study_is_continued(storage: Storage, tiny: Make) ->
 # --------------------------------------------------------------------------------- evidence
 
 
-def _raced(
-    storage: Storage, tiny: Make, sampler: str, monkeypatch: pytest.MonkeyPatch, path: Path
-) -> Evidence:
+def _raced(storage: Storage, sampler: str, monkeypatch: pytest.MonkeyPatch, path: Path) -> Evidence:
     """Evidence of a study whose race chose a sampler, saved to a file."""
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -592,10 +591,10 @@ def _raced(
 
 @pytest.mark.parametrize("sampler", ["mab", "uniform"])
 def test_a_later_study_uses_the_choice_without_a_race(
-    storage: Storage, tiny: Make, sampler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    storage: Storage, sampler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "evidence.json"
-    evidence = _raced(storage, tiny, sampler, monkeypatch, path)
+    evidence = _raced(storage, sampler, monkeypatch, path)
     assert evidence.pairs == (6 if sampler == "mab" else 0)
     later = {
         "sampler": {"kind": "auto", "evidence": str(path)},
@@ -625,10 +624,10 @@ def test_a_later_study_uses_the_choice_without_a_race(
 
 
 def test_evidence_without_pairs_is_warned_of(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "evidence.json"
-    assert _raced(storage, tiny, "uniform", monkeypatch, path).pairs == 0
+    assert _raced(storage, "uniform", monkeypatch, path).pairs == 0
     spec = tiny(pruner={"kind": "advantage", "evidence": str(path)}, budget={"trials": 1})
     with pytest.warns(EvidenceWarning, match="holds no pairs"):
         StudyRunner(spec, storage).run("later", score=False)
@@ -646,10 +645,10 @@ def test_evidence_without_pairs_is_warned_of(
 
 
 def test_a_choice_that_is_not_valid_is_not_used_and_the_study_says_so(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "evidence.json"
-    evidence = _raced(storage, tiny, "mab", monkeypatch, path)
+    evidence = _raced(storage, "mab", monkeypatch, path)
     longer = {
         "sampler": {"kind": "auto"},
         # The file of the pruner counts as well.
@@ -675,7 +674,7 @@ def test_a_choice_that_is_not_valid_is_not_used_and_the_study_says_so(
     check_study(storage, "shorter", tiny(**longer))
 
 
-def test_the_difference_from_the_study_that_chose_is_named(tiny: Make) -> None:
+def test_the_difference_from_the_study_that_chose_is_named() -> None:
     spec = tiny(**_RACE).model_dump(mode="json")
     stored = {
         "study": "first",
@@ -713,7 +712,7 @@ def test_the_difference_from_the_study_that_chose_is_named(tiny: Make) -> None:
     assert raced.difference(here, data="1f") == ""
 
 
-def test_evidence_without_a_choice_is_refused(tiny: Make, storage: Storage, tmp_path: Path) -> None:
+def test_evidence_without_a_choice_is_refused(storage: Storage, tmp_path: Path) -> None:
     path = tmp_path / "evidence.json"
     nothing: dict[str, Any] = dict.fromkeys(
         ("budgets", "advantage", "acceleration", "fidelity", "rungs"), ()

@@ -8,7 +8,7 @@ import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from tools import Caching, no_waiting
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -177,9 +178,9 @@ def test_a_loop_that_evaluates_seldom_reports_the_last_point_it_passed() -> None
     study = _study()
     trial = study.ask()
     reporter = TrialReporter(trial, budget_examples=80, evaluations=8)
-    reporter.report(accuracy=0.1, examples=5)
-    reporter.report(accuracy=0.5, examples=35)
-    reporter.report(accuracy=0.6, examples=90)
+    for examples, accuracy in ((5, 0.1), (30, 0.5), (55, 0.6)):
+        reporter.step(examples)
+        reporter.report(accuracy=accuracy)
     assert study.trials[0].intermediate_values == {3: 0.5, 8: 0.6}
     assert reporter.done
     assert reporter.accuracy == 0.6
@@ -188,9 +189,11 @@ def test_a_loop_that_evaluates_seldom_reports_the_last_point_it_passed() -> None
 def test_a_large_budget_is_spent_at_its_last_example_only() -> None:
     study = _study()
     reporter = TrialReporter(study.ask(), budget_examples=10**8 + 1, evaluations=8)
-    reporter.report(accuracy=0.5, examples=10**8)
+    reporter.step(10**8)
+    reporter.report(accuracy=0.5)
     assert not reporter.done
-    reporter.report(accuracy=0.6, examples=10**8 + 1)
+    reporter.step(1)
+    reporter.report(accuracy=0.6)
     assert study.trials[0].intermediate_values == {7: 0.5, 8: 0.6}
 
 
@@ -357,7 +360,6 @@ def test_arguments_outside_their_bound_are_named(
         ("report", {"accuracy": 86.2}, r"accuracy must be in \[0, 1\], percent divided"),
         ("report", {"accuracy": None}, "accuracy must be a number, got None"),
         ("report", {"accuracy": "high"}, "accuracy must be a number, got 'high'"),
-        ("report", {"accuracy": 0.5, "examples": 2.5}, r"examples must be a whole .*, got 2\.5"),
         ("step", {"examples": 33.3}, r"examples must be a whole number, got 33\.3"),
         ("step", {"examples": -5}, "examples must be at least 0, got -5"),
         ("step", {"examples": 20, "loss": torch.zeros(3)}, r"loss must be one .* shape \[3\]"),
@@ -376,11 +378,19 @@ def test_a_refused_number_changes_nothing(
         reporter.report(accuracy=0.5)
 
 
-def test_a_loop_that_ends_before_its_budget_is_said() -> None:
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((10, 0), r"ended after 10 of 20 examples, so .* of a whole trial\.$"),
+        ((16, 4), r"ended after 20 of 20 .* after 16\. .* give budget_examples=16\.$"),
+    ],
+)
+def test_a_loop_that_ends_before_its_budget_is_said(steps: tuple[int, int], message: str) -> None:
     reporter = TrialReporter(_study().ask(), budget_examples=20, evaluations=2)
-    reporter.step(10)
+    reporter.step(steps[0])
     reporter.report(accuracy=0.5)
-    with pytest.warns(ShortTrialWarning, match=r"ended after 10 of 20 examples"):
+    reporter.step(steps[1])
+    with pytest.warns(ShortTrialWarning, match=message):
         reporter.__exit__(None, None, None)
 
 
@@ -559,9 +569,9 @@ def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
 
 @pytest.mark.parametrize("average", [0.0, 0.2])
 def test_a_network_that_keeps_values_of_its_weights_is_evaluated_with_new_ones(
-    average: float, caching_layer: Callable[..., nn.Linear]
+    average: float,
 ) -> None:
-    model, inputs = caching_layer(4, 2, bias=False), torch.randn(6, 4)
+    model, inputs = Caching(4, 2, bias=False), torch.randn(6, 4)
     reporter = TrialReporter(
         _study().ask(), model=model, average=average, budget_examples=40, evaluations=4
     )
@@ -627,7 +637,7 @@ def test_an_average_does_not_change_what_is_trained(storage: Storage) -> None:
 
 
 @pytest.mark.cuda
-def test_no_step_waits_for_the_device(no_waiting: Callable[[], Any]) -> None:
+def test_no_step_waits_for_the_device() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     reporter = TrialReporter(_study().ask(), model=model, budget_examples=100, evaluations=4)
     model.cuda()
@@ -655,6 +665,13 @@ def test_a_study_that_minimizes_accuracy_is_refused() -> None:
 def test_a_study_in_place_of_its_trial_is_refused() -> None:
     with pytest.raises(ArgumentError, match="trial must be an Optuna trial, got Study"):
         TrialReporter(_study(), budget_examples=10)  # type: ignore[arg-type]
+
+
+def test_a_trial_that_wraps_another_is_refused_with_curves(storage: Storage) -> None:
+    base = optuna.trial.BaseTrial
+    wrapped = type("Wrapped", (base,), dict.fromkeys(base.__abstractmethods__))()
+    with pytest.raises(ArgumentError, match=r"trial must be a Trial, .* got Wrapped"):
+        TrialReporter(wrapped, budget_examples=10, curves=storage.curves)
 
 
 @pytest.mark.parametrize(
@@ -688,8 +705,17 @@ def test_a_loop_that_diverges_is_pruned_with_the_reason(
         assert [point.index for point in run.curve] == [1]
 
 
-def test_pairs_are_trials_that_the_pruner_cannot_stop(storage: Storage) -> None:
-    study = _study(optuna.pruners.MedianPruner(n_startup_trials=2), storage=storage)
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        optuna.pruners.MedianPruner(n_startup_trials=2),
+        optuna.pruners.PatientPruner(optuna.pruners.MedianPruner(n_startup_trials=2), patience=1),
+    ],
+)
+def test_pairs_are_trials_that_the_pruner_cannot_stop(
+    storage: Storage, pruner: optuna.pruners.BasePruner
+) -> None:
+    study = _study(pruner, storage=storage)
     study.optimize(lambda trial: _plain_loop(trial, curves=storage.curves), n_trials=3)
     trials = read_run(storage, study.study_name).trials
     assert [trial.paired for trial in trials] == [True, True, False]
@@ -707,6 +733,15 @@ def test_trials_that_were_reported_without_a_reporter_are_warned_of() -> None:
         TrialReporter(study.ask(), budget_examples=8, evaluations=4)
 
 
+def test_a_second_reporter_of_a_trial_is_warned_of() -> None:
+    trial = _study().ask()
+    reporter = TrialReporter(trial, budget_examples=8, evaluations=4)
+    reporter.step(2)
+    reporter.report(accuracy=0.5)
+    with pytest.warns(UserWarning, match="Trial 0 has reports already"):
+        TrialReporter(trial, budget_examples=8, evaluations=4)
+
+
 def test_a_loop_without_an_evaluation_is_warned_of() -> None:
     with (
         pytest.warns(ShortTrialWarning, match=r"after 0 of 20 examples, .* was not reported"),
@@ -721,7 +756,8 @@ def test_another_number_of_evaluations_is_warned_of() -> None:
     def objective(trial: optuna.Trial) -> float:
         count = 2 if trial.number == 0 else 4
         reporter = TrialReporter(trial, budget_examples=8, evaluations=count)
-        reporter.report(accuracy=0.5, examples=8)
+        reporter.step(8)
+        reporter.report(accuracy=0.5)
         return reporter.accuracy
 
     study.optimize(objective, n_trials=1)
@@ -748,7 +784,8 @@ def test_budgets_of_searched_batch_sizes_are_warned_of_where_they_differ(
         size = trial.suggest_int("batch_size", 32, 50)
         budget = budgets[size == 50]
         reporter = TrialReporter(trial, budget_examples=budget, evaluations=1)
-        reporter.report(accuracy=0.5, examples=budget)
+        reporter.step(budget)
+        reporter.report(accuracy=0.5)
         return reporter.accuracy
 
     said = pytest.warns(UserWarning, match="budget in examples is 192, of trial 0 it was 600")
@@ -760,7 +797,8 @@ def test_budgets_of_searched_batch_sizes_are_warned_of_where_they_differ(
 def test_a_trial_that_ended_early_had_as_many_evaluations_to_make() -> None:
     def objective(trial: optuna.Trial) -> float:
         with TrialReporter(trial, budget_examples=8, evaluations=4) as reporter:
-            reporter.report(accuracy=0.5, examples=4)
+            reporter.step(4)
+            reporter.report(accuracy=0.5)
         return reporter.accuracy
 
     # A warning would be an error.

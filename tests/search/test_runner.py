@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
+from small_studies import essence, tiny
 
 from hpo_mab._attributes import LEARNED_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, join_study, replay
+from hpo_mab.search import StudyFailedError, StudyRunner, join_study, replay
 from hpo_mab.search._prepare import make_objective
 from hpo_mab.search._recorder import Recording, TrialRecord
 from hpo_mab.search._stored import reopen, stored_spec
@@ -28,19 +28,15 @@ from hpo_mab.storage import (
     MissingCurvesWarning,
     Storage,
     StoredDefinition,
-    StudyRun,
     open_study,
     read_run,
     study_names,
 )
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
 
-Make = Callable[..., StudySpec]
-Essence = Callable[[StudyRun], list[tuple[Any, ...]]]
-
 
 @pytest.mark.parametrize("kind", ["mab", "uniform"])
-def test_a_study_runs_to_its_trials_with_curves(storage: Storage, tiny: Make, kind: str) -> None:
+def test_a_study_runs_to_its_trials_with_curves(storage: Storage, kind: str) -> None:
     outcome = StudyRunner(tiny(sampler={"kind": kind}), storage).run()
     run = outcome.run
     assert (run.name, run.arm) == (f"tiny-{kind}-seed0", kind)
@@ -57,7 +53,7 @@ def test_a_study_runs_to_its_trials_with_curves(storage: Storage, tiny: Make, ki
     assert run.trial_examples == run.best.examples  # type: ignore[union-attr]
 
 
-def test_the_first_configurations_are_equal_in_both_arms(storage: Storage, tiny: Make) -> None:
+def test_the_first_configurations_are_equal_in_both_arms(storage: Storage) -> None:
     bandit = StudyRunner(tiny(sampler={"kind": "mab"}), storage).run(score=False).run
     uniform = StudyRunner(tiny(sampler={"kind": "uniform"}), storage).run(score=False).run
     for one, other in zip(bandit.trials[:2], uniform.trials[:2], strict=True):
@@ -69,7 +65,7 @@ def test_the_first_configurations_are_equal_in_both_arms(storage: Storage, tiny:
         assert next(losses) != next(losses)
 
 
-def test_more_trials_continue_the_study(storage: Storage, tiny: Make, essence: Essence) -> None:
+def test_more_trials_continue_the_study(storage: Storage) -> None:
     StudyRunner(tiny(budget={"trials": 4}), storage).run("parts", score=False)
     parts = StudyRunner(tiny(budget={"trials": 7}), storage).run("parts", score=False).run
     whole = StudyRunner(tiny(budget={"trials": 7}), storage).run("whole", score=False).run
@@ -78,7 +74,7 @@ def test_more_trials_continue_the_study(storage: Storage, tiny: Make, essence: E
 
 
 def test_progress_is_shown_in_trials_and_while_the_best_is_trained_again(
-    storage: Storage, tiny: Make, progress: Any
+    storage: Storage, progress: Any
 ) -> None:
     outcome = StudyRunner(tiny(budget={"trials": 1}), storage).run(on_trial=progress)
     assert outcome.test_accuracy is not None
@@ -88,7 +84,7 @@ def test_progress_is_shown_in_trials_and_while_the_best_is_trained_again(
     assert progress.again == steps
 
 
-def test_nothing_runs_again_when_all_is_done(storage: Storage, tiny: Make) -> None:
+def test_nothing_runs_again_when_all_is_done(storage: Storage) -> None:
     spec = tiny(budget={"trials": 3})
     StudyRunner(spec, storage).run()
     calls: list[int] = []
@@ -97,7 +93,7 @@ def test_nothing_runs_again_when_all_is_done(storage: Storage, tiny: Make) -> No
 
 
 def test_an_interrupted_study_loses_nothing_and_resumes_to_the_same(
-    storage: Storage, tiny: Make, resumes: Any
+    storage: Storage, resumes: Any
 ) -> None:
     resumes(tiny(budget={"trials": 6}), (3, 2))
     trials = read_run(storage, "parts0").trials
@@ -106,9 +102,7 @@ def test_an_interrupted_study_loses_nothing_and_resumes_to_the_same(
 
 @pytest.mark.parametrize("slots", [1, 8])
 @pytest.mark.parametrize("pruner", ["none", "advantage"])
-def test_a_total_budget_ends_the_study(
-    storage: Storage, tiny: Make, slots: int, pruner: str
-) -> None:
+def test_a_total_budget_ends_the_study(storage: Storage, slots: int, pruner: str) -> None:
     spec = tiny(
         budget={"trials": 50, "total": "5epochs"},
         sampler={"kind": "uniform"},
@@ -123,7 +117,7 @@ def test_a_total_budget_ends_the_study(
     assert any(trial.state == "pruned" for trial in run.trials) is (pruner == "advantage")
 
 
-def test_another_definition_under_the_same_name_is_refused(storage: Storage, tiny: Make) -> None:
+def test_another_definition_under_the_same_name_is_refused(storage: Storage) -> None:
     StudyRunner(tiny(budget={"trials": 2}), storage).run("mine", score=False)
     other = tiny(optimizer={"lr": {"low": 0.01, "high": 0.5, "log": True}})
     with pytest.raises(StorageError, match=r"optimizer.lr.high is 1.0 there and 0.5 here.*--name"):
@@ -132,7 +126,7 @@ def test_another_definition_under_the_same_name_is_refused(storage: Storage, tin
 
 
 def test_options_of_a_data_set_may_not_change_whatever_their_names_begin_with(
-    storage: Storage, tiny: Make
+    storage: Storage,
 ) -> None:
     study = StudyRunner(tiny(budget={"trials": 1}), storage).run("mine", score=False).run.name
     stored = StoredDefinition.load(open_study(storage, study)).spec
@@ -143,7 +137,7 @@ def test_options_of_a_data_set_may_not_change_whatever_their_names_begin_with(
         _refuse_other_definition(open_study(storage, study), wanted)
 
 
-def test_the_budget_of_a_trial_is_that_of_the_largest_batches(storage: Storage, tiny: Make) -> None:
+def test_the_budget_of_a_trial_is_that_of_the_largest_batches(storage: Storage) -> None:
     sizes = {"batch_size": {"choices": [16, 64]}}
     spec = tiny(budget={"epochs": None, "steps": 6, "trials": 1}, training=sizes)
     run = StudyRunner(spec, storage).run(score=False).run
@@ -151,9 +145,7 @@ def test_the_budget_of_a_trial_is_that_of_the_largest_batches(storage: Storage, 
     assert run.trials[0].examples in (6 * 16, 6 * 64)
 
 
-def test_what_may_change_reaches_workers_that_are_started_later(
-    storage: Storage, tiny: Make
-) -> None:
+def test_what_may_change_reaches_workers_that_are_started_later(storage: Storage) -> None:
     StudyRunner(tiny(budget={"trials": 1}), storage).run("study", score=False)
     changed = {"graph": False, "checkpoint": 7.0, "examples": False}
     spec = tiny(budget={"trials": 2}, training=changed)
@@ -170,7 +162,7 @@ def test_what_may_change_reaches_workers_that_are_started_later(
     ({"examples": 11_490}, True),
 ])  # fmt: skip
 def test_long_trials_augment_their_images_whatever_the_unit_of_their_budget(
-    tiny: Make, splits: ImageSplits, budget: dict[str, float], augmented: bool
+    splits: ImageSplits, budget: dict[str, float], augmented: bool
 ) -> None:
     # 1,149 training images.
     objective = make_objective(tiny(budget={"epochs": None, **budget}), splits)
@@ -178,7 +170,7 @@ def test_long_trials_augment_their_images_whatever_the_unit_of_their_budget(
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_what_a_diverging_trial_has_spent_counts(storage: Storage, tiny: Make, slots: int) -> None:
+def test_what_a_diverging_trial_has_spent_counts(storage: Storage, slots: int) -> None:
     # A trial is one epoch, and diverges before its first evaluation.
     spec = tiny(
         optimizer={"name": "sgd", "lr": 1e30},
@@ -205,7 +197,7 @@ def test_what_a_diverging_trial_has_spent_counts(storage: Storage, tiny: Make, s
 
 @pytest.mark.parametrize("early", [287, 288, 5000, "all"])
 def test_a_study_continues_whatever_part_its_early_evaluations_take(
-    storage: Storage, tiny: Make, early: Any
+    storage: Storage, early: Any
 ) -> None:
     for trials in (1, 2):
         spec = tiny(budget={"trials": trials, "early_validation": early})
@@ -213,7 +205,7 @@ def test_a_study_continues_whatever_part_its_early_evaluations_take(
         assert len(run.trials) == trials
 
 
-def test_workers_continue_what_this_process_has_saved(storage: Storage, tiny: Make) -> None:
+def test_workers_continue_what_this_process_has_saved(storage: Storage) -> None:
     # More than the validation examples there are: all are taken.
     runner = StudyRunner(tiny(budget={"trials": 1, "early_validation": 5000}), storage)
     run = runner.run(score=False).run
@@ -225,15 +217,13 @@ def test_workers_continue_what_this_process_has_saved(storage: Storage, tiny: Ma
     assert own == others
 
 
-def test_the_reasons_of_one_study_are_not_those_of_the_next(storage: Storage, tiny: Make) -> None:
+def test_the_reasons_of_one_study_are_not_those_of_the_next(storage: Storage) -> None:
     runner = StudyRunner(tiny(budget={"trials": 1}, training={"slots": 1}), storage)
     runner.objective.note("of another study")
     assert runner.run(score=False).loop_reasons == ()
 
 
-def test_a_reference_that_is_not_there_is_refused_before_the_first_trial(
-    storage: Storage, tiny: Make
-) -> None:
+def test_a_reference_that_is_not_there_is_refused_before_the_first_trial(storage: Storage) -> None:
     pruner = {"kind": "advantage", "reference": "nope"}
     with pytest.raises(UnknownNameError, match=r"study of pruner.reference 'nope'"):
         StudyRunner(tiny(pruner=pruner), storage).run(score=False)
@@ -243,9 +233,7 @@ def test_a_reference_that_is_not_there_is_refused_before_the_first_trial(
     StudyRunner(spec, storage).run(score=False)
 
 
-def test_the_longest_trial_may_be_one_of_a_batch_size_in_between(
-    storage: Storage, tiny: Make
-) -> None:
+def test_the_longest_trial_may_be_one_of_a_batch_size_in_between(storage: Storage) -> None:
     spec = tiny(training={"batch_size": {"low": 8, "high": 64}}, budget={"trials": 1})
     runner = StudyRunner(spec, storage)
     longest = runner._definition().trial_examples
@@ -253,9 +241,7 @@ def test_the_longest_trial_may_be_one_of_a_batch_size_in_between(
     assert longest == max(every) > max(every[0], every[-1])
 
 
-def test_each_study_of_an_objective_has_its_own_record_of_examples(
-    storage: Storage, tiny: Make
-) -> None:
+def test_each_study_of_an_objective_has_its_own_record_of_examples(storage: Storage) -> None:
     spec = tiny(sampler={"kind": "curriculum"}, budget={"trials": 6}, pruner={"kind": "none"})
     runner = StudyRunner(spec, storage)
     learned = [
@@ -268,7 +254,7 @@ def test_each_study_of_an_objective_has_its_own_record_of_examples(
 
 @pytest.mark.parametrize(("kind", "sampler"), [("none", "mab"), ("promotion", "auto")])
 def test_a_value_outside_its_range_may_be_enqueued(
-    storage: Storage, tiny: Make, ctrl_c_at: Any, kind: str, sampler: str
+    storage: Storage, ctrl_c_at: Any, kind: str, sampler: str
 ) -> None:
     spec = tiny(
         pruner={"kind": kind},
@@ -287,9 +273,7 @@ def test_a_value_outside_its_range_may_be_enqueued(
     assert len({trial.slot for trial in run.trials if trial.state in ("complete", "pruned")}) == 10
 
 
-def test_three_failures_in_a_row_end_the_study_with_the_reason(
-    storage: Storage, tiny: Make
-) -> None:
+def test_three_failures_in_a_row_end_the_study_with_the_reason(storage: Storage) -> None:
     spec = tiny(budget={"trials": 9})
     runner = StudyRunner(spec, storage)
 
@@ -303,7 +287,7 @@ def test_three_failures_in_a_row_end_the_study_with_the_reason(
     assert states == [TrialState.FAIL] * 3
 
 
-def test_the_pruner_never_touches_the_first_configurations(storage: Storage, tiny: Make) -> None:
+def test_the_pruner_never_touches_the_first_configurations(storage: Storage) -> None:
     class Always(optuna.pruners.BasePruner):
         def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
             return True
@@ -318,9 +302,7 @@ def test_the_pruner_never_touches_the_first_configurations(storage: Storage, tin
     assert [len(trial.intermediate_values) for trial in study.trials] == [3, 3, 1, 1, 1]
 
 
-def test_a_study_does_not_continue_on_other_data(
-    storage: Storage, tiny: Make, tmp_path: Path
-) -> None:
+def test_a_study_does_not_continue_on_other_data(storage: Storage, tmp_path: Path) -> None:
     for number, name in enumerate(("cat", "dog")):
         for index in range(40):
             _photo(tmp_path / "photos" / name / f"{index}.png", 100 * number + index)
@@ -350,7 +332,7 @@ def test_a_study_does_not_continue_on_other_data(
     assert len(read_run(storage, "study").trials) == 1
 
 
-def test_a_definition_of_another_format_is_refused(storage: Storage, tiny: Make) -> None:
+def test_a_definition_of_another_format_is_refused(storage: Storage) -> None:
     StudyRunner(tiny(budget={"trials": 1}), storage).run("study", score=False)
     study = open_study(storage, "study")
     stored = study.user_attrs["hpo_mab:definition"]
@@ -359,9 +341,7 @@ def test_a_definition_of_another_format_is_refused(storage: Storage, tiny: Make)
         read_run(storage, "study")
 
 
-def test_curves_of_a_deleted_study_are_removed_when_the_next_is_made(
-    storage: Storage, tiny: Make
-) -> None:
+def test_curves_of_a_deleted_study_are_removed_when_the_next_is_made(storage: Storage) -> None:
     spec = tiny(budget={"trials": 1})
     StudyRunner(spec, storage).run("first", score=False)
     optuna.delete_study(study_name="first", storage=storage.optuna)
@@ -376,7 +356,7 @@ def test_curves_of_a_deleted_study_are_removed_when_the_next_is_made(
 
 @pytest.mark.parametrize("returns", [True, False])
 def test_a_database_that_stays_away_ends_the_study(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, returns: bool
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, returns: bool
 ) -> None:
     waited: list[float] = []
 
@@ -396,7 +376,7 @@ def test_a_database_that_stays_away_ends_the_study(
 
 
 def test_a_database_that_fails_again_is_waited_for_again(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
 
@@ -428,7 +408,7 @@ def _photo(path: Path, value: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def test_a_trial_comes_out_the_same_from_its_record_alone(storage: Storage, tiny: Make) -> None:
+def test_a_trial_comes_out_the_same_from_its_record_alone(storage: Storage) -> None:
     spec = tiny(sampler={"kind": "mab"}, budget={"trials": 3})
     StudyRunner(spec, storage).run("study", score=False)
     found = replay(storage, "study", 2)
@@ -449,7 +429,7 @@ def test_a_trial_comes_out_the_same_from_its_record_alone(storage: Storage, tiny
     assert found.largest_difference == pytest.approx(0.25)
 
 
-def test_what_cannot_be_replayed_is_said(storage: Storage, tiny: Make) -> None:
+def test_what_cannot_be_replayed_is_said(storage: Storage) -> None:
     runner = StudyRunner(tiny(budget={"trials": 1}), storage)
     runner.run("study", score=False)
     with pytest.raises(UnknownNameError, match="Unknown trial '7'"):
@@ -463,7 +443,7 @@ def test_what_cannot_be_replayed_is_said(storage: Storage, tiny: Make) -> None:
         replay(storage, "study", 0)
 
 
-def test_evaluation_counts_towards_a_limit_in_seconds(storage: Storage, tiny: Make) -> None:
+def test_evaluation_counts_towards_a_limit_in_seconds(storage: Storage) -> None:
     first = StudyRunner(tiny(budget={"trials": 2, "total": "1h"}), storage).run(score=False)
     training, evaluation = first.run.seconds, first.run.evaluation_seconds
     assert training is not None
@@ -476,7 +456,7 @@ def test_evaluation_counts_towards_a_limit_in_seconds(storage: Storage, tiny: Ma
 
 
 def test_a_study_keeps_the_validation_examples_that_it_began_with(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hpo_mab.search import _prepare
 
@@ -529,7 +509,7 @@ def test_a_target_is_raised_and_never_lowered() -> None:
 
 
 def test_a_best_trial_that_diverges_when_trained_again_has_an_accuracy(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(self: Training) -> Evaluation:
         raise TrainingDiverged(1, "the loss is nan")
@@ -541,7 +521,7 @@ def test_a_best_trial_that_diverges_when_trained_again_has_an_accuracy(
     assert run.best is not None
 
 
-def test_a_trial_that_was_only_added_is_not_scored(storage: Storage, tiny: Make) -> None:
+def test_a_trial_that_was_only_added_is_not_scored(storage: Storage) -> None:
     runner = StudyRunner(tiny(budget={"trials": 1}), storage)
     runner.run(score=False)
     study = open_study(storage, runner.name())
@@ -551,7 +531,7 @@ def test_a_trial_that_was_only_added_is_not_scored(storage: Storage, tiny: Make)
     assert (outcome.run.best.value, outcome.test_accuracy) == (0.999, None)
 
 
-def test_a_study_that_was_deleted_is_named(storage: Storage, tiny: Make) -> None:
+def test_a_study_that_was_deleted_is_named(storage: Storage) -> None:
     runner = StudyRunner(tiny(budget={"trials": 3}), storage)
 
     def delete(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -563,7 +543,7 @@ def test_a_study_that_was_deleted_is_named(storage: Storage, tiny: Make) -> None
 
 
 def test_a_study_that_is_deleted_before_its_test_score_is_an_error(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = StudyRunner(tiny(budget={"trials": 1}), storage)
 
@@ -578,7 +558,7 @@ def test_a_study_that_is_deleted_before_its_test_score_is_an_error(
 
 
 def test_a_trial_that_cannot_be_suggested_has_a_reason(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise ValueError("no such choice")
@@ -589,7 +569,7 @@ def test_a_trial_that_cannot_be_suggested_has_a_reason(
         runner.run(score=False)
 
 
-def test_batch_sizes_give_trials_the_same_evaluations(storage: Storage, tiny: Make) -> None:
+def test_batch_sizes_give_trials_the_same_evaluations(storage: Storage) -> None:
     spec = tiny(training={"batch_size": {"choices": [32, 600]}}, budget={"trials": 1})
     message = "evaluations must be at most 2, the steps of a trial with the largest batch size"
     with pytest.raises(ArgumentError, match=message):
@@ -599,7 +579,7 @@ def test_batch_sizes_give_trials_the_same_evaluations(storage: Storage, tiny: Ma
 
 @pytest.mark.parametrize("sections", [{"pruner": {"kind": "top_k"}}, {"sampler": {"kind": "auto"}}])
 def test_top_k_and_auto_refuse_more_evaluations_than_steps(
-    storage: Storage, tiny: Make, sections: dict[str, Any]
+    storage: Storage, sections: dict[str, Any]
 ) -> None:
     spec = tiny(**sections, training={"batch_size": 600}, budget={"trials": 20})
     with pytest.raises(ArgumentError, match="evaluations must be at most 2"):
@@ -612,7 +592,7 @@ class _Given(Exception):  # noqa: N818 - carries arguments
 
 
 def test_every_key_of_the_loop_reaches_the_training(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def take(*_: Any, **given: Any) -> None:
         raise _Given(given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,16 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.samplers._tpe import sampler as tpe
 from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import FrozenTrial, TrialState
+from small_studies import tiny
 
 from hpo_mab._plan import Plan
-from hpo_mab.search import StudySpec, _searchers, load_splits, make_objective
+from hpo_mab.search import _searchers, load_splits, make_objective
 from hpo_mab.search._queue import requeue
 from hpo_mab.search._searchers import OwnHistory, PlannedSampler, sampler_factory
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage
 from hpo_mab.storage._optuna import SearchExhaustedWarning
-
-Make = Callable[..., StudySpec]
 
 
 def _history(study: optuna.Study) -> OwnHistory:
@@ -150,6 +148,50 @@ def test_tpe_proposes_from_what_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
     assert _Counting.seen == 402
 
 
+@pytest.mark.parametrize(
+    ("state", "ranges", "found"),
+    [
+        (TrialState.COMPLETE, {"y": (0.0, 1.0), "x": (0.0, 1.0)}, ["x"]),
+        (TrialState.PRUNED, {"x": (0.0, 2.0)}, []),
+        (TrialState.FAIL, {"x": (0.0, 2.0)}, ["x"]),
+    ],
+)
+def test_tpe_compares_the_ranges_of_few_trials(
+    monkeypatch: pytest.MonkeyPatch,
+    state: TrialState,
+    ranges: dict[str, tuple[float, float]],
+    found: list[str],
+) -> None:
+    study = _study(initial=0)
+    _finish(study, complete=20, pruned=20)
+    distributions = {
+        name: optuna.distributions.FloatDistribution(low, high)
+        for name, (low, high) in ranges.items()
+    }
+    study.add_trial(
+        optuna.create_trial(
+            state=state,
+            value=0.5 if state == TrialState.COMPLETE else None,
+            params=dict.fromkeys(ranges, 0.5),
+            distributions=distributions,
+        )
+    )
+    _finish(study, complete=5, pruned=5)
+    study.ask()
+    running = study.trials[-1]
+    infer, seen = TPESampler.infer_relative_search_space, list[int]()
+    own = infer(TPESampler(), study, running)
+    assert list(own) == found
+
+    def counted(sampler: TPESampler, shown: optuna.Study, trial: FrozenTrial) -> Any:
+        seen.append(len(shown._get_trials(deepcopy=False)))
+        return infer(sampler, shown, trial)
+
+    monkeypatch.setattr(TPESampler, "infer_relative_search_space", counted)
+    assert study.sampler.infer_relative_search_space(study, running) == own
+    assert seen[0] <= 3
+
+
 class _Counting(RandomSampler):
     seen = 0
 
@@ -265,7 +307,7 @@ class _Grid(optuna.samplers.GridSampler):
         super().__init__({"lr": [0.01, 0.1]}, seed=seed)
 
 
-def test_a_grid_that_is_exhausted_does_not_end_the_command(storage: Storage, tiny: Make) -> None:
+def test_a_grid_that_is_exhausted_does_not_end_the_command(storage: Storage) -> None:
     spec = tiny(search={"initial": 0}, budget={"trials": 3}, pruner={"kind": "none"})
     objective = make_objective(spec, load_splits(spec))
     study = optuna.create_study(

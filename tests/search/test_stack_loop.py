@@ -11,11 +11,14 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
+from small_studies import tiny
+from tools import statements_of
 from torch import Tensor, nn
 
 from hpo_mab import training
@@ -32,7 +35,6 @@ from hpo_mab.data import ImageSplits
 from hpo_mab.search import (
     StudyFailedError,
     StudyRunner,
-    StudySpec,
     TrainingObjective,
     make_objective,
 )
@@ -55,7 +57,6 @@ from hpo_mab.storage import (
 from hpo_mab.training import DeviceSweep, StackedTrainer
 from hpo_mab.training._tally import ExampleTally
 
-Make = Callable[..., StudySpec]
 Run = Callable[..., StudyRun]
 Runner = Callable[..., StudyRunner]
 
@@ -606,12 +607,12 @@ def test_a_trial_that_raises_at_its_start_fails_alone(tiny_runner: Runner) -> No
     assert len([trial for trial in run.trials if trial.state == "complete"]) == 4
 
 
-def test_the_cpu_trains_one_at_a_time_by_itself(tiny: Make, splits: ImageSplits) -> None:
+def test_the_cpu_trains_one_at_a_time_by_itself(splits: ImageSplits) -> None:
     assert choose_slots(make_objective(tiny(), splits), most=25) == 1
 
 
 def test_a_probe_without_memory_halves_the_slots(
-    tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = 8
 
@@ -638,8 +639,8 @@ def test_a_probe_without_memory_halves_the_slots(
     assert full == f"{alone}no stack fits into memory"
 
 
-def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(
-    tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+def test_a_probe_makes_few_networks_and_samplers_and_evaluates_on_few_examples(
+    splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective = make_objective(tiny(), splits)
     workload = objective.workload
@@ -656,6 +657,8 @@ def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(
         return sweep(self, size)
 
     workload._model = counted
+    drawing = mock.Mock(wraps=workload.sampler)
+    monkeypatch.setattr(workload, "sampler", drawing)
     monkeypatch.setattr(DeviceSweep, "batches", batches)
     monkeypatch.setattr("hpo_mab.search._slots._PROBED_EXAMPLES", 4)
     configuration, _ = objective.space.corners()
@@ -663,15 +666,13 @@ def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(
     seconds_stacked(workload, configuration, slots=5)
     # One alone, the stack's own and one for all slots.
     assert len(made) == 3
+    assert drawing.call_count == 2
     assert swept == {4}
     assert workload.loop.early_validation != 4
 
 
 def test_a_round_is_one_transaction_and_a_fill_one_lock(
-    storage: Storage,
-    run_tiny: Run,
-    statements_of: Callable[..., list[str]],
-    monkeypatch: pytest.MonkeyPatch,
+    storage: Storage, run_tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, hold = StackLoop._record, storage.lock
     rounds: list[list[str]] = []
@@ -688,7 +689,7 @@ def test_a_round_is_one_transaction_and_a_fill_one_lock(
 
     monkeypatch.setattr(StackLoop, "_record", counted)
     monkeypatch.setattr(storage, "lock", locked)
-    statements = statements_of(storage.optuna.engine)
+    statements, every = (statements_of(storage.optuna.engine) for _ in range(2))
     run_tiny(
         pruner={"kind": "median"},
         search={"initial": 0},
@@ -697,6 +698,11 @@ def test_a_round_is_one_transaction_and_a_fill_one_lock(
     )
     # One reading of all trials for all decisions of the pruner, and the reports of four trials.
     assert rounds[0] == ["SELECT", "SELECT", "INSERT"]
+    # Curves, reports and costs; a reading of all trials before they end, and one after.
+    last = "".join(each[0] for each in rounds[2])
+    assert last.startswith("SS" + "SII" + "II" + "SS" + 4 * "UI" + "SS")
+    # Optuna writes the first trial's parameter, to compare ranges.
+    assert sum("INTO trial_params" in each for each in every) == 2
     # To make the study, to fill the slots, to end all trials, and to find that none is left.
     assert len(locks) <= 2 + len(rounds)
 
@@ -759,7 +765,7 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(
 
 
 def test_out_of_memory_at_the_start_of_a_slot_is_raised(
-    tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")

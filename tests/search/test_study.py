@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial
+from small_studies import tiny
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import RunOutcome, StudyRunner, StudySpec, _study, make_objective
+from hpo_mab.search import RunOutcome, StudyRunner, _study, make_objective
 from hpo_mab.search._study import check_reference, check_study, make_study
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, StoredDefinition, open_study, read_run, study_names
 
-Make = Callable[..., StudySpec]
 
-
-def test_a_race_keeps_the_record_it_was_made_with(storage: Storage, tiny: Make) -> None:
+def test_a_race_keeps_the_record_it_was_made_with(storage: Storage) -> None:
     StudyRunner(tiny(sampler={"kind": "auto"}, budget={"trials": 1}), storage).run(score=False)
     changed = tiny(sampler={"kind": "auto"}, training={"examples": False})
     with pytest.raises(StorageError, match=r"training.examples is True there and False here"):
@@ -43,7 +41,7 @@ _INTEGERS, _FLOATS = {"low": 1, "high": 3}, {"low": 1.0, "high": 3}
     ],
 )
 def test_a_range_of_floats_is_another_one_than_of_integers(
-    storage: Storage, tiny: Make, name: str, before: dict[str, Any], now: dict[str, Any]
+    storage: Storage, name: str, before: dict[str, Any], now: dict[str, Any]
 ) -> None:
     StudyRunner(tiny(**before), storage).run("mine", score=False, launch=lambda *_: False)
     check_study(storage, "mine", tiny(**before))
@@ -72,14 +70,14 @@ _ADVANTAGE = {
     ],
 )
 def test_a_reference_must_train_the_same_configuration_in_the_same_way(
-    storage: Storage, tiny: Make, change: dict[str, Any], words: str
+    storage: Storage, change: dict[str, Any], words: str
 ) -> None:
     planned = {"other": tiny(**{"sampler": {"kind": "uniform"}, **change})}
     with pytest.raises(ArgumentError, match=f"pruner.reference: study 'other' has {words}"):
         check_reference(storage, tiny(**_ADVANTAGE), planned=planned)
 
 
-def test_a_reference_may_differ_in_what_decides_no_curve(storage: Storage, tiny: Make) -> None:
+def test_a_reference_may_differ_in_what_decides_no_curve(storage: Storage) -> None:
     other = tiny(
         sampler={"kind": "uniform"},
         data={"root": "elsewhere"},
@@ -91,9 +89,7 @@ def test_a_reference_may_differ_in_what_decides_no_curve(storage: Storage, tiny:
     check_reference(storage, tiny(**_ADVANTAGE), planned={"other": other})
 
 
-def test_a_reference_is_compared_with_the_part_that_auto_has_become(
-    storage: Storage, tiny: Make
-) -> None:
+def test_a_reference_is_compared_with_the_part_that_auto_has_become(storage: Storage) -> None:
     other = tiny(sampler={"kind": "uniform"}, budget={"trials": 1, "early_validation": 5})
     StudyRunner(other, storage).run("other", score=False)
     spec = tiny(pruner={"kind": "advantage", "reference": "other"})
@@ -102,16 +98,14 @@ def test_a_reference_is_compared_with_the_part_that_auto_has_become(
     assert "study" not in study_names(storage)
 
 
-def test_a_study_of_optuna_that_minimizes_is_not_taken(storage: Storage, tiny: Make) -> None:
+def test_a_study_of_optuna_that_minimizes_is_not_taken(storage: Storage) -> None:
     optuna.create_study(study_name="mine", storage=storage.optuna)
     with pytest.raises(ArgumentError, match="direction='maximize', got 'minimize'"):
         StudyRunner(tiny(), storage).run("mine")
     assert open_study(storage, "mine").user_attrs == {}
 
 
-def test_what_pruning_saves_is_counted_in_each_trials_own_batches(
-    storage: Storage, tiny: Make
-) -> None:
+def test_what_pruning_saves_is_counted_in_each_trials_own_batches(storage: Storage) -> None:
     class Second(optuna.pruners.BasePruner):
         def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
             return trial.last_step == 2
@@ -134,7 +128,7 @@ def test_what_pruning_saves_is_counted_in_each_trials_own_batches(
     assert run.saved_seconds == pytest.approx(run.seconds)
 
 
-def test_a_trial_that_a_user_adds_has_cost_nothing(storage: Storage, tiny: Make) -> None:
+def test_a_trial_that_a_user_adds_has_cost_nothing(storage: Storage) -> None:
     runner = StudyRunner(tiny(budget={"trials": 1}), storage)
     name = runner.run(score=False).run.name
     open_study(storage, name).add_trial(
@@ -145,7 +139,7 @@ def test_a_trial_that_a_user_adds_has_cost_nothing(storage: Storage, tiny: Make)
 
 
 def test_processes_that_start_one_study_at_once_make_one(
-    database_url: str, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    database_url: str, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def names(storage: Storage) -> tuple[str, ...]:
         found = study_names(storage)

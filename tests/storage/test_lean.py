@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from tools import statements_of
 
 from hpo_mab.storage import Storage, _lean
+from hpo_mab.storage._optuna import tell
 from hpo_mab.storage._tables import HEARTBEATS
-
-Statements = Callable[[sa.Engine], list[str]]
 
 MAX = [StudyDirection.MAXIMIZE]
 
@@ -202,9 +203,7 @@ def test_heartbeats_are_optunas(storage: Storage, plain: RDBStorage) -> None:
 
 # On MySQL writes are Optuna's own.
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
-def test_a_write_is_one_statement_and_a_reading_two(
-    storage: Storage, statements_of: Statements
-) -> None:
+def test_a_write_is_one_statement_and_a_reading_two(storage: Storage) -> None:
     lean = storage.optuna
     study = lean.create_new_study(MAX, "study")
     trial_id = lean.create_new_trial(study)
@@ -218,9 +217,7 @@ def test_a_write_is_one_statement_and_a_reading_two(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
-def test_writes_of_many_trials_are_one_statement_each_table(
-    storage: Storage, statements_of: Statements
-) -> None:
+def test_writes_of_many_trials_are_one_statement_each_table(storage: Storage) -> None:
     lean = storage.optuna
     study = lean.create_new_study(MAX, "study")
     ids = [lean.create_new_trial(study) for _ in range(3)]
@@ -265,12 +262,19 @@ def test_trials_are_read_once_and_own_writes_seen(storage: Storage, plain: RDBSt
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
-def test_own_writes_are_seen_without_another_read(
-    storage: Storage, statements_of: Statements
-) -> None:
+def test_own_writes_are_seen_without_another_read(storage: Storage, plain: RDBStorage) -> None:
     lean = storage.optuna
     study = optuna.create_study(study_name="study", storage=lean, direction="maximize")
-    ids = [study.ask()._trial_id for _ in range(3)]
+    trials = [study.ask() for _ in range(3)]
+    ids = [trial._trial_id for trial in trials]
+
+    def suggest(trial: optuna.Trial) -> None:
+        trial.suggest_float("lr", 0.1, 1.0, log=True)
+        trial.suggest_int("width", 8, 64, step=8)
+        trial.suggest_categorical("kind", ["sgd", None, 3, True])
+
+    # Optuna looks for the ranges of a study's first trial in the database.
+    suggest(trials[0])
     statements = statements_of(lean.engine)
     with lean.collect_writes():
         before = study.get_trials(deepcopy=False)
@@ -279,6 +283,8 @@ def test_own_writes_are_seen_without_another_read(
             lean.set_trial_user_attr(trial_id, "pair", (1, "ü"))
             lean.set_trial_system_attr(trial_id, "rung", 0.5)
         del statements[:]
+        for trial in trials[1:]:
+            suggest(trial)
         seen = [lean.get_trial(trial_id) for trial_id in ids]
         listed = study.get_trials(deepcopy=False)
         # Optuna's `Trial` changes what it gets.
@@ -286,10 +292,94 @@ def test_own_writes_are_seen_without_another_read(
         assert lean.get_trial(ids[0]) == listed[0]
         assert statements == []
     assert before[0].intermediate_values == before[0].user_attrs == {}
-    assert listed == [lean.get_trial(trial_id) for trial_id in ids]
+    assert _plainly(listed) == _plainly([plain.get_trial(trial_id) for trial_id in ids])
     assert listed[0].user_attrs == {"pair": [1, "ü"]}
     assert listed[2].system_attrs == {"rung": 0.5}
     assert [trial.intermediate_values for trial in listed] == 3 * [{1: 1.0}]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_trial_that_another_process_ends_after_it_was_read_stays_as_it_is(
+    storage: Storage, plain: RDBStorage
+) -> None:
+    lean = storage.optuna
+    study = optuna.create_study(storage=lean, direction="maximize")
+    trial = study.ask()
+    with lean.collect_writes():
+        assert lean.get_trial(trial._trial_id).state == TrialState.RUNNING
+        plain.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        tell(study, trial, 0.5, TrialState.COMPLETE)
+        assert lean.get_trial(trial._trial_id).state == TrialState.FAIL
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_parameters_keep_their_order(storage: Storage, plain: RDBStorage) -> None:
+    study = optuna.create_study(storage=storage.optuna)
+    study.ask().suggest_float("lr", 0.1, 1.0)
+    second = study.ask()
+    with storage.optuna.collect_writes():
+        for name in ("lr", "momentum"):  # Optuna writes the latter, which is the first of its name.
+            second.suggest_float(name, 0.1, 1.0)
+    assert list(plain.get_trial(second._trial_id).params) == ["lr", "momentum"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_a_trial_that_is_made_is_known_without_a_read(storage: Storage, plain: RDBStorage) -> None:
+    lean = storage.optuna
+    study = lean.create_new_study(MAX, "study")
+    template = optuna.create_trial(
+        state=TrialState.RUNNING, user_attrs={"pair": (1, "ü")}, system_attrs={"b": math.nan}
+    )
+    statements = statements_of(lean.engine)
+    with lean.collect_writes():
+        trial_id = lean.create_new_trial(study, template)
+        del statements[:]
+        made = lean.get_trial(trial_id)
+        assert statements == []
+    assert _plainly([made]) == _plainly([plain.get_trial(trial_id)])
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_own_writes_are_seen_whatever_another_thread_reads(storage: Storage) -> None:
+    lean = storage.optuna
+    study = optuna.create_study(study_name="study", storage=lean, direction="maximize")
+    trial = study.ask()
+
+    def seen() -> dict[str, Any]:
+        return study.get_trials(deepcopy=False)[0].user_attrs
+
+    seen()
+    with lean.collect_writes():
+        seen()
+        trial.set_user_attr("a", 1)
+        assert seen() == {"a": 1}
+        # It reads the trial from the database into the study's cache.
+        thread = threading.Thread(target=study.get_trials)
+        thread.start()
+        thread.join()
+        assert seen() == {"a": 1}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_attributes_of_a_study_are_read_once(storage: Storage, plain: RDBStorage) -> None:
+    lean = storage.optuna
+    study = optuna.create_study(study_name="study", storage=lean)
+    study.set_user_attr("a", 1)
+    statements = statements_of(lean.engine)
+    with lean.collect_writes():
+        study.user_attrs["b"] = 2
+        plain.set_study_user_attr(study._study_id, "a", 2)
+        del statements[:]
+        assert study.user_attrs == {"a": 1}
+        assert statements == []
+        study.set_user_attr("own", 3)
+        assert study.user_attrs == {"a": 2, "own": 3}
+        plain.set_study_user_attr(study._study_id, "a", 4)
+        with lean.collect_writes():
+            assert study.user_attrs == {"a": 4, "own": 3}
+        plain.set_study_user_attr(study._study_id, "a", 5)
+    assert study.user_attrs == {"a": 5, "own": 3}
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")

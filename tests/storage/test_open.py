@@ -3,7 +3,6 @@ from __future__ import annotations
 import datetime
 import gc
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ import pytest
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
+from small_studies import quick
+from tools import statements_of
 
 from hpo_mab._errors import StorageError, UnknownNameError
-from hpo_mab.search import StudySpec, TrialReporter
+from hpo_mab.search import TrialReporter
 from hpo_mab.search._study import make_study
 from hpo_mab.storage import (
     Storage,
@@ -134,9 +135,7 @@ def test_an_unknown_study_offers_the_nearest(tmp_path: Path) -> None:
     storage.close()
 
 
-def test_names_that_differ_in_capitals_only_are_other_names(
-    anywhere: Storage, quick: Callable[..., StudySpec]
-) -> None:
+def test_names_that_differ_in_capitals_only_are_other_names(anywhere: Storage) -> None:
     spec, name = quick(), "Digits"
     definition = StoredDefinition(
         arm="uniform", seed=0, trial_examples=1, epoch_examples=1, spec={}, environment={}
@@ -150,9 +149,7 @@ def test_names_that_differ_in_capitals_only_are_other_names(
             make_study(anywhere, "digits", spec, definition)
 
 
-def test_names_are_read_by_one_statement_without_attributes(
-    storage: Storage, statements_of: Callable[[sa.Engine], list[str]]
-) -> None:
+def test_names_are_read_by_one_statement_without_attributes(storage: Storage) -> None:
     for name in ("two", "one"):
         optuna.create_study(study_name=name, storage=storage.optuna).set_user_attr("a", 1)
     statements = statements_of(storage.optuna.engine)
@@ -250,7 +247,11 @@ def test_a_file_that_is_gone_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Heartbeat")
 def test_a_retry_in_optunas_own_loop_has_no_results(storage: Storage) -> None:
     study = optuna.create_study(storage=storage.optuna)
+    study.enqueue_trial(queued := {"x": 5.0})
     trial = study.ask()
+    with pytest.warns(UserWarning, match="out of range"):
+        trial.suggest_float("x", 0, 1)
+    trial.set_constraint("size", 1.0)
     kept = {"hpo_mab:slot": 3, "note": "mine"}
     results = {"hpo_mab:examples": 400, "hpo_mab:interrupted": True, "hpo_mab:paired": True}
     for key, value in (kept | results).items():
@@ -264,8 +265,9 @@ def test_a_retry_in_optunas_own_loop_has_no_results(storage: Storage) -> None:
     optuna.storages.fail_stale_trials(study)
     lost, retry = study.trials
     assert (lost.state, retry.state) == (TrialState.FAIL, TrialState.WAITING)
-    assert retry.user_attrs == kept
-    assert retry.system_attrs == {"failed_trial": 0, "retry_history": [0]}
+    assert (retry.params, retry.user_attrs) == (queued, kept)
+    known = {"fixed_params": queued, "failed_trial": 0, "retry_history": [0]}
+    assert retry.system_attrs == known
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat")

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import datetime
+from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import WORKER_KEY
+from hpo_mab._attributes import BUDGET_KEY, SECONDS_KEY, WORKER_KEY
+from hpo_mab.storage import MissingCurvesWarning, Storage, read_run
 from hpo_mab.storage._runs import _most_processes
 
 
-def _trial(worker: str, begun: int, ended: int) -> FrozenTrial:
-    trial = optuna.create_trial(value=0.5, system_attrs={WORKER_KEY: worker})
+def _trial(
+    worker: str, begun: int, ended: int, state: TrialState = TrialState.COMPLETE, hours: int = 9
+) -> FrozenTrial:
+    attrs = {} if worker else {BUDGET_KEY: 100, SECONDS_KEY: 3600.0 * hours}
+    trial = optuna.create_trial(
+        value=0.5, user_attrs=attrs, system_attrs={WORKER_KEY: worker or None}
+    )
+    trial.number, trial.state = begun, state
     trial.datetime_start = datetime.datetime(2000, 1, 1, begun)
     trial.datetime_complete = datetime.datetime(2000, 1, 1, ended)
     return trial
@@ -27,9 +35,23 @@ def _trial(worker: str, begun: int, ended: int) -> FrozenTrial:
         ([("a", 0, 2), ("a", 1, 3), ("b", 3, 4)], 1),
         ([("a", 0, 5), ("a", 1, 2), ("b", 3, 4)], 2),
         ([("c", 2, 3), ("a", 0, 3), ("b", 1, 3)], 3),
+        # In loops of a user's own; a killed trial ends when another process finds it.
+        ([("", 0, 2), ("", 1, 3), ("", 3, 4)], 2),
+        ([("", 0, 5, TrialState.FAIL), ("", 1, 2), ("", 3, 4)], 1),
+        # Asked for together, trained one after the other.
+        ([("", 0, 2, TrialState.COMPLETE, 1), ("", 0, 3, TrialState.COMPLETE, 1)], 1),
     ],
 )
-def test_processes_count_that_train_at_one_time(
-    trials: list[tuple[str, int, int]], most: int
-) -> None:
+def test_processes_count_that_train_at_one_time(trials: list[tuple[Any, ...]], most: int) -> None:
     assert _most_processes([_trial(*each) for each in trials]) == most
+
+
+def test_a_trial_that_breaks_a_constraint_is_not_the_best(storage: Storage) -> None:
+    study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
+    for accuracy, size in ((0.5, 0.0), (0.9, 1.0)):
+        limits, attrs = {"size": size}, {BUDGET_KEY: 100}
+        study.add_trial(optuna.create_trial(value=accuracy, user_attrs=attrs, constraints=limits))
+    # Its cost counts.
+    with pytest.warns(MissingCurvesWarning, match="2 of 2 trials"):
+        run = read_run(storage, "own")
+    assert run.best == run.trials[0]

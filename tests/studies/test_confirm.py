@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from tools import load
 
 from hpo_mab.advantage import mean_estimate
 
@@ -17,7 +17,7 @@ HERE = Path(__file__).parents[2] / "studies/confirm"
 
 
 @pytest.fixture(scope="module")
-def tables(load: Callable[[str], ModuleType]) -> ModuleType:
+def tables() -> ModuleType:
     return load("confirm/tables")
 
 

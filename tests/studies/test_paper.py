@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from tools import load
 
 from hpo_mab.compare import read_record
 from hpo_mab.search import load_spec
@@ -15,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 ARMS = {"uniform", "mab", "mab_paper", "epsilon_greedy", "softmax", "psgd", "csgd"}
 
 
-def test_the_figure_shows_every_arm_of_a_record(load: Callable[[str], ModuleType]) -> None:
+def test_the_figure_shows_every_arm_of_a_record() -> None:
     path = ROOT / "studies/paper/small-cifar10.json"
     drawn = load("paper/figure").picture(path)
     shown = [trace.name for trace in drawn.data if trace.showlegend is True]

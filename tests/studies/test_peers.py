@@ -15,6 +15,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from tools import load
 
 from hpo_mab import models
 from hpo_mab.search import StudyRunner, load_spec, make_spec
@@ -85,7 +86,7 @@ def _peers() -> Any:
 
 
 @pytest.fixture(name="command")
-def _command(peers: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def _command(peers: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(PEERS))
     return load("peers/run")
 

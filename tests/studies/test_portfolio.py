@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from tools import load
 
 from hpo_mab import data
 
-Load = Callable[[str], ModuleType]
-
 
 def test_a_record_continues_where_it_was_stopped(
-    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = load("portfolio/run")
     monkeypatch.setattr(run, "CONFIGURATIONS", 2)
@@ -41,7 +39,7 @@ def test_a_record_continues_where_it_was_stopped(
     assert stored["rows"] == record.document["rows"]
 
 
-def test_flipped_labels_are_of_another_class(load: Load) -> None:
+def test_flipped_labels_are_of_another_class() -> None:
     labels = torch.arange(1000) % 10
     flipped = load("portfolio/run").flip(labels, share=0.2, classes=10, seed=0)
     assert int((flipped != labels).sum()) == 200
@@ -62,7 +60,7 @@ def _cell(tables: ModuleType, gains: dict[str, float]) -> Any:
     return tables.Cell(name=("digits", "1", "0%"), pairs=pairs, costs=costs)
 
 
-def test_races_on_the_record_choose_as_a_study_does(load: Load) -> None:
+def test_races_on_the_record_choose_as_a_study_does() -> None:
     tables = load("portfolio/tables")
     cell = _cell(tables, {"hard_half": 0.02})
     assert tables.best(cell, judged="examples") == "hard_half +2.00"
@@ -75,7 +73,7 @@ def test_races_on_the_record_choose_as_a_study_does(load: Load) -> None:
     assert tables.replay(_cell(tables, {}), trials=100, judged="examples") == ("", "", "")
 
 
-def test_the_cells_of_the_record_are_whole_and_costs_are_those_of_a_core(load: Load) -> None:
+def test_the_cells_of_the_record_are_whole_and_costs_are_those_of_a_core() -> None:
     cells = list(load("portfolio/tables").read_cells())
     assert len(cells) == 18
     assert {len(cell.pairs) for cell in cells} == {48}

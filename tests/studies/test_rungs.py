@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,24 +14,23 @@ import torch
 from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
 from scipy import stats
 from simulation import simulate
+from tools import load
 from torch.nn import functional as F
 
 from hpo_mab import samplers
 from hpo_mab.training import create_optimizer, evaluate
-
-Load = Callable[[str], ModuleType]
 
 RUNGS = Path(__file__).parents[2] / "studies/rungs"
 PRUNERS = ("hyperband", "advantage")
 
 
 @pytest.fixture(name="tables", scope="module")
-def _tables(load: Load) -> ModuleType:
+def _tables() -> ModuleType:
     return load("rungs/tables")
 
 
 @pytest.fixture(name="signals", scope="module")
-def _signals(load: Load) -> ModuleType:
+def _signals() -> ModuleType:
     return load("rungs/signals")
 
 
@@ -75,7 +73,7 @@ def test_a_trial_with_averaged_weights_reports_the_trained_ones_last(tables: Mod
         assert not np.array_equal(kinds["raw"][..., :-1], kinds["averaged"][..., :-1])
 
 
-def test_the_picture_is_drawn_from_the_tables(load: Load) -> None:
+def test_the_picture_is_drawn_from_the_tables() -> None:
     figure = load("rungs/figure")
     tables = json.loads(figure.TABLES.read_text(encoding="utf-8"))
     drawn = figure.draw(tables)
@@ -100,7 +98,7 @@ def test_the_picture_is_drawn_from_the_tables(load: Load) -> None:
         assert figure.PICTURE.name in page.read_text(encoding="utf-8")
 
 
-def test_the_recorded_configurations_are_drawn_again(load: Load) -> None:
+def test_the_recorded_configurations_are_drawn_again() -> None:
     recorded = json.loads((RUNGS / "digits.json").read_text(encoding="utf-8"))["configurations"]
     for point, known in zip(load("shared").configurations(24, seed=0), recorded, strict=True):
         # Another NumPy may round an exponential otherwise.
@@ -308,7 +306,7 @@ def _earlier_cell(row: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     "name", ["digits", "fashion_mnist", "cifar10", "cifar10_8epochs", "cifar10_30epochs"]
 )
-def test_the_tables_of_longer_trials_follow_from_the_records(load: Load, name: str) -> None:
+def test_the_tables_of_longer_trials_follow_from_the_records(name: str) -> None:
     longer = load("rungs/longer")
     text = _text()
     record = json.loads((RUNGS / f"longer-{name}.json").read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tools import Masked
 from torch import Tensor, nn
 
 from hpo_mab._errors import ArgumentError
@@ -219,23 +220,8 @@ def test_the_better_weights_are_kept_with_keep_better(
     assert run.evaluate(run._validation) == (last.accuracy, last.loss)
 
 
-class _Masked(nn.Module):
-    """A network of one linear layer whose second class is masked."""
-
-    def __init__(self, inputs: int = 3, classes: int = 3) -> None:
-        super().__init__()
-        self.flat, self.linear = nn.Flatten(), nn.Linear(inputs, classes)
-        mask = torch.zeros(classes)
-        mask[1] = -torch.inf
-        self.register_buffer("mask", mask)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.linear(self.flat(inputs)) + self.mask
-        return logits
-
-
 def test_a_mask_of_infinities_stays_as_it_is() -> None:
-    model = _Masked()
+    model = Masked(3, 3)
     average = WeightAverage(model, window=0.5)
     for _ in range(3):
         _walk(model, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_studies import timeless
+from tools import no_waiting
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -61,10 +62,7 @@ class _Parts:
             evaluations=3,
             **more,
         )
-        points = [dataclasses.asdict(point) for point in curve]
-        return [
-            {key: value for key, value in point.items() if "seconds" not in key} for point in points
-        ]
+        return timeless(curve)
 
     def step(self, *, capture: bool = True) -> DeviceStep:
         return DeviceStep(
@@ -446,9 +444,7 @@ def test_after_a_failed_capture_memory_can_be_freed_and_others_captured(
 
 
 @pytest.mark.cuda
-def test_a_captured_step_never_waits_for_the_host(
-    splits: ImageSplits, no_waiting: Callable[[], Any]
-) -> None:
+def test_a_captured_step_never_waits_for_the_host(splits: ImageSplits) -> None:
     parts = _Parts(splits, "cuda", kind="mab")
     step = parts.step()
     for number in range(1, 21):

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
+from tools import Caching
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -78,10 +78,8 @@ def test_a_training_step_may_use_what_a_network_kept_in_an_evaluation() -> None:
     assert torch.equal(network.bias.grad, 4 * network.scale)
 
 
-def test_values_that_a_network_keeps_of_its_weights_are_not_used_for_others(
-    caching_layer: Callable[..., nn.Linear],
-) -> None:
-    network = caching_layer(3, 2, bias=False).eval()
+def test_values_that_a_network_keeps_of_its_weights_are_not_used_for_others() -> None:
+    network = Caching(3, 2, bias=False).eval()
     batches = [(torch.eye(3), torch.tensor([0, 1, 0]))]
     _, loss = evaluate(network, batches)
     network(torch.eye(3))

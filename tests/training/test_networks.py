@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tools import Caching, Masked
 from torch import Tensor, nn
 
 from hpo_mab import samplers, training
@@ -193,9 +194,9 @@ def test_a_network_that_returns_no_tensor_is_named(parts: Parts) -> None:
 
 @pytest.mark.parametrize("kind", ["uniform", "hard_mining"])
 def test_a_network_that_keeps_values_of_its_weights_is_evaluated_with_new_ones(
-    parts: Parts, kind: str, caching_layer: Callable[..., nn.Module]
+    parts: Parts, kind: str
 ) -> None:
-    make = functools.partial(caching_layer, 64, 10)
+    make = functools.partial(Caching, 64, 10)
     _, losses = _alone(parts, make, kind)
     stack = _stack(parts, make)
     _start(stack, 1, make, _sampler(parts, kind))
@@ -215,22 +216,7 @@ class _Frozen(nn.Sequential):
         return self
 
 
-class _Masked(nn.Module):
-    """A network whose last class is masked by an infinity."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(64, 11)
-        mask = torch.zeros(11)
-        mask[10] = -torch.inf
-        self.register_buffer("mask", mask)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.layer(inputs.flatten(1)) + self.mask
-        return logits
-
-
-@pytest.mark.parametrize("make", [_Frozen, _Masked])
+@pytest.mark.parametrize("make", [_Frozen, lambda: Masked(64, 11)])
 def test_frozen_normalisations_and_masks_of_infinities_stay_as_they_are(
     parts: Parts, make: Make
 ) -> None:

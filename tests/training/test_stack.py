@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tools import saved
 from torch import Tensor, nn
 
 from hpo_mab import models, samplers, training
@@ -26,7 +26,6 @@ from hpo_mab.training import (
 from hpo_mab.training._draw_rows import DrawRows
 from hpo_mab.training._rows import stacked_cross_entropy
 
-Saved = Callable[[Any], Any]
 BATCH = 32
 
 
@@ -225,6 +224,7 @@ def test_bandits_of_a_stack_draw_as_alone(task: _Task) -> None:
     for slot in range(2):
         sampler = task.sampler("mab", slot)
         stack.start(slot, task.network(slot), sampler=sampler, steps=10)
+        assert "_engine" not in vars(sampler)  # The bandits are the stack's.
     draws = stack._draws
     share = []
     for _ in range(120):
@@ -287,7 +287,7 @@ def test_all_slots_of_a_stack_choose_among_as_many_candidates(task: _Task) -> No
 @pytest.mark.parametrize("optimizer", ["sgd", "nadam"])
 @pytest.mark.parametrize("kind", ["uniform", "psgd", "hard_mining"])
 def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
-    task: _Task, saved: Saved, kind: str, optimizer: str
+    task: _Task, kind: str, optimizer: str
 ) -> None:
     options: dict[str, Any] = {
         "steps": 20,
@@ -314,7 +314,7 @@ def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
     assert rest[0].seconds > curve[1].seconds
 
 
-def test_a_training_continues_beyond_its_budget_in_another_slot(task: _Task, saved: Saved) -> None:
+def test_a_training_continues_beyond_its_budget_in_another_slot(task: _Task) -> None:
     options: dict[str, Any] = {
         "steps": 20,
         "evaluations": 2,
@@ -340,7 +340,7 @@ def test_a_training_continues_beyond_its_budget_in_another_slot(task: _Task, sav
     _assert_same(rest, curve[2:], rel=1e-4)
 
 
-def test_a_training_continues_with_the_knobs_that_it_is_given(task: _Task, saved: Saved) -> None:
+def test_a_training_continues_with_the_knobs_that_it_is_given(task: _Task) -> None:
     stack = task.stack(2)
     task.start(stack, 0)
     stack.advance()
@@ -355,7 +355,7 @@ def test_a_training_continues_with_the_knobs_that_it_is_given(task: _Task, saved
 
 @pytest.mark.parametrize(("before", "after"), [(40, 90), (90, 40)])
 def test_bandits_continue_with_their_counts_in_another_stack(
-    task: _Task, saved: Saved, before: int, after: int
+    task: _Task, before: int, after: int
 ) -> None:
     options: dict[str, Any] = {"steps": 60, "evaluations": 3}
     own = {"sampler": task.sampler("mab", 5, memory=30), **options}
@@ -624,6 +624,24 @@ def test_a_stack_of_one_gives_each_training_its_floor() -> None:
     assert shares[0] > 0.5
     # Every example is drawn as often as any other.
     assert shares[1] == pytest.approx(0.1, abs=0.02)
+
+
+def test_few_batches_are_planned_before_the_first_step(
+    task: _Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = task.stack(1)
+    task.start(stack, 0, steps=70, evaluations=1)
+    draws, plan = stack._draws, stack._draws.plan
+    parts: list[tuple[int, list[int]]] = []
+
+    def planned(slot: int, progress: dict[int, float]) -> None:
+        parts.append((int(draws._position), list(progress)))
+        plan(slot, progress)
+
+    monkeypatch.setattr(draws, "plan", planned)
+    _finish(stack)
+    expected = [(0, 4), (4, 20), (20, 64), (0, 4), (4, 6)]
+    assert parts == [(begin, list(range(begin, end))) for begin, end in expected]
 
 
 class _Own(MABSampler):

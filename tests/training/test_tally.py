@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tools import saved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -136,9 +136,7 @@ def test_a_slot_of_a_stack_adds_up_as_a_training_alone(parts: Parts, kind: str) 
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["loop", "captured step"])
-def test_a_resumed_training_counts_each_visit_once(
-    parts: Parts, saved: Callable[[Any], Any], graph: bool
-) -> None:
+def test_a_resumed_training_counts_each_visit_once(parts: Parts, graph: bool) -> None:
     whole = _training(parts, graph=graph)
     list(whole)
     first = _training(parts, graph=graph)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_studies import timeless
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -19,7 +20,6 @@ from hpo_mab.training import DeviceBatches, DeviceSweep, LoaderSweep, Training
 
 Parts = dict[str, Any]
 Start = Callable[..., Training]
-Timeless = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.mark.parametrize("kind", ["uniform", "mab"])
@@ -46,7 +46,7 @@ def test_points_of_the_curve(start: Start) -> None:
 @pytest.mark.parametrize("kind", ["uniform", "mab"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_same_seed_same_curve_and_weights_bit_for_bit(
-    start: Start, timeless: Timeless, kind: str, precision: str
+    start: Start, kind: str, precision: str
 ) -> None:
     runs = []
     for seed in (3, 3, 4):
@@ -72,7 +72,7 @@ def test_layout_changes_the_curve_by_rounding_only(start: Start) -> None:
 
 
 def test_a_data_set_of_the_user_trains_exactly_as_images_on_the_device(
-    start: Start, splits: ImageSplits, parts: Parts, timeless: Timeless
+    start: Start, splits: ImageSplits, parts: Parts
 ) -> None:
     expected = timeless(start("uniform", batches=parts["batches"], steps=40))
     images = parts["batches"].normalization(splits.validation.images)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_studies import timeless
+from tools import saved
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -25,7 +27,6 @@ from hpo_mab.training import (
 from hpo_mab.training._evaluate import evaluate
 
 Start = Callable[..., Training]
-Timeless = Callable[..., list[dict[str, Any]]]
 
 
 class _Counting(nn.Linear):
@@ -93,9 +94,7 @@ class _Cooling(nn.Linear):
     ],
     ids=str,
 )
-def test_a_resumed_training_equals_one_never_stopped(
-    start: Start, timeless: Timeless, saved: Callable[[Any], Any], options: Any
-) -> None:
+def test_a_resumed_training_equals_one_never_stopped(start: Start, options: Any) -> None:
     whole = start(**options)
     curve = list(whole)
     stopped = start(**options)
@@ -123,7 +122,6 @@ def test_a_training_continues_beyond_its_budget(
     start: Start,
     splits: ImageSplits,
     parts: dict[str, Any],
-    timeless: Timeless,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     keep: str,
@@ -252,9 +250,7 @@ def test_a_state_that_cannot_be_taken_is_refused(start: Start) -> None:
         start().load_state_dict({**state, "drawn": {}})
 
 
-def test_numbers_may_be_numpys(
-    start: Start, splits: ImageSplits, timeless: Timeless, saved: Callable[[Any], Any]
-) -> None:
+def test_numbers_may_be_numpys(start: Start, splits: ImageSplits) -> None:
     numbers = {"steps": 6, "evaluations": 3, "warmup": 0.25, "average": 0.5}
     numpys = {name: np.asarray(value)[()] for name, value in numbers.items()}
     plain = timeless(start(**numbers))

@@ -19,6 +19,7 @@ from typing import Any
 
 import optuna
 import pytest
+from small_studies import quick
 
 from hpo_mab.search import StudyFailedError, StudyRunner
 from hpo_mab.storage import Storage
@@ -127,11 +128,7 @@ def cluster() -> Iterator[Any]:
 
 @on_a_cluster
 def test_two_nodes_finish_a_study_together(
-    cluster: Any,
-    quick: Any,
-    postgres_url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: Any, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, work = str(tmp_path), _ray._work
 

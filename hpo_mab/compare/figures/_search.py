@@ -16,8 +16,8 @@ import numpy as np
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate
 from hpo_mab.advantage._pairs import Floats
+from hpo_mab.compare._incumbents import incumbent_curve
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, CostToTarget, Currency
-from hpo_mab.compare._summary import incumbent_curve
 from hpo_mab.compare._tables import TARGETS, too_wide
 from hpo_mab.compare.figures._style import (
     add_interval,

@@ -1,0 +1,119 @@
+"""What tests of several parts look at or begin with."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import sqlalchemy as sa
+import torch
+from torch import Tensor, nn
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def statements_of(engine: sa.Engine) -> list[str]:
+    """The SQL statements that an engine executes from now on."""
+    statements: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    return statements
+
+
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    """Every wait for the CUDA device is an error."""
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+class Caching(nn.Linear):
+    """Keeps a value of its weights in evaluation mode, as LeViT does."""
+
+    kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Any:
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = 2 * self.weight
+        if not self.training:
+            self.kept = weight = weight if self.kept is None else self.kept
+        return nn.functional.linear(inputs.flatten(1), weight, self.bias)
+
+
+class Masked(nn.Linear):
+    """Its last class is masked by an infinity."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__(inputs, classes)
+        mask = torch.zeros(classes)
+        mask[-1] = -torch.inf
+        self.register_buffer("mask", mask)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.flatten(1)) + self.mask
+
+
+def saved(state: Any) -> Any:
+    """A state as it is read from a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def next_commands(out: str) -> list[list[str]]:
+    """Arguments of each ``hpo-mab`` command that an output ends with."""
+    lines = out.partition("\nNext:\n")[2].splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [each[1:] for each in words if each[:1] == ["hpo-mab"]]
+
+
+def load(name: str) -> ModuleType:
+    """A script of a study, such as ``rungs/tables``, under a name of its own."""
+    found = importlib.util.spec_from_file_location(name.replace("/", "_"), STUDIES / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    # Dataclasses look for their module there.
+    sys.modules[found.name] = module
+    folder = (STUDIES / name).parent
+    path, known = list(sys.path), set(sys.modules)
+    try:
+        found.loader.exec_module(module)
+    finally:
+        # Scripts of several studies have the same names.
+        sys.path[:] = path
+        for other in set(sys.modules) - known:
+            if Path(getattr(sys.modules[other], "__file__", None) or "").parent == folder:
+                del sys.modules[other]
+    return module
