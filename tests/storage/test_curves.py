@@ -84,7 +84,7 @@ def test_curves_of_several_trials_are_begun_together(
     monkeypatch.setattr(_curves, "_CHUNK", listed)
     (statements := statements_of(store._engine)).clear()
     again = (point(1, accuracy=0.9),)
-    # One goes on, one begins again, two are new, and one has been deleted.
+    # One curve continues, one begins again, two are new, and one trial has been deleted.
     parts = [(1, (point(2),), False), *((number, again, True) for number in (2, 3, 4, 77))]
     store.extend(parts)
     done = [statement.split()[0] for statement in statements]
