@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from hpo_mab._attributes import EXAMPLES_KEY, REASON_KEY, WORKER_KEY
 from hpo_mab._plan import FINISHED, RETRIES, Plan
 from hpo_mab.search import StudyRunner, StudySpec
-from hpo_mab.search._study import open_with_parts
+from hpo_mab.search._study import open_for_training
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, StudyRun, TrialRun, read_run
@@ -221,7 +221,7 @@ def _fork(url: str, name: str, runner: StudyRunner) -> int:
     try:
         storage = Storage(url)
         runner.objective.store_in(storage, checkpoint=runner.spec.training.checkpoint)
-        study = open_with_parts(storage, name, runner.spec)
+        study = open_for_training(storage, name, runner.spec)
         TrialLoop(study, storage, runner.objective).run()
         status = 0
     except BaseException:

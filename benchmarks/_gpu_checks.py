@@ -47,7 +47,7 @@ def checks(place: Place) -> Iterator[Row]:
 
 
 #: What the tests import or are run with.
-_NEEDED = ("hypothesis", "optuna", "pytest", "pytest_timeout", "xdist")
+_NEEDED = ("hypothesis", "optuna", "pydantic", "pytest", "pytest_timeout", "sqlalchemy", "xdist")
 
 
 def tests(place: Place) -> Iterator[Row]:
@@ -100,13 +100,10 @@ def _verdict(name: str, check: Callable[[], None]) -> Row:
 
 def _bandits(place: Place, knobs: dict[str, Any]) -> MABSampler:
     # On the CPU, decaying counts are kept in tensors.
-    more = {} if place.cuda else {"discount": 0.99, "correction": 0.0, "replacement": "auto"}
+    more = {"discount": 0.99, "memory": "auto", "correction": 0.0, "replacement": "auto"}
     labels = torch.arange(1003) % 10
-    return MABSampler(labels, batch_size=32, device=place.device, **{**knobs, **_fit(knobs, more)})
-
-
-def _fit(knobs: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    return {**more, "memory": "auto"} if more and "memory" in knobs else more
+    chosen = knobs if place.cuda else knobs | more
+    return MABSampler(labels, batch_size=32, device=place.device, **chosen)
 
 
 def _waits(place: Place, knobs: dict[str, Any]) -> None:

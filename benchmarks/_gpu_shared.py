@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from hpo_mab.training._captured import register
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -80,9 +82,7 @@ class Place:
         if not self.cuda:
             return work
         graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            if generator is not None:
-                graph.register_generator_state(generator)
+        register(graph, *generators)
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
             output = work()

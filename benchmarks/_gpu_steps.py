@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -121,7 +122,7 @@ def against(place: Place) -> Iterator[Row]:
         batch_size=place.pick(BATCH_SIZE, 8),
     )
     splits = task.splits(examples=place.pick(50_000, 200))
-    workers = place.pick(8, 0)
+    workers = place.pick(min(16, len(os.sched_getaffinity(0))), 0)
     script = opponent.Objective(
         task, splits, device=place.device, workers=workers, precision="bfloat16"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ STORAGE_RATE = 5.0
 
 
 def studies(place: Place) -> Iterator[Row]:
-    """Trials an hour of a study with random search, start-up excluded; and of the usual script."""
+    """Trials an hour of a study with TPE, start-up excluded; and of the usual script."""
     splits = _shared.made_up("cifar10", train=place.pick(50_000, 400), rest=place.pick(1_000, 100))
     for model, trials in place.pick((("small_cnn", 192), ("resnet18", 12)), (("small_cnn", 6),)):
         task = opponent.Task(
@@ -37,8 +38,9 @@ def studies(place: Place) -> Iterator[Row]:
             evaluations=4,
             batch_size=place.pick(128, 8),
         )
+        workers = place.pick(min(16, len(os.sched_getaffinity(0))), 0)
         script = opponent.Objective(
-            task, splits, device=place.device, workers=place.pick(8, 0), precision="bfloat16"
+            task, splits, device=place.device, workers=workers, precision="bfloat16"
         )
         usual = place.seconds(lambda: list(script.curve(0.1, 1e-4)), calls=1, warm_up=1)  # noqa: B023
         yield Row(f"{model}, usual script", f"{3600 / usual:.0f} trials an hour")

@@ -2,10 +2,10 @@
 
     python benchmarks/storage_load.py share                 # share of a 10 s trial, SQLite
     python benchmarks/storage_load.py share --postgres
-    python benchmarks/storage_load.py load --postgres --workers 8 --trials 1000
-    python benchmarks/storage_load.py load --workers 2 --trials 500
-    python benchmarks/storage_load.py read --trials 10000
-    python benchmarks/storage_load.py long --trials 6000
+    python benchmarks/storage_load.py load --postgres --workers 8
+    python benchmarks/storage_load.py load --workers 2
+    python benchmarks/storage_load.py read
+    python benchmarks/storage_load.py long
 
 ``share`` and ``load`` run the package's trials with a training that computes nothing, so that all
 their time is that of the storage. A trial has eight evaluations, and a median pruner checks all but
@@ -41,10 +41,12 @@ from hpo_mab.search import TrainingObjective
 from hpo_mab.search._searchers import PlannedSampler, sampler_factory
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import OnTrial, TrialLoop
-from hpo_mab.search._workload import Loop, Workload
+from hpo_mab.search._workload import LoopSettings, Workload
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget, Evaluation
 
+#: Trials of each command by default.
+TRIALS = {"share": 150, "load": 1000, "read": 10_000, "long": 6000}
 TRIAL_SECONDS = 10.0
 _MORE = 40
 
@@ -53,20 +55,21 @@ _DATA = TensorDataset(torch.zeros(1000, 1), torch.arange(1000) % 2)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["share", "load", "read", "long"])
+    parser.add_argument("what", choices=TRIALS)
     parser.add_argument("--postgres", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--trials", type=int)
     given = parser.parse_args()
+    trials = given.trials or TRIALS[given.what]
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     with _shared.database(postgres=given.postgres) as url:
         if given.what == "read":
-            figures, holds = read(url, given.trials)
+            figures, holds = read(url, trials)
         elif given.what == "long":
-            figures, holds = continued(url, given.trials)
+            figures, holds = continued(url, trials)
         else:
             workers = 1 if given.what == "share" else given.workers
-            figures, holds = load(url, workers, given.trials)
+            figures, holds = load(url, workers, trials)
             holds = holds and (given.what == "load" or figures["cpu_share_of_a_10_s_trial"] < 0.02)
     print(json.dumps({"storage": "postgresql" if given.postgres else "sqlite", **figures}))
     sys.exit(not holds)
@@ -212,7 +215,7 @@ class _CountingLoop(TrialLoop):
 class _NoWork:
     """A workload whose trainings end at once with equal accuracies, so none is pruned."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: LoopSettings) -> None:
         self.loop = loop
 
     @contextlib.contextmanager

@@ -9,7 +9,8 @@ Same network, split, augmentation, batch size, optimiser, schedule, budget and n
 ``data`` and ``study`` take turns and print ratios of medians, of CPU seconds and of wall-clock
 seconds. CPU seconds are those of all processes of a side; on a busy machine their ratio is more
 reliable. ``study`` runs whole commands, with start-up: the script with its default number of loader
-workers and threads, the package with ``--workers auto``.
+workers and threads, the package with ``--workers auto``. The first turn is not counted. No trial is
+pruned.
 """
 
 from __future__ import annotations
@@ -172,6 +173,7 @@ def commands(task: Task, folder: Path) -> dict[str, list[str]]:
     definition.write_text(
         f"""
 name = "versus"
+seed = {task.seed}
 [data]
 name = "{task.data}"
 root = "{os.environ["HPO_MAB_DATA"]}"
@@ -193,9 +195,7 @@ weight_decay = {{ low = 1e-5, high = 1e-2, log = true }}
 batch_size = {task.batch_size}
 warmup = {task.warmup}
 [pruner]
-kind = "median"
-n_startup_trials = 4
-n_warmup_steps = 1
+kind = "none"  # As the script.
 [search]
 initial = 0
 """
@@ -229,9 +229,11 @@ def studies(task: Task, options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         sides = commands(task, folder)
         counter = itertools.count()
-        for _ in range(options.rounds or 1):
+        for turn in range(1 + (options.rounds or 1)):
             for side, command in sides.items():
                 seconds, busy, said = timed(command, folder, next(counter))
+                if turn == 0:  # The machine caches files in it.
+                    continue
                 wall.setdefault(side, []).append(seconds)
                 cpu.setdefault(side, []).append(busy)
                 print(f"{side}: {seconds:.1f} s, {busy:.1f} s of CPU, {_best(said)}", flush=True)

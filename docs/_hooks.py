@@ -135,8 +135,10 @@ def _command(name: str, command: Any) -> str:
             else (f"`{(parameter.metavar or parameter.name).upper()}`")
         )
         text = " ".join(str(getattr(parameter, "help", "") or "").split()).replace("|", "\\|")
-        default = parameter.default
-        if option and default not in (None, False, ()) and isinstance(default, str | int | float):
+        # Help shows this text where the default follows from something else.
+        shown_default = getattr(parameter, "show_default", None)
+        default = shown_default if isinstance(shown_default, str) else parameter.default
+        if isinstance(default, str | int | float | Path) and not isinstance(default, bool):
             text += f" Default `{default}`."
         if getattr(parameter, "envvar", None):
             text += f" Environment: `{parameter.envvar}`."

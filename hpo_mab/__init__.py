@@ -1,6 +1,11 @@
 """Hyperparameter search on a short budget, with multi-armed-bandit batch sampling.
 
 The names here are imported on first use, so that ``import hpo_mab`` is cheap.
+
+`hpo_mab.search` runs a study: definition, plan, worker. `hpo_mab.training` trains a trial on
+batches that `hpo_mab.samplers` draw with their `hpo_mab.bandits`. ``search._recorder`` stores its
+evaluations by `hpo_mab.storage`. `hpo_mab.advantage`, `hpo_mab.pruners`, `hpo_mab.compare` and
+`hpo_mab.dashboard` read them there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The attributes of Optuna's studies and trials that this package uses, as typed values.
 
-Every name begins with ``hpo_mab:``, so that none equals a user's own.
+One of them is the stored definition. Every name begins with ``hpo_mab:``, so that none equals a
+user's own.
 """
 
 from __future__ import annotations
@@ -21,10 +22,6 @@ SLOT_KEY = "hpo_mab:slot"
 PAIRED_KEY = "hpo_mab:paired"
 #: Its batch sampler, in a study with twins or without a definition.
 SAMPLER_KEY = "hpo_mab:sampler"
-#: Name of uniform sampling, which every other batch sampler is compared with.
-UNIFORM = "uniform"
-#: Name of the race in which a study chooses its batch sampler.
-AUTO = "auto"
 #: The slot that it repeats under another batch sampler.
 TWIN_KEY = "hpo_mab:twin_of"
 #: Number of the trial that it trains in full, or continues if the slot is the same.
@@ -41,10 +38,10 @@ EVALUATION_KEY = "hpo_mab:evaluation_seconds"
 #: Training examples and seconds that its curve lacks: those after the last evaluation of a trial
 #: that diverged, and its part of the seconds of a stack's free slots.
 UNREPORTED_KEY = "hpo_mab:unreported"
-#: How many trials its stack had room for; without it the trial was trained alone.
-STACK_KEY = "hpo_mab:slots"
+#: Slots of the stack that trained it; absent if it was trained alone.
+STACK_SLOTS_KEY = "hpo_mab:slots"
 #: Whether its batch sampler used the study's record of examples.
-LEARNED_KEY = "hpo_mab:learned"
+USED_RECORD_KEY = "hpo_mab:learned"
 #: How many evaluations of its curve an earlier attempt has made.
 RESUMED_KEY = "hpo_mab:resumed_at"
 #: Why it failed or diverged.
@@ -95,6 +92,12 @@ RETRAINED_KEY = "hpo_mab:retrained"
 #: Validation accuracies of configurations trained again, by trial, see `hpo_mab.search.confirm`.
 CONFIRMED_KEY = "hpo_mab:confirmed"
 
+# Kinds of batch samplers with a meaning of their own.
+#: Name of uniform sampling, which every other batch sampler is compared with.
+UNIFORM = "uniform"
+#: The kind with which a study chooses its batch sampler by a race.
+AUTO = "auto"
+
 
 def attrs_of_retry(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """The user attributes of a trial that its retry keeps: none of its results.
@@ -102,7 +105,7 @@ def attrs_of_retry(attrs: Mapping[str, Any]) -> dict[str, Any]:
     A retry keeps its sampler, and a promotion the trial that it promotes. The study's record of
     examples is used only if the first attempt used it.
     """
-    kept = (SLOT_KEY, PROMOTES_KEY, LENGTH_KEY, LEARNED_KEY, TWIN_KEY, SAMPLER_KEY)
+    kept = (SLOT_KEY, PROMOTES_KEY, LENGTH_KEY, USED_RECORD_KEY, TWIN_KEY, SAMPLER_KEY)
     return {key: one for key, one in attrs.items() if key in kept or not key.startswith(PREFIX)}
 
 
@@ -115,6 +118,9 @@ def unreported(attrs: Mapping[str, Any]) -> tuple[int, float]:
     """Training examples and seconds of a trial that its curve lacks, from its attributes."""
     examples, seconds = attrs.get(UNREPORTED_KEY, (0, 0.0))
     return int(examples), float(seconds)
+
+
+# A stored definition: its sections and settings.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +235,15 @@ class StudySettings:
         size = params.get("batch_size")
         return longest if self.steps is None or size is None else self.steps * int(size)
 
+    def evaluations_of(self, longest: int) -> int | None:
+        """Evaluations of one budget, at most one a step; ``longest`` as in `examples_of`."""
+        if self.evaluations is None:
+            return None
+        size = self.training.get("batch_size")
+        # Where it is searched there are enough steps, see `Workload.check_evaluations`.
+        steps = longest // size if isinstance(size, int) else self.evaluations
+        return min(self.evaluations, self.steps or steps)
+
     @property
     def ranges(self) -> dict[str, Any]:
         """Every searched parameter's range, as JSON values, by the parameter's name."""
@@ -247,6 +262,24 @@ class StudySettings:
                 else:
                     values[full] = value
         return {name: value for name, value in values.items() if is_range(value)}
+
+
+def is_range(value: Any) -> bool:
+    """Whether a value of a stored definition is a range or a choice."""
+    return isinstance(value, Mapping) and ("choices" in value or {"low", "high"} <= value.keys())
+
+
+#: Names of parameters that are items of a list, where they are not ``list.index``.
+_ITEM_NAMES = {"sampler.prior.0": "sampler.prior_alpha", "sampler.prior.1": "sampler.prior_beta"}
+
+
+def parameter_of(name: str, index: int) -> str:
+    """Name of the parameter of an item of a list, e.g. ``"sampler.prior_alpha"``."""
+    full = f"{name}.{index}"
+    return _ITEM_NAMES.get(full, full)
+
+
+# Differences between two definitions.
 
 
 def flat_spec(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -302,21 +335,7 @@ def unlike(spec: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def is_range(value: Any) -> bool:
-    """Whether a value of a stored definition is a range or a choice."""
-    return isinstance(value, Mapping) and ("choices" in value or {"low", "high"} <= value.keys())
-
-
-#: Names of parameters that are items of a list, where they are not ``list.index``.
-_ITEM_NAMES = {"sampler.prior.0": "sampler.prior_alpha", "sampler.prior.1": "sampler.prior_beta"}
-
-
-def parameter_of(name: str, index: int) -> str:
-    """Name of the parameter of an item of a list, e.g. ``"sampler.prior_alpha"``."""
-    full = f"{name}.{index}"
-    return _ITEM_NAMES.get(full, full)
-
-
+# The total budget, as it is written.
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _TOTAL_UNITS = ("epochs", "epoch", "examples", *_SECONDS)
 _FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
@@ -337,12 +356,12 @@ class TotalBudget:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``"45s"``, ``"30m"``, ``"2h"``, ``"200epochs"`` or ``"1000000examples"``."""
+        """Read ``"45s"``, ``"30m"``, ``"2h"``, ``"1d"``, ``"200epochs"`` or ``"50000examples"``."""
         match = _FORM.fullmatch(text.lower()) if isinstance(text, str) else None
         if match is None or match[2] not in _TOTAL_UNITS or float(match[1]) == 0:
             raise ArgumentError(
                 "total budget must be a positive amount with a unit "
-                f"(45s, 30m, 2h, 200epochs, 1000000examples), got {text!r}."
+                f"(45s, 30m, 2h, 1d, 200epochs, 1000000examples), got {text!r}."
             )
         amount, unit = float(match[1]), match[2]
         if unit in _SECONDS:

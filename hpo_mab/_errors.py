@@ -60,10 +60,10 @@ class UnknownNameError(ArgumentError):
     """
 
     def __init__(
-        self, what: str, name: str, valid: Iterable[str], others: Sequence[str] = ()
+        self, what: str, name: object, valid: Iterable[str], others: Sequence[str] = ()
     ) -> None:
-        # `pickle` calls the class with these.
-        super().__init__(what, name, sorted(valid), tuple(others))
+        # `pickle` calls the class with these. A data type or a class may be given for a name.
+        super().__init__(what, str(name), sorted(valid), tuple(others))
 
     def __str__(self) -> str:
         """The message."""
@@ -275,9 +275,9 @@ def failure_reason(error: BaseException) -> str:
     """The kind of an error, the first line of its message, and where a user's own code raised it.
 
     The message of an error in a data-loading process is that process's traceback. Its last line is
-    then the reason. Out-of-memory errors get one format.
+    then the reason. Out-of-memory errors get one format. Passwords are hidden: it is stored.
     """
-    text = f"{type(error).__name__}: {error}".strip()
+    text = hide_passwords(f"{type(error).__name__}: {error}".strip())
     out_of_memory = memory_reason(error)
     head, mark, rest = text.rpartition(_TRACEBACK)
     if mark and "DataLoader worker" in head:
@@ -306,8 +306,9 @@ def place_of(error: BaseException) -> str:
     return ""
 
 
-# Up to the last @: an unescaped password may contain one, or a slash.
-_USER = re.compile(r"(://[^\s:/@]*:)[^\s'\"]+@")
+# Up to the last "@": an unescaped password may contain one, a slash or an apostrophe. A user's name
+# may contain one "@", too.
+_USER = re.compile(r"(://[^\s:/@]*(?:@[^\s:/@]*)?:)[^\s\"]+@")
 #: Parts of a URL's query that drivers take secrets from; ``odbc_connect`` holds ``PWD=``.
 _QUERY = re.compile(
     r"([?&;](?:password|passwd|passphrase|pwd|sslpassword|odbc_connect|token|secret)=)[^&\s'\"]*",
@@ -318,3 +319,12 @@ _QUERY = re.compile(
 def hide_passwords(text: str) -> str:
     """The text with ``***`` for the password of every URL in it."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+#: Characters that would control a terminal, each with its code; line breaks and tabs stay.
+_CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
+def printable(text: str) -> str:
+    """The text with the code of every character that would control a terminal."""
+    return text.translate(_CONTROLS)

@@ -155,6 +155,9 @@ def _labels_at(dataset: Any, places: Iterable[int], name: str) -> list[Any]:
     due = time.monotonic() + FIRST_LINE
     for done, index in enumerate(places, start=1):
         items.append(_label_at(dataset, index, name))
+        if done == 1:
+            # Labels of another kind are refused before every example is read.
+            class_labels(items, name=f"labels of {name}")
         if time.monotonic() >= due:
             due = time.monotonic() + NEXT_LINE
             _log.warning(
@@ -234,7 +237,7 @@ def _is_whole(value: Any) -> bool:
 def _hint_of_shape(shape: tuple[int, ...]) -> str:
     if len(shape) != 2:
         return ""
-    return "; use squeeze(1)" if shape[1] == 1 else "; for one-hot rows use argmax(dim=1)"
+    return "; use squeeze(1)" if shape[1] == 1 else "; for one-hot rows use argmax(1)"
 
 
 def _hint_of_value(value: Any) -> str:

@@ -190,7 +190,7 @@ class Attempt:
 
 
 class Plan:
-    """A view of a study's trials after the attempts ``before`` them, in order of their number."""
+    """A study's attempts in order of number: ``before``, already read, then those of ``trials``."""
 
     #: Of each study, the attempts before the first one that has not ended. They do not change.
     _ended: ClassVar[weakref.WeakKeyDictionary[optuna.Study, Sequence[Attempt]]] = (
@@ -213,9 +213,12 @@ class Plan:
         new = study.get_trials(deepcopy=False)[len(ended) :]
         plan = cls(new, before=ended)
         later = plan._attempts[len(ended) :]
-        if more := [*itertools.takewhile(lambda one: one.state in ENDED, later)]:
+        if more := [*itertools.takewhile(lambda attempt: attempt.state in ENDED, later)]:
             cls._ended[study] = [*ended, *more]
         return plan
+
+    def _in_state(self, state: str) -> list[Attempt]:
+        return [attempt for attempt in self._attempts if attempt.state == state]
 
     @functools.cached_property
     def _replaced(self) -> set[int]:
@@ -236,24 +239,30 @@ class Plan:
         """
         left_out = self._replaced | self._repeated
         counted = (
-            one.state
-            for one in self._attempts
-            if not one.interrupted and one.number not in left_out and (twins or not one.twin)
+            attempt.state
+            for attempt in self._attempts
+            if not attempt.interrupted
+            and attempt.number not in left_out
+            and (twins or not attempt.twin)
         )
         return collections.Counter(dict(sorted(collections.Counter(counted).items())))
 
     @functools.cached_property
     def _repeated(self) -> set[int]:
         """Numbers of attempts that lost their worker, after which another one began."""
-        placed = [one for one in self._attempts if one.place is not None]
-        last = {one.place: one.number for one in placed}
-        return {one.number for one in placed if one.lost and one.number < last[one.place]}
+        placed = [attempt for attempt in self._attempts if attempt.place is not None]
+        last = {attempt.place: attempt.number for attempt in placed}
+        return {
+            attempt.number
+            for attempt in placed
+            if attempt.lost and attempt.number < last[attempt.place]
+        }
 
     @property
     def finished(self) -> int:
         """Trials that are results of the study, without twins and trials that were continued."""
-        finished = (one for one in self._attempts if one.finished and not one.twin)
-        return sum(one.number not in self._replaced for one in finished)
+        finished = (attempt for attempt in self._attempts if attempt.finished and not attempt.twin)
+        return sum(attempt.number not in self._replaced for attempt in finished)
 
     @property
     def latest(self) -> set[int]:
@@ -261,17 +270,21 @@ class Plan:
         pairs = list(_continuations(self._attempts))
         replaced = _replaced((before, after) for before, after in pairs if after.finished)
         unfinished = {after.number for _, after in pairs if not after.finished}
-        return {one.number for one in self._attempts} - replaced - unfinished
+        return {attempt.number for attempt in self._attempts} - replaced - unfinished
 
     @property
     def evaluation_seconds(self) -> float:
         """Seconds of evaluation of all trials, each attempt counted."""
-        return sum(float(one.attrs.get(EVALUATION_KEY, 0.0)) for one in self._attempts)
+        return sum(float(attempt.attrs.get(EVALUATION_KEY, 0.0)) for attempt in self._attempts)
 
     @property
     def unreported(self) -> tuple[int, float]:
         """Training examples and seconds that curves lack, each attempt counted."""
-        spent = [unreported(one.attrs) for one in self._attempts if UNREPORTED_KEY in one.attrs]
+        spent = [
+            unreported(attempt.attrs)
+            for attempt in self._attempts
+            if UNREPORTED_KEY in attempt.attrs
+        ]
         return sum(examples for examples, _ in spent), sum(seconds for _, seconds in spent)
 
     @property
@@ -282,26 +295,29 @@ class Plan:
         """
         pairs = _continuations(self._attempts)
         continued = {b.number for b, a in pairs if a.finished or RESUMED_KEY in a.attrs}
-        return {one.number for one in self._attempts if one.state == "pruned"} - continued
+        return {attempt.number for attempt in self._in_state("pruned")} - continued
 
     @property
     def diverged(self) -> set[int]:
         """Numbers of trials that diverged and count; their state is that of pruned ones."""
-        pruned = (one for one in self._attempts if one.state == "pruned")
-        return {one.number for one in pruned if REASON_KEY in one.attrs} - self._replaced
+        pruned = self._in_state("pruned")
+        diverged = {attempt.number for attempt in pruned if REASON_KEY in attempt.attrs}
+        return diverged - self._replaced
 
     @property
     def stopped(self) -> set[int]:
         """Numbers of pruned trials that are no promotions and have not diverged."""
-        pruned = (one for one in self._attempts if one.state == "pruned")
-        return {one.number for one in pruned if one.promotes is None} - self.diverged
+        pruned = self._in_state("pruned")
+        return {attempt.number for attempt in pruned if attempt.promotes is None} - self.diverged
 
     @property
     def promoted(self) -> set[int]:
         """Numbers of the trials that another trial trains in full, or continues."""
         # The last attempt decides: earlier ones may have been cut off.
-        last = {one.promotes: one for one in self._attempts if one.promotes is not None}
-        return {number for number, one in last.items() if not one.lacked_checkpoint}
+        last = {
+            attempt.promotes: attempt for attempt in self._attempts if attempt.promotes is not None
+        }
+        return {number for number, attempt in last.items() if not attempt.lacked_checkpoint}
 
     @property
     def once(self) -> set[int]:
@@ -310,41 +326,46 @@ class Plan:
         The study continues with the batch sampler of its highest slot. Twins under that sampler
         replace their originals; all other twins are left out.
         """
-        own = [one for one in self._attempts if not one.twin]
-        known = (one for one in own if one.sampler is not None)
-        last = max(known, key=lambda one: one.slot or 0, default=None)
+        own = [attempt for attempt in self._attempts if not attempt.twin]
+        known = (attempt for attempt in own if attempt.sampler is not None)
+        last = max(known, key=lambda attempt: attempt.slot or 0, default=None)
         twins = [
-            one
-            for one in self._attempts
-            if last is not None and one.twin and one.finished and one.sampler == last.sampler
+            attempt
+            for attempt in self._attempts
+            if last is not None
+            and attempt.twin
+            and attempt.finished
+            and attempt.sampler == last.sampler
         ]
-        replaced = {one.slot for one in twins}
-        kept = (one for one in own if one.slot not in replaced)
-        return {one.number for one in (*twins, *kept)} & self.latest
+        replaced = {attempt.slot for attempt in twins}
+        kept = (attempt for attempt in own if attempt.slot not in replaced)
+        return {attempt.number for attempt in (*twins, *kept)} & self.latest
 
     @property
     def next_slot(self) -> int:
         """The slot after the highest that a trial has had."""
-        return max((one.slot for one in self._attempts if one.slot is not None), default=-1) + 1
+        slots = (attempt.slot for attempt in self._attempts if attempt.slot is not None)
+        return max(slots, default=-1) + 1
 
     @property
     def first_running(self) -> int:
         """The lowest slot of a uniform trial that runs for the first time; else `next_slot`."""
         slots = (
-            one.slot
-            for one in self._attempts
-            if one.state == "running"
-            and one.slot is not None
-            and one.sampler in (None, UNIFORM)
-            and not (one.retry or one.twin)
+            attempt.slot
+            for attempt in self._in_state("running")
+            if attempt.slot is not None
+            and attempt.sampler in (None, UNIFORM)
+            and not (attempt.retry or attempt.twin)
         )
         return min(slots, default=self.next_slot)
 
     @property
     def waiting(self) -> Attempt | None:
         """The waiting trial to begin next: a twin, else a retry, else a trial of the user's."""
-        waiting = [one for one in self._attempts if one.state == "waiting"]
-        return min(waiting, key=lambda one: (not one.twin, one.slot is None), default=None)
+        waiting = self._in_state("waiting")
+        return min(
+            waiting, key=lambda attempt: (not attempt.twin, attempt.slot is None), default=None
+        )
 
     def next(self, target: int, *, promotions: int = 0, promotable: bool = False) -> Next:
         """The next action of a worker; twins are trained even if the study has all its trials.
@@ -356,8 +377,8 @@ class Plan:
         """
         waiting = self.waiting
         # A trial without a slot is of another program, and may never end.
-        running = [o for o in self._attempts if o.state == "running" and o.slot is not None]
-        taken = self.finished + sum(not one.twin for one in running)
+        running = [attempt for attempt in self._in_state("running") if attempt.slot is not None]
+        taken = self.finished + sum(not attempt.twin for attempt in running)
         if waiting is not None and (taken < target or waiting.twin):
             return Next.QUEUED
         if promotable:
@@ -368,20 +389,16 @@ class Plan:
         if taken < target - promotions:
             return Next.NEW
         # A trial that still runs may be among the best; a twin or a promotion is never stopped.
-        candidates = any(not one.twin and one.promotes is None for one in running)
+        candidates = any(not attempt.twin and attempt.promotes is None for attempt in running)
         return Next.WAIT if candidates else Next.PROMOTION
-
-    def has_twin(self, slot: int, sampler: str) -> bool:
-        """Whether a slot has a twin under that sampler, however it may have ended."""
-        return (slot, sampler) in self.places
 
     def retries(self) -> list[tuple[Place, list[int]]]:
         """Places that are to be tried again, in order, each with the numbers of its attempts."""
         # A shortcut: usually no trial was cut off, and this is called before every trial.
-        if not any(one.cut_off for one in self._attempts):
+        if not any(attempt.cut_off for attempt in self._attempts):
             return []
         return [
-            (place, [one.number for one in attempts])
+            (place, [attempt.number for attempt in attempts])
             for place, attempts in sorted(self.places.items())
             if _is_to_be_retried(attempts)
         ]
@@ -391,7 +408,7 @@ class Plan:
         return {
             place
             for place, attempts in self.places.items()
-            if any(one.state in OPEN for one in attempts) or _is_to_be_retried(attempts)
+            if any(attempt.state in OPEN for attempt in attempts) or _is_to_be_retried(attempts)
         }
 
     def failed_in_a_row(self) -> list[int]:
@@ -399,12 +416,16 @@ class Plan:
 
         A running trial counts as healthy if it began before the last failure.
         """
-        own = [one for one in self._attempts if one.state != "waiting" and not one.cut_off]
+        own = [
+            attempt
+            for attempt in self._attempts
+            if attempt.state != "waiting" and not attempt.cut_off
+        ]
         failed: list[int] = []
-        for one in reversed(own):
-            if one.state == "fail":
-                failed.insert(0, one.number)
-            elif failed or one.state != "running":
+        for attempt in reversed(own):
+            if attempt.state == "fail":
+                failed.insert(0, attempt.number)
+            elif failed or attempt.state != "running":
                 break
         return failed
 
@@ -412,8 +433,9 @@ class Plan:
         """Whether a trial follows two attempts that lost their worker: it may itself end it."""
         if number >= len(self._attempts):  # It was made after the plan.
             return False
-        one = self._attempts[number]
-        return one.retry and one.place is not None and _losses(self.places[one.place]) >= 2
+        attempt = self._attempts[number]
+        place = attempt.place
+        return attempt.retry and place is not None and _losses(self.places[place]) >= 2
 
     def slot_of(self, number: int) -> int:
         """The slot of a trial that has none yet.
@@ -421,7 +443,7 @@ class Plan:
         It is the trial's number minus the retries and twins before it, which have the slot of the
         trial that they repeat.
         """
-        return number - sum(one.retry or one.twin for one in self._attempts[:number])
+        return number - sum(attempt.retry or attempt.twin for attempt in self._attempts[:number])
 
     @functools.cached_property
     def places(self) -> dict[Place, list[Attempt]]:
@@ -430,13 +452,13 @@ class Plan:
         If a slot was continued, only the attempts at its last continuation.
         """
         places: dict[Place, list[Attempt]] = collections.defaultdict(list)
-        for one in self._attempts:
-            if one.place is None:
+        for attempt in self._attempts:
+            if attempt.place is None:
                 continue
-            attempts = places[one.place]
-            if attempts and one.promotes not in (None, attempts[-1].promotes):
+            attempts = places[attempt.place]
+            if attempts and attempt.promotes not in (None, attempts[-1].promotes):
                 attempts.clear()
-            attempts.append(one)
+            attempts.append(attempt)
         return places
 
 
@@ -455,10 +477,10 @@ def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int
 
 def _continuations(attempts: Sequence[Attempt]) -> Iterator[tuple[Attempt, Attempt]]:
     """Pairs of a trial and the trial that continues it in its slot."""
-    continuing = [one for one in attempts if one.promotes is not None]
+    continuing = [attempt for attempt in attempts if attempt.promotes is not None]
     if not continuing:
         return
-    known: dict[int | None, Attempt] = {one.number: one for one in attempts}
+    known: dict[int | None, Attempt] = {attempt.number: attempt for attempt in attempts}
     for after in continuing:
         before = known.get(after.promotes)
         if before is not None and before.slot is not None and before.slot == after.slot:
@@ -478,10 +500,10 @@ def _replaced(pairs: Iterable[tuple[Attempt, Attempt]]) -> set[int]:
 def _losses(attempts: Sequence[Attempt]) -> int:
     """The number of lost attempts since one continued further than those before."""
     lost = reached = 0
-    for one in attempts:
-        if (resumed_at := one.attrs.get(RESUMED_KEY, 0)) > reached:
+    for attempt in attempts:
+        if (resumed_at := attempt.attrs.get(RESUMED_KEY, 0)) > reached:
             lost, reached = 0, resumed_at
-        lost += one.lost
+        lost += attempt.lost
     return lost
 
 
@@ -489,6 +511,7 @@ def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
     # A trial may itself end its worker, e.g. by using up memory. So the number of lost attempts is
     # limited; that of interrupted ones is not, nor of those that continued further than before.
     needless = any(
-        one.state in OPEN or (one.finished and not one.lacked_checkpoint) for one in attempts
+        attempt.state in OPEN or (attempt.finished and not attempt.lacked_checkpoint)
+        for attempt in attempts
     )
     return attempts[-1].cut_off and not needless and _losses(attempts) <= RETRIES

@@ -140,6 +140,10 @@ class Registry(Collection[str]):
         return bound_to(self.load(name), given)
 
     def _imported(self, name: str) -> Any:
+        if "" not in sys.path and name not in self._names.values():
+            # As `python -m` does, but only for a user's name: packages try optional imports, and a
+            # folder of data may have files of these names.
+            sys.path.append("")
         module, _, attributes = name.partition(":")
         try:
             return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))

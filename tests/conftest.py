@@ -97,22 +97,32 @@ def storage(tmp_path: Path) -> Iterator[Storage]:
     opened.close()
 
 
+@pytest.fixture(scope="session")
+def _root_of_the_user() -> str | None:
+    """``HPO_MAB_DATA``, read before `_no_settings_of_the_user` removes it."""
+    return os.environ.get("HPO_MAB_DATA")
+
+
 @pytest.fixture
-def data_root() -> Path:
+def data_root(_root_of_the_user: str | None) -> Path:
     """Root of data sets that do not ship with a dependency."""
-    root = os.environ.get("HPO_MAB_DATA")
-    if not root:
+    if not _root_of_the_user:
         pytest.skip("HPO_MAB_DATA does not name a folder with FashionMNIST, CIFAR10 and CIFAR100")
-    return Path(root)
+    return Path(_root_of_the_user)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_settings_of_the_user() -> Iterator[None]:
-    """Tests write into no database or folder of the user's, and print without colours."""
+def _no_settings_of_the_user(_root_of_the_user: str | None) -> Iterator[None]:
+    """Tests use no database or folder of the user's, and print without colours."""
+    ours = (f"HPO_MAB_{name}" for name in ("STORAGE", "ARTIFACTS", "CHECKPOINTS", "DATA"))
+    # Typer and Rich print colours, or in another width, if one of these is set, as CI services do.
+    theirs = (
+        *("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TERMINAL_WIDTH"),
+        *("TTY_COMPATIBLE", "TTY_INTERACTIVE"),
+    )
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("STORAGE", "ARTIFACTS", "CHECKPOINTS"):
-            patch.delenv(f"HPO_MAB_{name}", raising=False)
-        patch.delenv("FORCE_COLOR", raising=False)
+        for name in (*ours, *theirs):
+            patch.delenv(name, raising=False)
         yield
 
 

@@ -9,8 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from hpo_mab._errors import UnknownNameError, place_of, plain, stored_arguments
+from hpo_mab._errors import (
+    UnknownNameError,
+    failure_reason,
+    hide_passwords,
+    place_of,
+    plain,
+    stored_arguments,
+)
 
 
 def test_an_unknown_name_can_be_sent_to_another_process() -> None:
@@ -53,3 +61,23 @@ def test_nan_is_stored_in_a_form_that_equals_itself() -> None:
 def test_an_unknown_name_is_shown_in_one_line() -> None:
     error = UnknownNameError("model", "a\x1eb\nc", ["mlp"])
     assert str(error) == r"Unknown model 'a\x1eb\nc'. Valid: mlp."
+    error = UnknownNameError("precision", torch.bfloat16, ["bfloat16"])
+    assert str(error) == "Unknown precision 'torch.bfloat16'. Did you mean 'bfloat16'?"
+
+
+def test_a_reason_that_is_stored_has_no_password() -> None:
+    error = OSError("no s3://key:hunter2@a, no https://b?token=hunter2")
+    assert failure_reason(error) == "OSError: no s3://key:***@a, no https://b?token=***"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me@server:2/hunter@h/db", "postgresql://me@server:***@h/db"),
+        ("'mysql://me:hunt'er@h/db' fails", "'mysql://me:***@h/db' fails"),
+        ("'one://a:b@c' and 'two://a:b@c'", "'one://a:***@c' and 'two://a:***@c'"),
+        ("postgresql://me@h:5432/db, ask a@b", "postgresql://me@h:5432/db, ask a@b"),
+    ],
+)
+def test_the_password_of_each_url_is_hidden(text: str, shown: str) -> None:
+    assert hide_passwords(text) == shown

@@ -56,6 +56,8 @@ class Rung:
 class Evidence:
     """Advantage, acceleration, fidelity and rungs at shares of a trial's budget.
 
+    Without pairs there are no budgets, and at most the outcome of a race.
+
     Attributes:
         budgets: Shares of a trial's budget in (0, 1], increasing [T].
         advantage: ``D(t)`` [T].
@@ -77,11 +79,11 @@ class Evidence:
         (40, True)
     """
 
-    budgets: tuple[float, ...]
-    advantage: tuple[Estimate, ...]
-    acceleration: tuple[Estimate, ...]
-    fidelity: tuple[Estimate, ...]
-    rungs: tuple[Rung, ...]
+    budgets: tuple[float, ...] = ()
+    advantage: tuple[Estimate, ...] = ()
+    acceleration: tuple[Estimate, ...] = ()
+    fidelity: tuple[Estimate, ...] = ()
+    rungs: tuple[Rung, ...] = ()
     pairs: int
     margin: float
     source: str = ""

@@ -240,13 +240,7 @@ def pair_curves(
     """
     refuse_other_budgets((*bandit, *uniform))
     ours, theirs = _trials_by_slot(bandit), _trials_by_slot(uniform)
-    samplers = [{run.seed: sampler_of(run) for run in runs} for runs in (bandit, uniform)]
-    keys = sorted(
-        key
-        for key in ours.keys() & theirs.keys()
-        if same_configuration(ours[key].params, theirs[key].params)
-        and not compares_nothing(ours[key], theirs[key], *(kinds[key[0]] for kinds in samplers))
-    )
+    keys = paired_slots(ours, theirs, bandit, uniform)
     # The last evaluation of a running trial is not the end of its budget.
     complete = [theirs[key] for key in keys if theirs[key].state == "complete"]
     longest = max(complete, key=lambda trial: trial.examples, default=None)
@@ -283,6 +277,22 @@ def _grid(
     return grid, functools.partial(_curve_at, budget=budget, to_end=to_end)
 
 
+def paired_slots(
+    ours: Mapping[tuple[int, int], TrialRun],
+    theirs: Mapping[tuple[int, int], TrialRun],
+    bandit: Sequence[StudyRun],
+    uniform: Sequence[StudyRun],
+) -> list[tuple[int, int]]:
+    """Seed and slot of each pair: one configuration, trained with the samplers of both arms."""
+    samplers = [{run.seed: _sampler_of(run) for run in runs} for runs in (bandit, uniform)]
+    return sorted(
+        key
+        for key in ours.keys() & theirs.keys()
+        if same_configuration(ours[key].params, theirs[key].params)
+        and not _compares_nothing(ours[key], theirs[key], *(kinds[key[0]] for kinds in samplers))
+    )
+
+
 def refuse_other_budgets(runs: Sequence[StudyRun]) -> None:
     """Refuse studies whose trials differ in length by more than rounding to whole steps."""
     for run in runs:
@@ -309,7 +319,7 @@ def _steps(run: StudyRun) -> int | None:
     return run.trial_examples // run.largest_batch
 
 
-def compares_nothing(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> bool:
+def _compares_nothing(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> bool:
     """Whether a pair does not compare its studies' samplers, ``kind`` and ``other_kind``.
 
     The first trials of ``auto`` are uniform, whatever sampler the study continues with. Studies of
@@ -321,7 +331,7 @@ def compares_nothing(one: TrialRun, other: TrialRun, kind: str, other_kind: str)
     return kind != other_kind and trained[0] == trained[1]
 
 
-def sampler_of(run: StudyRun) -> str:
+def _sampler_of(run: StudyRun) -> str:
     """The batch sampler of a study; of an own loop that of its trials, ``auto`` for a race."""
     if run.settings.sampler.kind:
         return run.settings.sampler.kind

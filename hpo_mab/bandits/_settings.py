@@ -192,6 +192,7 @@ class BanditSettings:
     @property
     def rule(self) -> Callable[[Any, Any], Any]:
         """The rule of reward, see `REWARDS`."""
+        # The default is the function itself: a trial runs through few modules.
         return above_average if self.reward == "above_average" else REWARDS.load(self.reward)
 
     @property

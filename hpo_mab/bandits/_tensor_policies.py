@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -331,7 +332,8 @@ class TensorThompson(TensorPolicy):
 
     def __post_init__(self) -> None:
         # Made here if every draw needs it: SciPy on the host cannot be captured in a CUDA graph.
-        self._table = self._make_table() if self.settings.correction else None
+        if self.settings.correction:
+            _ = self._table
 
     def keys(self, successes: Tensor, failures: Tensor) -> Tensor:
         """Logit of a Beta draw; the draw itself would round to 1 in single precision, [B, A]."""
@@ -347,14 +349,13 @@ class TensorThompson(TensorPolicy):
                 "propensities of policy='thompson' need whole counts, which discount does not "
                 f"keep: got discount={self.settings.discount}; use memory."
             )
-        if self._table is None:
-            self._table = self._make_table()
         return self._table.propensities(successes, failures, self.held)
 
     def _log_gamma(self, shape: Tensor) -> Tensor:
         return torch._standard_gamma(shape, generator=self.generator).log_()
 
-    def _make_table(self) -> ThompsonTable:
+    @functools.cached_property
+    def _table(self) -> ThompsonTable:
         return ThompsonTable(self.settings.prior, self.held.shape[1], self.held.device)
 
 

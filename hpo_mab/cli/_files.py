@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,22 +20,27 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Write a file that the user requested."""
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     real = path.resolve()
-    part = real.with_name(f".{real.name}.part")
+    # Another process may write the same file, and another user may prepare a name that is known.
+    part = real.with_name(f".{secrets.token_hex(8)}.part")
     try:
         if path.exists() and not path.is_file():
             # A device, such as /dev/stdout.
             path.write_bytes(data)
             return
+        part.touch()
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            shutil.copymode(real, part)
         # A disk that is full leaves the earlier file as it is.
         part.write_bytes(data)
         part.replace(real)
     except OSError as error:
-        # If the folder is a file, there is no part to remove.
-        with contextlib.suppress(OSError):
-            part.unlink()
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
         hint = " Give a file in an existing folder." if missing else ""
         raise ArgumentError(f"{path} cannot be written: {error.strerror}.{hint}") from None
+    finally:
+        # It is there after an error only; if the folder is a file, not even then.
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _is_database(path: Path) -> bool:

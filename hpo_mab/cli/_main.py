@@ -14,7 +14,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason
+from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason, printable
 from hpo_mab.cli._confirm import confirm
 from hpo_mab.cli._examples import examples
 from hpo_mab.cli._report import dashboard, evidence, report
@@ -122,7 +122,7 @@ def _print_warning(
 ) -> None:
     """Print a warning; one of this package is one line, without its place in the code."""
     if category.__module__.startswith("hpo_mab."):
-        print(f"hpo-mab: {hide_passwords(str(message))}", file=sys.stderr)
+        print(f"hpo-mab: {printable(hide_passwords(str(message)))}", file=sys.stderr)
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
         print(text, end="", file=file or sys.stderr)
@@ -138,9 +138,6 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal's encoding may lack characters of a study's name.
         sys.stdout.reconfigure(errors="backslashreplace")
-    if "" not in sys.path:
-        # As `python -m` does: a definition may name modules in the current folder.
-        sys.path.append("")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
@@ -148,7 +145,7 @@ def main() -> None:
             typer.main.get_command(app)(prog_name="hpo-mab")
     except HpoMabError as error:
         message = hide_passwords(" ".join(str(error).split()))
-        print(f"hpo-mab: {message}", file=sys.stderr)
+        print(f"hpo-mab: {printable(message)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -156,7 +153,7 @@ def main() -> None:
         line = _outside_cause(error)
         if line is None:
             raise
-        print(f"hpo-mab: {line}", file=sys.stderr)
+        print(f"hpo-mab: {printable(line)}", file=sys.stderr)
         sys.exit(2)
     finally:
         _end_at_once_on_ctrl_c()

@@ -107,9 +107,9 @@ Trials = Annotated[int | None, typer.Option(help="Total number of trials, existi
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="Limit for all trials together: 45s, 30m, 2h of training and evaluation, added up "
-        "over workers; or 200epochs, 1000000examples. Trials that are running at that time "
-        "are finished."
+        help="Limit for all trials of a study together: 45s, 30m, 2h, 1d of training and "
+        "evaluation, added up over workers; or 200epochs, 1000000examples. Trials that are running "
+        "at that time are finished."
     ),
 ]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the training set per trial.")]
@@ -157,7 +157,7 @@ BatchSize = Annotated[int | None, typer.Option(help="Examples per batch.")]
 Device = Annotated[
     str | None,
     typer.Option(
-        help="auto, cpu, cuda, cuda:1, mps.",
+        help="auto, cpu, cuda, cuda:1, mps; default: that of the definition.",
         autocompletion=lambda: ["auto", "cpu", "cuda", "mps"],
     ),
 ]
@@ -187,7 +187,11 @@ Ray = Annotated[
     ),
 ]
 GpusPerWorker = Annotated[
-    float | None, typer.Option(help="Share of a GPU that Ray reserves for each worker, e.g. 0.25.")
+    float | None,
+    typer.Option(
+        help="Share of a GPU that Ray reserves for each worker, e.g. 0.25. Without it, workers "
+        "whose device is auto train on CPUs."
+    ),
 ]
 Set = Annotated[
     list[str] | None,

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hpo_mab._attributes import SAMPLER_KEY
-from hpo_mab.compare._text import details_text, parameters
+from hpo_mab._attributes import AUTO, SAMPLER_KEY
+from hpo_mab._errors import printable
+from hpo_mab.compare._text import details_text, parameters, twins_text
 
 if TYPE_CHECKING:
     from hpo_mab.compare import ComparisonSummary
@@ -19,12 +20,18 @@ if TYPE_CHECKING:
     from hpo_mab.search import RunOutcome, StudySpec
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console without markup, emoji and highlighting in texts.
+class _Plain(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A text as rich shows it; names of files and studies may hold control characters."""
+        return super().render_str(printable(text), **options)
 
-    A styled text is a `rich.text.Text`, or is printed with a style.
+
+def console(*, stderr: bool = False) -> Console:
+    """A console without markup, emoji, highlighting and control characters in texts.
+
+    A styled text is printed with a style, or is a `rich.text.Text`, which needs `printable`.
     """
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    return _Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def duration(seconds: float) -> str:
@@ -71,15 +78,17 @@ def print_next(steps: Sequence[tuple[str, str]]) -> None:
     out = console()
     out.print("\nNext:")
     for step, purpose in steps:
-        out.print(Text.assemble(f"  {step}   ", (f"# {purpose}", "dim")), soft_wrap=True)
+        line = Text.assemble(f"  {printable(step)}   ", (f"# {printable(purpose)}", "dim"))
+        out.print(line, soft_wrap=True)
 
 
 def warn_unpublished(published: Published) -> None:
     """Print on standard error why the dashboard's pages could not be updated, if so."""
     if published.problem:
         print(
-            "hpo-mab: the study is stored; its notes and figures for the dashboard could not be "
-            f"written ({published.problem}). 'hpo-mab dashboard' tries again.",
+            "hpo-mab: notes and figures for the dashboard could not be written "
+            f"({printable(published.problem)}). The studies are stored; the next 'hpo-mab "
+            "dashboard' tries again.",
             file=sys.stderr,
         )
 
@@ -137,10 +146,8 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     diverged = f" ({facts['diverged']} diverged)" if facts["diverged"] else ""
     counted = (
         f"{trials['complete']} complete, {trials['pruned']} pruned{diverged}, "
-        f"{trials['fail']} failed"
+        f"{trials['fail']} failed{twins_text(facts['twins'])}"
     )
-    if facts["twins"]:
-        counted += f"; {facts['twins']} of them repeat a configuration under another sampler"
     rows += [("Trials", counted), *_spent_rows(facts)]
     if facts["auto"] is not None:
         auto = facts["auto"]
@@ -153,6 +160,8 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{duration(auto['seconds'])}, {there if auto['source'] else here}"
             )
             rows.append(("", text))
+    elif facts["sampler"] == AUTO:
+        rows.append(("Sampler", "auto has not chosen yet: the race is not over"))
     rows += [("Training", reason) for reason in facts["loop_reasons"]]
     return [*rows, *_saved_rows(facts)]
 
@@ -215,8 +224,9 @@ def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:
     for grid in grids(summary) if verbose else essential_grids(summary):
         out.print(terminal_table(grid))
         out.print()
-    if not verbose and any(contrast.pairs for contrast in summary.contrasts):
-        out.print("--verbose shows cost, advantage and fidelity by budget.\n", style="dim")
+    if not verbose and summary.contrasts:
+        more = "differences, cost and, of pairs, advantage and fidelity"
+        out.print(f"--verbose shows {more}.\n", style="dim")
     out.print("Verdict", style="bold")
     if not summary.contrasts:
         out.print(verdict(summary))

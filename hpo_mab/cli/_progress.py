@@ -43,15 +43,23 @@ class StudyProgress:
         quiet: Show nothing.
         curves: The storage's learning curves, from which the share of the total budget spent is
             computed; None ignores that budget in the time left.
+        limited: Whether a total budget may end the study before its trials do.
     """
 
     def __init__(
-        self, *, trials: int, label: str, quiet: bool = False, curves: CurveStore | None = None
+        self,
+        *,
+        trials: int,
+        label: str,
+        quiet: bool = False,
+        curves: CurveStore | None = None,
+        limited: bool = False,
     ) -> None:
         self._trials = trials
         self._label = label
         self._quiet = quiet
         self._curves = curves
+        self._limited = limited
         self._console = console(stderr=True)
         self._live: Progress | None = None
         self._task = self._trial_task = TaskID(0)
@@ -174,8 +182,10 @@ class StudyProgress:
             # Seconds of a whole trial at the pace since it was first seen.
             whole = (now - since) / (share - at_first)
             text += f", {duration(whole * (1 - share))} left of it"
-            # Of a study that is continued, others are done already.
-            if self._done_before is None and len(shares) == 1 and number == 0 and not again:
+            # Of a study that is continued, others are done already. What a budget pays for is not
+            # known before a trial has ended.
+            first = self._done_before is None and len(shares) == 1 and number == 0
+            if first and not (again or self._limited):
                 text += f", up to {duration(whole * self._trials)} for all"
         return text
 

@@ -227,7 +227,10 @@ def dashboard(
     storage: opt.StorageUrl = opt.DEFAULT_URL,
     host: Annotated[
         str,
-        typer.Option(help="Address to listen on; with any but 127.0.0.1, others can reach it."),
+        typer.Option(
+            help="Address to listen on; with any but 127.0.0.1, everyone on the network can change "
+            "and delete studies."
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int,

@@ -138,7 +138,11 @@ def run(
         with shown_data(quiet=silent):
             runner = StudyRunner(loaded, store)
         with StudyProgress(
-            trials=loaded.budget.trials, label=study_name, quiet=silent, curves=store.curves
+            trials=loaded.budget.trials,
+            label=study_name,
+            quiet=silent,
+            curves=store.curves,
+            limited=loaded.budget.total is not None,
         ) as progress:
             outcome = runner.run(study_name, on_trial=progress, launch=launch)
     facts = run_facts(outcome, loaded, wall_seconds=time.monotonic() - began)
@@ -243,7 +247,7 @@ def _warn_of_sections_without_effect(context: typer.Context, loaded: StudySpec) 
             typer.echo(text, err=True)
 
 
-#: Seeds that are suggested in addition if an answer is "cannot tell".
+#: Additional seeds to suggest if an answer is "cannot tell".
 _MORE_SEEDS = 4
 
 
@@ -320,7 +324,13 @@ def compare(
 
         def progress(name: str, count: int) -> StudyProgress:
             show_data()
-            return StudyProgress(trials=count, label=name, quiet=silent, curves=store.curves)
+            return StudyProgress(
+                trials=count,
+                label=name,
+                quiet=silent,
+                curves=store.curves,
+                limited=loaded.budget.total is not None,
+            )
 
         found = run_comparison(
             loaded,

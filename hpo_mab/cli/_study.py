@@ -62,9 +62,13 @@ def worker(
 
         opt.silence_optuna()
         store = Storage(storage, create=False)
-        target = Target.load(open_study(store, study)).trials
+        target = Target.load(open_study(store, study))
         with StudyProgress(
-            trials=target, label=study, quiet=quiet, curves=store.curves
+            trials=target.trials,
+            label=study,
+            quiet=quiet,
+            curves=store.curves,
+            limited=target.total is not None,
         ) as progress:
             interrupted = join_study(
                 store,
@@ -209,7 +213,7 @@ def copy(
     storage: opt.StorageUrl = opt.DEFAULT_URL,
     as_json: opt.Json = False,
 ) -> None:
-    """Copy or move a study with its trials, learning curves, notes and artifacts.
+    """Copy or move a study with its trials, curves, record of examples, notes and artifacts.
 
     Optuna's own `copy_study` does not copy the learning curves to another database.
 

@@ -11,10 +11,10 @@ import optuna
 from hpo_mab._attributes import AUTO, UNIFORM, StudySettings
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.advantage import DEFAULT_MARGIN, FEWEST_PAIRS, Evidence, measure_evidence, pair_curves
-from hpo_mab.compare._stored import _selected
+from hpo_mab.compare._stored import selected
 from hpo_mab.compare._summary import stopped_pairs
 from hpo_mab.pruners._evidence import pairs_of_trials
-from hpo_mab.search._given import Raced
+from hpo_mab.search._evidence_file import RaceOutcome
 from hpo_mab.storage import StudyRun, open_study
 
 
@@ -102,31 +102,23 @@ def race_evidence(
         ArgumentError: A study whose sampler is ``"auto"`` has no choice for later studies.
     """
     found = []
-    for storage, name, _ in _selected(studies, storages):
+    for storage, name, _ in selected(studies, storages):
         study = open_study(storage, name)
         settings = StudySettings.stored_in(study.user_attrs)
         if settings.sampler.kind == AUTO:
-            found.append(_race_evidence(study, Raced.of(study), settings, margin))
+            found.append(_race_evidence(study, RaceOutcome.of(study), settings, margin))
     return tuple(found)
 
 
 def _race_evidence(
-    study: optuna.Study, raced: Raced, settings: StudySettings, margin: float
+    study: optuna.Study, raced: RaceOutcome, settings: StudySettings, margin: float
 ) -> Evidence:
     chosen = raced.choice.sampler
     trials = study.get_trials(deepcopy=False)
     pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=chosen)
     if chosen == UNIFORM or pairs.ended < FEWEST_PAIRS:
         # Nothing for a pruner: uniform sampling has no advantage, or there are too few pairs.
-        found = Evidence(
-            budgets=(),
-            advantage=(),
-            acceleration=(),
-            fidelity=(),
-            rungs=(),
-            pairs=0,
-            margin=margin,
-        )
+        found = Evidence(pairs=0, margin=margin)
     else:
         found = measure_evidence(pairs, margin=margin)
     return dataclasses.replace(

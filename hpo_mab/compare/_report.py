@@ -270,7 +270,7 @@ def _winner_html(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[s
         )
     found = (
         f"<p><strong>{trial.value:.2%} validation accuracy</strong>: {html.escape(best.arm)}, "
-        f"seed {best.seed}, trial {html.escape(trial_text(trial))}."
+        f"seed {html.escape(str(best.seed))}, trial {html.escape(trial_text(trial))}."
         f"{html.escape(again)}</p>"
     )
     rows = tuple(parameter_rows(best))
@@ -352,8 +352,8 @@ def _trials_html(runs: Sequence[StudyRun]) -> str:
             str(trial.number),
             trial.state,
             "-" if trial.value is None else f"{trial.value:.4f}",
-            "-" if trial.lacks_curve else f"{trial.examples:,}",
-            "-" if trial.lacks_curve else f"{trial.seconds:.1f}",
+            "-" if trial.lacks_curve else f"{trial.own_examples:,}",
+            "-" if trial.lacks_curve else f"{trial.own_seconds:.1f}",
             ", ".join(f"{name}={parameter(value)}" for name, value in sorted(trial.params.items())),
         )
         for run in sorted(runs, key=lambda run: (run.arm, run.seed))
@@ -370,5 +370,10 @@ def _trials_html(runs: Sequence[StudyRun]) -> str:
         "seconds",
         "hyperparameters",
     )
-    grid = Grid(title=f"{len(rows)} trials of {len(runs)} studies", columns=columns, rows=rows)
+    grid = Grid(
+        title=f"{len(rows)} trials of {len(runs)} studies",
+        columns=columns,
+        rows=rows,
+        caption="A resumed trial's examples and seconds are those since it was resumed.",
+    )
     return _folded("Every trial", _table_html(grid))

@@ -100,12 +100,7 @@ def run_comparison(
         StudyFailedError: Three trials of a study failed in a row.
     """
     runs: list[StudyRun] = []
-
-    def found(*, interrupted: bool) -> ComparisonRuns:
-        return ComparisonRuns(
-            reference=spec.compare.reference, runs=tuple(runs), interrupted=interrupted
-        )
-
+    interrupted = False
     chosen = comparison_names(spec, storage) if names is None else names
     try:
         for runner in _runners(spec, storage, chosen):
@@ -115,15 +110,17 @@ def run_comparison(
                     name, on_trial=on_trial, score=False, launch=launch, keep_target=True
                 )
             runs.append(outcome.run)
-            if outcome.interrupted:
-                return found(interrupted=True)
+            if interrupted := outcome.interrupted:
+                break
             scores = retrain(runner, outcome.run, on_retrain=on_retrain)
             runs[-1] = dataclasses.replace(runs[-1], retrained=scores)
             # With its data, before those of the next seed are loaded.
             del runner
     except KeyboardInterrupt:
-        return found(interrupted=True)
-    return found(interrupted=False)
+        interrupted = True
+    return ComparisonRuns(
+        reference=spec.compare.reference, runs=tuple(runs), interrupted=interrupted
+    )
 
 
 def comparison_names(

@@ -73,7 +73,7 @@ def stored_comparison(
             raise ArgumentError(f"{name} must be a list of names, got '{given}'.")
     if not studies:
         raise ArgumentError("studies must name at least one study, got none.")
-    found = (_Found.read(*one) for one in _selected(studies, storages))
+    found = (_Found.read(*one) for one in selected(studies, storages))
     return _comparison(found, reference)
 
 
@@ -84,7 +84,7 @@ def comparison_of(
     return _comparison((_Found.read(storage, name, None) for name in names), reference)
 
 
-def _selected(
+def selected(
     studies: Sequence[str], storages: Sequence[str]
 ) -> Iterator[tuple[Storage, str, str | None]]:
     """Database, name and arm of each named study, while its database is open."""

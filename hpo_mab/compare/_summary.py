@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpo_mab._attributes import REASON_KEY, STACK_KEY, unlike
+from hpo_mab._attributes import REASON_KEY, STACK_SLOTS_KEY, unlike
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab._plan import FINISHED, OPEN, Plan
 from hpo_mab.advantage import (
@@ -22,12 +22,7 @@ from hpo_mab.advantage import (
     mean_estimate,
     pair_curves,
 )
-from hpo_mab.advantage._pairs import (
-    compares_nothing,
-    refuse_other_budgets,
-    same_configuration,
-    sampler_of,
-)
+from hpo_mab.advantage._pairs import paired_slots, refuse_other_budgets
 from hpo_mab.compare._incumbents import (
     Runs,
     costs_to_target,
@@ -206,11 +201,12 @@ def _contrast(arm: Runs, reference: Runs) -> Contrast:
         )
         for currency in CURRENCIES
     }
-    pairs = pair_curves([arm[key] for key in seeds], [reference[key] for key in seeds])
+    own, other = [[runs[key] for key in seeds] for runs in (arm, reference)]
+    pairs = pair_curves(own, other)
     names = [next(iter(runs.values())).arm for runs in (arm, reference)]
     again = np.asarray([mean_retrained(arm[key]) - mean_retrained(reference[key]) for key in seeds])
     known = bool(np.isfinite(again).any())
-    slots = [found for runs in (arm, reference) if (found := _slots([runs[key] for key in seeds]))]
+    slots = [found for runs in (own, other) if (found := _slots(runs))]
     return Contrast(
         arm=names[0],
         reference=names[1],
@@ -227,7 +223,7 @@ def _contrast(arm: Runs, reference: Runs) -> Contrast:
         same_hardware=all(
             _agree([_hardware(runs[seed]) for runs in (arm, reference)]) for seed in seeds
         ),
-        **_early_ends(arm, reference, seeds),
+        **_early_ends(own, other),
         examples=_spend(arm, seeds) / _spend(reference, seeds) if seeds else math.nan,
         pair_cost=pairs.cost,
         differs=_differing_keys(arm[seeds[0]].spec, reference[seeds[0]].spec) if seeds else (),
@@ -246,16 +242,11 @@ def _differing_keys(spec: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[
     return tuple(key for key in unlike(spec, other) if key != "sampler.kind")
 
 
-def _early_ends(arm: Runs, reference: Runs, seeds: Sequence[int]) -> dict[str, Any]:
+def _early_ends(arm: Sequence[StudyRun], reference: Sequence[StudyRun]) -> dict[str, Any]:
     """``diverged`` and ``stopped`` of a `Contrast`."""
-    own, other = (_last_attempts([runs[seed] for seed in seeds]) for runs in (arm, reference))
-    kinds = {seed: (sampler_of(arm[seed]), sampler_of(reference[seed])) for seed in seeds}
-    ends = [
-        (_end(own[key]), _end(other[key]))
-        for key in own.keys() & other.keys()
-        if same_configuration(own[key].params, other[key].params)
-        and not compares_nothing(own[key], other[key], *kinds[key[0]])
-    ]
+    own, other = _last_attempts(arm), _last_attempts(reference)
+    keys = paired_slots(own, other, arm, reference)
+    ends = [(_end(own[key]), _end(other[key])) for key in keys]
     diverged = [tuple(end == "diverged" for end in pair) for pair in ends]
     return {
         "diverged": (diverged.count((True, False)), diverged.count((False, True))),
@@ -265,8 +256,7 @@ def _early_ends(arm: Runs, reference: Runs, seeds: Sequence[int]) -> dict[str, A
 
 def stopped_pairs(arm: Sequence[StudyRun], reference: Sequence[StudyRun]) -> int:
     """See `Contrast.stopped`."""
-    own, other = ({run.seed: run for run in runs} for runs in (arm, reference))
-    return int(_early_ends(own, other, sorted(own.keys() & other.keys()))["stopped"])
+    return int(_early_ends(arm, reference)["stopped"])
 
 
 def _last_attempts(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]:
@@ -292,9 +282,9 @@ def _end(trial: TrialRun) -> str:
 
 
 def _slots(runs: Sequence[StudyRun]) -> set[tuple[int, int]]:
-    """Slots of the stacks that trials were trained in, 1 is alone, and processes of their study."""
+    """Pairs: slots of a trial's stack (1 if trained alone), and processes of its study."""
     return {
-        (int(trial.attrs.get(STACK_KEY, 1)), run.processes)
+        (int(trial.attrs.get(STACK_SLOTS_KEY, 1)), run.processes)
         for run in runs
         for trial in run.trials
         if trial.curve

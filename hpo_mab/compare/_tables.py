@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hpo_mab._errors import printable
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare._answers import answers
 from hpo_mab.compare._records import FEWEST_FOR_TEST, ComparisonSummary, Contrast, PairedRow
@@ -63,6 +64,7 @@ def p_value(value: float | None) -> str:
 
 
 def _estimate_text(estimate: Estimate, scale: float, form: str, *, interval: bool = True) -> str:
+    # The minus of a rounded 0 stays: it says on which side of 0 an interval ends.
     if math.isnan(estimate.value):
         return "-"
     value = f"{'>= ' if estimate.censored else ''}{estimate.value * scale:{form}}"
@@ -197,8 +199,8 @@ def _spend(summary: ComparisonSummary) -> Grid:
             )
             for arm in summary.arms
         ),
-        caption="saved: examples that pruning saved, of the same trials unpruned. "
-        "sampler: its share of the training seconds.",
+        caption="seconds: of training, without evaluations. saved: examples that pruning saved, of "
+        "the same trials unpruned. sampler: its share of the training seconds.",
     )
 
 
@@ -360,8 +362,8 @@ def terminal_table(grid: Grid, *, styles: Sequence[str] = ()) -> Table:
 
     # `Text` objects: in plain strings rich reads brackets as markup.
     made = Table(
-        title=Text(grid.title, style="table.title"),
-        caption=Text(grid.caption, style="table.caption"),
+        title=Text(printable(grid.title), style="table.title"),
+        caption=Text(printable(grid.caption), style="table.caption"),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -371,5 +373,5 @@ def terminal_table(grid: Grid, *, styles: Sequence[str] = ()) -> Table:
     for position, heading in enumerate(grid.columns):
         made.add_column(Text(heading), justify="left" if position == 0 else "right")
     for row, style in itertools.zip_longest(grid.rows, styles):
-        made.add_row(*map(Text, row), style=style)
+        made.add_row(*(Text(printable(cell)) for cell in row), style=style)
     return made

@@ -139,6 +139,12 @@ def details_text(budgets: int, sampler: str | None) -> str:
     return f"{length}, batch sampler {sampler}" if sampler else length
 
 
+def twins_text(twins: int) -> str:
+    """What follows a count of trials, ``twins`` of which repeat others under another sampler."""
+    verb = "repeats" if twins == 1 else "repeat"
+    return f"; {twins} of them {verb} a configuration under another sampler" if twins else ""
+
+
 def parameter_rows(run: StudyRun) -> list[tuple[str, str, str]]:
     """Name, best trial's value and searched range of each parameter; "-" for what there is not."""
     best = {} if run.best is None else run.best.params

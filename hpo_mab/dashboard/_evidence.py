@@ -89,7 +89,7 @@ def _choice_text(choice: Choice | None, evidence: Evidence | None, unused: str) 
         return f"{text}. Its evidence: {escaped(unused)}." if unused else f"{text}."
     when = "from the start" if choice.source else "for the rest of the study"
     verb = "took" if choice.source else "chose"
-    text = f"**`auto` {verb} `{choice.sampler}`** {when}. Why: {choice.why}."
+    text = f"**`auto` {verb} `{choice.sampler}`** {when}. Why: {escaped(choice.why)}."
     if choice.evidence is not None:
         text += f" It rests on evidence `{choice.evidence}`"
         later = evidence is not None and evidence.digest != choice.evidence
@@ -201,4 +201,4 @@ def _measured_text(evidence: Evidence) -> str:
 def _source_text(evidence: Evidence) -> str:
     if evidence.source in ("pilot", "race"):
         return f" of this study's {evidence.source}"
-    return f" (from: {evidence.source})" if evidence.source else ""
+    return f" (from: {escaped(evidence.source)})" if evidence.source else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,12 +28,12 @@ _FEWEST_TRIALS = 10
 
 
 def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
-    """Figures of studies that have data, by name; the names sort in the order of display."""
-    by_arm: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
+    """Figures of studies, by name; the names sort in the order of display."""
+    by_arm: dict[str, list[dict[str, float]]] = {run.arm: [] for run in runs}
     for run in runs:
         if shares := importances(run):
             by_arm[run.arm].append(shares)
-    return _with_data(
+    return _without_template(
         {
             "00-incumbent-examples": figures.anytime_incumbent(runs, max_points=_POINTS),
             "01-incumbent-seconds": figures.anytime_incumbent(
@@ -49,8 +48,8 @@ def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
 
 
 def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
-    """Figures of a comparison that have data, by name; the names sort in the order of display."""
-    return _with_data(
+    """Figures of a comparison, by name; the names sort in the order of display."""
+    return _without_template(
         {
             "02-advantage-examples": figures.paired_advantage(summary),
             "03-advantage-seconds": figures.paired_advantage(summary, currency="seconds"),
@@ -114,9 +113,8 @@ def _study_in_memory() -> optuna.Study:
         optuna.logging.set_verbosity(before)
 
 
-def _with_data(made: Mapping[str, go.Figure]) -> dict[str, go.Figure]:
-    shown = {name: figure for name, figure in made.items() if figure.data}
-    for figure in shown.values():
-        # The template is 7 kB of every figure's 10, and hides the dashboard's dark mode.
+def _without_template(made: dict[str, go.Figure]) -> dict[str, go.Figure]:
+    for figure in made.values():
+        # The template is 7 kB of every figure's 10.
         figure.layout.template = None
-    return shown
+    return made

@@ -79,7 +79,18 @@ class Artifacts(FileSystemArtifactStore):
         super().write(artifact_id, content_body)
 
     def remove(self, artifact_id: str) -> None:
-        """Remove a file, if it is there: otherwise the dashboard could not delete its study."""
+        """Remove a file unless it is another study's, too; a missing one must not keep its study.
+
+        Files of trials are removed.
+        """
+        column = STUDY_ATTRIBUTES.c
+        # The dashboard stores "null" for an artifact that was deleted.
+        is_held = column.key == f"{ARTIFACT}{artifact_id}", column.value_json != '"null"'
+        with self._storage.optuna.engine.begin() as connection:
+            # Raises if the database may only be read, which keeps the file, too.
+            connection.execute(STUDY_ATTRIBUTES.delete().where(sa.false()))
+            if (connection.scalar(sa.select(sa.func.count()).where(*is_held)) or 0) > 1:
+                return
         with contextlib.suppress(ArtifactNotFound):
             super().remove(artifact_id)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from hpo_mab._attributes import PROMOTES_KEY, PRUNED_KEY
 from hpo_mab._plan import Plan
-from hpo_mab.compare._text import parameter_rows, repeats_text, study_facts, trial_text
+from hpo_mab.compare._text import parameter_rows, repeats_text, study_facts, trial_text, twins_text
 from hpo_mab.pruners import why_pruned
 from hpo_mab.search._confirm import best_first
 
@@ -62,8 +62,8 @@ def study_note(
     if confirmed:
         parts.append(confirmed)
     if verdict:
-        lines = "\n".join(f"- {line}" for line in verdict.splitlines())
-        link = f"[Report of the comparison]({compared})"
+        lines = "\n".join(f"- {escaped(line)}" for line in verdict.splitlines())
+        link = f"[Report of the comparison]({compared}), up to date"
         if is_old:
             link = (
                 "Trials have ended since: the verdict and the figures of pairs lack them. The "
@@ -74,7 +74,7 @@ def study_note(
         parts.append(evidence)
     if examples:
         parts.append(examples)
-    if searched := [(f"`{name}`", *cells) for name, *cells in parameter_rows(run)]:
+    if searched := [(f"`{name}`", *map(escaped, cells)) for name, *cells in parameter_rows(run)]:
         head = ("parameter", "best trial's", "range")
         parts.append(f"## What was searched\n\n{markdown_table(head, searched)}")
     parts += [
@@ -87,7 +87,7 @@ def study_note(
 
 def escaped(text: str) -> str:
     """A text that Markdown shows as it is."""
-    return re.sub(r"([\\`*\[\]<>#])", r"\\\1", text)
+    return re.sub(r"([\\`*\[\]<>#$~&])", r"\\\1", text)
 
 
 def keep_users_part(ours: str, existing: str) -> str:
@@ -140,10 +140,12 @@ def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str
 
 
 def _fact_rows(run: StudyRun) -> list[tuple[str, str]]:
-    counts = Plan(run.trials).states(twins=True)
+    plan = Plan(run.trials)
+    counts, own = plan.states(twins=True), plan.states()
     states = ("complete", "pruned", "fail", "running")
     names = {"fail": "failed"}
     shown = ", ".join(f"{counts[s]} {names.get(s, s)}" for s in states if counts[s])
+    shown += twins_text(sum(counts[s] - own[s] for s in states))
     facts = [(label, escaped(text)) for label, text in study_facts(run)]
     return [*facts, ("trials", shown or "none"), *_cost_rows(run)]
 
@@ -160,11 +162,12 @@ def _cost_rows(run: StudyRun) -> list[tuple[str, str]]:
 
 
 def storage_option(storage: Storage) -> str:
-    """What a command needs to find the storage, with a space before it; empty for the default."""
+    """``--storage`` of a command, with a space before it; empty where it needs none."""
     from hpo_mab.storage import DEFAULT_URL
 
     url = str(storage.shown_url)
-    return "" if url == DEFAULT_URL else f" --storage {shlex.quote(url)}"
+    # A URL with a password is in HPO_MAB_STORAGE; the option would replace it by one without.
+    return "" if url == DEFAULT_URL or "***" in url else f" --storage {shlex.quote(url)}"
 
 
 def _next_steps(run: StudyRun, storage: Storage) -> str:
@@ -215,7 +218,7 @@ def _pruning_note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]
         when = "Pruned" if trial.lacks_curve else "Pruned before its first evaluation"
         return f"**{when}.**\n\n{why}"
     last = trial.curve[-1]
-    total = (run.settings.evaluations or 0) * trial.budgets or "?"
+    total = (run.settings.evaluations_of(run.trial_examples) or 0) * trial.budgets or "?"
     whole = run.full_examples(trial) * trial.budgets
     lines = [
         f"**Pruned at evaluation {last.index} of {total}**, after {last.examples:,} of "
@@ -237,6 +240,6 @@ def _rank_text(own: float, others: list[float]) -> str:
     # `others` is sorted, so these are the places after all values up to its own.
     better = len(others) - bisect.bisect_right(others, own)
     return (
-        f"Of the {len(others)} earlier trials that reached this evaluation, {better} were better "
+        f"Earlier trials that reached this evaluation: {len(others)}, better ones: {better} "
         f"(median {np.median(others):.2%}, best {others[-1]:.2%})."
     )

@@ -31,7 +31,10 @@ from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.data import ImageData
 from hpo_mab.search._confirm import stored_repeats
 from hpo_mab.storage import Storage, StoredDefinition, StudyRun, open_study, read_run, study_names
+from hpo_mab.storage._curves import chunks
+from hpo_mab.storage._open import STORAGE_ERRORS
 from hpo_mab.storage._optuna import AttributeSink, id_of
+from hpo_mab.storage._process import diagnose
 from hpo_mab.storage._tables import STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -39,30 +42,28 @@ if TYPE_CHECKING:
 
     from hpo_mab.compare import ComparisonSummary
 
-_CHUNK = 500
-
 
 def _write(engine: sa.Engine, study_id: int, values: Mapping[str, Any]) -> None:
-    """Write system attributes of a study in one transaction.
+    """Write system attributes of a study in one transaction; those whose value is None are removed.
 
     Optuna commits each attribute by itself, which takes milliseconds to tens of milliseconds. A
     study's figures and notes are hundreds of attributes. Together they take about as long as one,
     and a reader never sees half of them.
     """
     table = STUDY_ATTRIBUTES
-    rows = [
-        {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
-        for key, value in values.items()
-    ]
     with engine.begin() as connection:
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            keys = [row["key"] for row in chunk]
+        for chunk in chunks(list(values)):
             # Not an upsert, whose form differs between databases.
             connection.execute(
-                table.delete().where(table.c.study_id == study_id, table.c.key.in_(keys))
+                table.delete().where(table.c.study_id == study_id, table.c.key.in_(chunk))
             )
-            connection.execute(table.insert(), chunk)
+            rows = [
+                {"study_id": study_id, "key": key, "value_json": json.dumps(values[key])}
+                for key in chunk
+                if values[key] is not None
+            ]
+            if rows:
+                connection.execute(table.insert(), rows)
 
 
 def trial_ids(engine: sa.Engine, study_id: int) -> dict[int, int]:
@@ -187,7 +188,11 @@ def _publish_all(names: Iterable[str], write: Callable[[str], bool]) -> Publishe
             if write(name):
                 written.append(name)
         except Exception as error:
-            problems.append(" ".join(f"'{name}': {type(error).__name__}: {error}".split()))
+            text = f"{type(error).__name__}: {error}"
+            if isinstance(error, STORAGE_ERRORS):
+                # Without the statement and its parameters.
+                text = diagnose(error)
+            problems.append(" ".join(f"'{name}': {text}".split()))
     more = f" (and {len(problems) - 1} more studies)" if len(problems) > 1 else ""
     return Published(
         studies=tuple(written),
@@ -216,7 +221,7 @@ def _publish_one(
         verdict: dict[str, Any] = before.get("found", {})
         if found:
             verdict = {**found, "ended": ended}
-        elif verdict and before.get("finished") == ended:
+        elif verdict.get("ended") == ended:
             # No trial has ended since the comparison was published: its figures stay.
             drawn = {}
         note = study_note(
@@ -290,7 +295,12 @@ def _page(
     page = AttributeSink(attrs)
     save_note(page, keep_users_part(note, str(get_note(page))))
     for name, figure in drawn.items():
-        save_plotly_graph_object(page, figure, graph_object_id=name)
+        if figure.data:
+            save_plotly_graph_object(page, figure, graph_object_id=name)
+        else:
+            # An earlier comparison may have drawn it.
+            parts = (key for key in attrs if key.startswith(f"dashboard:plot_data:{name}:"))
+            page.written.update(dict.fromkeys(parts))
     written: dict[str, Any] = dict(page.written)
     ids = trial_ids(storage.optuna.engine, id_of(study))
     for number, text in texts.items():

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 from wsgiref import simple_server
 
 from bottle import HTTPResponse, request
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 #: Lines in the dashboard's figure of reports; each has its entry in the legend, too.
 _LINES = 200
 _COMPARISON = "/hpo-mab/compare"
+#: What a file of a study may do when it is opened as a page.
+_SANDBOX = "sandbox allow-scripts allow-downloads allow-popups"
+#: The usual addresses that only this machine reaches, and their name.
+_LOCAL = ("127.0.0.1", "::1", "localhost")
 #: User attributes that the study's note has in words; the definition alone fills the table.
 _IN_NOTE = (DEFINITION_KEY, EVIDENCE_KEY)
 #: Our figures first, then the dashboard's own; one column on a telephone.
@@ -87,7 +91,7 @@ def _comparison_page(storage: Storage) -> HTTPResponse:
 
 
 class _StudyPage:
-    """Bottle plugin: orders a study's figures, and thins what its page shows.
+    """Bottle plugin: orders a study's figures, thins what its page shows, and sandboxes its files.
 
     Without it the dashboard sends figures in a Python set's order, and every report.
     """
@@ -98,11 +102,15 @@ class _StudyPage:
     def apply(self, view: Callable[..., Any], route: Any) -> Callable[..., Any]:
         # Not an HTML file among a study's artifacts.
         is_page = str(route.rule).startswith("/dashboard")
+        is_artifact = str(route.rule).startswith("/artifacts")
 
         def changed(*args: Any, **options: Any) -> Any:
             body = view(*args, **options)
             if is_page and isinstance(body, HTTPResponse) and hasattr(body.body, "read"):
                 return _with_style(body)
+            if is_artifact and isinstance(body, HTTPResponse):
+                # Scripts of an HTML file run, but as those of another site.
+                body.set_header("Content-Security-Policy", _SANDBOX)
             if isinstance(body, dict) and "plotly_graph_objects" in body:
                 body["plotly_graph_objects"].sort(key=lambda figure: str(figure["id"]))
                 body["user_attrs"] = [a for a in body["user_attrs"] if a["key"] not in _IN_NOTE]
@@ -161,6 +169,8 @@ def make_server(app: WSGIApplication, *, host: str, port: int) -> simple_server.
     if not host:
         # Python would listen on all addresses.
         raise refused
+    if host in _LOCAL:
+        app = _with_local_names(app)
     try:
         return _listen(app, host, port)
     except OSError as error:
@@ -169,6 +179,26 @@ def make_server(app: WSGIApplication, *, host: str, port: int) -> simple_server.
         if error.errno != errno.EADDRINUSE:
             raise ArgumentError(f"--port {port} cannot be used: {error.strerror}.") from None
         return _listen(app, host, 0)
+
+
+def _with_local_names(app: WSGIApplication) -> WSGIApplication:
+    """The application; it refuses requests to other names than those of `_LOCAL`.
+
+    The owner of another name can make it resolve to this machine (DNS rebinding). To a browser, a
+    page under that name and the dashboard would then be the same site.
+    """
+
+    def checked(environ: Any, start: Any) -> Any:
+        try:
+            name = urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname
+        except ValueError:
+            name = None
+        if name in _LOCAL:
+            return app(environ, start)
+        start("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"Open the dashboard as localhost or 127.0.0.1; a proxy must request it so, too."]
+
+    return checked
 
 
 def _listen(app: WSGIApplication, host: str, port: int) -> simple_server.WSGIServer:

@@ -1,4 +1,4 @@
-"""Image data sets held on the device: loading, splits, augmentation, normalisation.
+"""Data sets: loading, labels and splits; augmentation and normalisation of images on the device.
 
 Names are imported when first used: a stored study is read without torch.
 """

@@ -307,7 +307,7 @@ def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
         raise DataError(f"Data set 'image_folder' holds no readable image.{_joined(layout.notes)}")
     rendering = _pictures.Rendering(pictures)
     sides = [picture.side for picture in pictures]
-    texts = (*_unreadable_warning(names, read), *_constant_warning(names, read, rendering))
+    texts = _image_warnings(names, read, rendering)
     parts = _readable_parts(layout, read)
     _check_present(layout, parts, root)
     # The training files come first. The zip has no name, because a variable would keep `read`.
@@ -365,28 +365,23 @@ def _joined(notes: Sequence[str]) -> str:
     return "".join(f" {note}" for note in notes)
 
 
-def _unreadable_warning(names: Sequence[str], read: Sequence[_pictures.Picture | str]) -> list[str]:
-    bad = [f"{name} ({why})" for name, why in zip(names, read, strict=True) if isinstance(why, str)]
-    if not bad:
-        return []
-    return [
-        f"{len(bad)} of {len(names)} images cannot be read and are left out: {_first_few(bad)}."
-    ]
-
-
-def _constant_warning(
+def _image_warnings(
     names: Sequence[str],
     read: Sequence[_pictures.Picture | str],
     rendering: _pictures.Rendering,
-) -> list[str]:
-    flat = [
-        name
-        for name, picture in zip(names, read, strict=True)
-        if not isinstance(picture, str) and rendering.is_constant(picture)
-    ]
-    if not flat:
-        return []
-    return [f"{len(flat)} of {len(names)} images have a single colour: {_first_few(flat)}."]
+) -> tuple[str, ...]:
+    unreadable, constant = [], []
+    for name, found in zip(names, read, strict=True):
+        if isinstance(found, str):
+            unreadable.append(f"{name} ({found})")
+        elif rendering.is_constant(found):
+            constant.append(name)
+    kinds = {"cannot be read and are left out": unreadable, "have a single colour": constant}
+    return tuple(
+        f"{len(listed)} of {len(names)} images {what}: {_first_few(listed)}."
+        for what, listed in kinds.items()
+        if listed
+    )
 
 
 def _first_few(texts: Sequence[str]) -> str:

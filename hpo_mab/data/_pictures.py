@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
 #: Formats that Pillow registers without decoding them itself. EPS starts Ghostscript.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _WHITE = 255.0
+#: Images of more pixels are decoded one at a time: in memory are two copies of 4 bytes a pixel.
+_LARGE = 2**26
+_one_large = threading.Lock()
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -118,8 +122,10 @@ def read(path: Path, size: int) -> Picture | str:
 
     try:
         with Image.open(path, formats=readable()[1]) as image:
-            _make_upright(image)
-            return Picture(_fitted_pixels(image, size), min(image.size))
+            if image.width * image.height <= _LARGE:
+                return _decoded(image, size)
+            with _one_large:
+                return _decoded(image, size)
     except Exception as error:  # Decoders raise errors of every type on damaged files.
         # A system error, or too little memory, may not occur next time, but the cache would leave
         # the image out for good. EINVAL is no system error: decoders raise it for a negative offset
@@ -133,6 +139,11 @@ def read(path: Path, size: int) -> Picture | str:
             shown = os.fsencode(path).decode(errors="replace")
             raise DataError(f"{shown} cannot be read: {reason}.") from None
         return _error_text(error, path)
+
+
+def _decoded(image: Image, size: int) -> Picture:
+    _make_upright(image)
+    return Picture(_fitted_pixels(image, size), min(image.size))
 
 
 def _make_upright(image: Image) -> None:

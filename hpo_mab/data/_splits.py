@@ -40,7 +40,7 @@ class Exclusion:
         labels: Digest of the labels of all training images of the data set.
         indices: Places among them, ascending.
         data: Name of the data set, for messages.
-        files: Digest of the names of all training images, see `names_digest`; empty matches any.
+        files: Digest of the file names of all training images; empty matches any.
         path: The file, for messages.
 
     Examples:
@@ -276,8 +276,9 @@ class DatasetSplits:
         Raises:
             ArgumentError: Items that are not pairs of an input and a class.
         """
-        labels = labels_of(train, name="the training set in data")
+        # First: it reads two examples, and the labels of the training part may need all.
         check_examples(validation, name="the validation set in data")
+        labels = labels_of(train, name="the training set in data")
         return cls(train=train, validation=validation, labels=labels)
 
     @property

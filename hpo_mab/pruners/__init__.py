@@ -1,4 +1,4 @@
-"""Pruners that decide earlier where the measured advantage allows it."""
+"""Pruners for Optuna studies, and why a trial was pruned."""
 
 from hpo_mab.pruners._advantage_pruner import AdvantagePruner
 from hpo_mab.pruners._evidence import AdvantageWarning, RungFidelity

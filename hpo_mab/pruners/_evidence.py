@@ -292,7 +292,7 @@ class EvidenceKeeper:
         self._seen: int | None = None
         self._names = ("", "")
         self._warned = False
-        #: Whether `auto` trains under uniform sampling, for now or for good: no reason to warn.
+        #: Whether ``auto`` uses uniform sampling, before or after its choice: no warning then.
         self._uniform = False
 
     def read_once(self, study: optuna.Study) -> None:

@@ -30,8 +30,8 @@ class TopKPruner(BasePruner):
 
     In any other Optuna study trials stop in the same way, and the user queues the best ones::
 
-        best = pruner.next_best(study)
-        study.enqueue_trial(best.params, user_attrs={"hpo_mab:promotes": best.number})
+        if (best := pruner.next_best(study)) is not None:
+            study.enqueue_trial(best.params, user_attrs={"hpo_mab:promotes": best.number})
 
     Source: Egele, Guyon, Sun, Balaprakash, "Is One Epoch All You Need For Multi-Fidelity
     Hyperparameter Optimization?", ESANN 2023, arXiv:2307.15422.
@@ -114,8 +114,8 @@ class PromotionPruner(BasePruner):
 
     In any other Optuna study trials pause in the same way, and the user queues the best ones::
 
-        best = pruner.next_best(study)
-        study.enqueue_trial(best.params, user_attrs={"hpo_mab:promotes": best.number})
+        if (best := pruner.next_best(study)) is not None:
+            study.enqueue_trial(best.params, user_attrs={"hpo_mab:promotes": best.number})
 
     Source: Li, Jamieson, Rostamizadeh, Gonina, Ben-Tzur, Hardt, Recht, Talwalkar, "A System for
     Massively Parallel Hyperparameter Tuning", MLSys 2020, arXiv:1810.05934 (algorithm 2).
@@ -168,7 +168,7 @@ class PromotionPruner(BasePruner):
         if rung is None:
             return False
         entries = self._entries(study, rung, own=trial)
-        return all(one.number != trial.number for one in entries[: self._places(entries)])
+        return all(one.number != trial.number for one in entries[: self._promoted_count(entries)])
 
     def entered(self, study: optuna.Study, trial: FrozenTrial) -> int | None:
         """Step of the highest rung that the trial's last report newly reached; None if none.
@@ -204,10 +204,10 @@ class PromotionPruner(BasePruner):
         if rung is None:
             return {}
         entries = self._entries(study, rung, own=trial)
-        places = self._places(entries)
+        count = self._promoted_count(entries)
         return {
             "rung": self.rungs.index(rung),
-            "threshold": first_report(entries[places - 1], rung) if places else None,
+            "threshold": first_report(entries[count - 1], rung) if count else None,
             "competitors": len(entries),
         }
 
@@ -248,7 +248,7 @@ class PromotionPruner(BasePruner):
         others: list[tuple[float, int, FrozenTrial]] = []
         for rung, following in reversed(self._all_rungs(study)):
             entries = self._entries(study, rung)
-            best = entries if every else entries[: self._places(entries)]
+            best = entries if every else entries[: self._promoted_count(entries)]
             for place, one in enumerate(best, start=1):
                 if not self._may_continue(one, following):
                     continue
@@ -277,7 +277,7 @@ class PromotionPruner(BasePruner):
             entries = self._entries(study, rung)
             # A complete trial is a result already, so fewer are kept.
             times = 2 if rung < self.max_resource else 1
-            best = entries[: times * self._places(entries) + self.reduction_factor]
+            best = entries[: times * self._promoted_count(entries) + self.reduction_factor]
             kept += [one for one in best if self._may_continue(one, following)]
         return kept
 
@@ -307,7 +307,7 @@ class PromotionPruner(BasePruner):
         # A trial that has reached the following rung is ranked there.
         return trial.state == state and not diverged and (trial.last_step or 0) < following
 
-    def _places(self, entries: Sequence[FrozenTrial]) -> int:
+    def _promoted_count(self, entries: Sequence[FrozenTrial]) -> int:
         """How many configurations of a rung may continue."""
         return len(entries) // self.reduction_factor
 

@@ -68,9 +68,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     order: not with ``in_order=False``. A batch without losses (skipped, or out of memory before
     `update`) is taken off the queue with `discard`. Otherwise later losses would reward other
     examples. `update` raises on a mismatch if it has ``indices`` or ``targets`` to compare. Else
-    the sampler warns once, when more draws wait for losses than at its first answer. Starting a new
-    pass (``iter(sampler)``) drops draws that were never answered, with one warning, and ends the
-    pass before it.
+    the sampler warns once, when more draws wait for losses than after the first answer of the pass.
+    Starting a new pass (``iter(sampler)``) drops draws that were never answered, with one warning,
+    and ends the pass before it.
 
     Args:
         labels: Class of each training example, whole numbers [N].
@@ -103,8 +103,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     weighs_by_losses: ClassVar[bool] = False
     #: Whether draws use the network's logits of candidates where the attribute ``scorer`` is set.
     asks_network: ClassVar[bool] = False
-    #: Which mean of a study's record of examples, one of `hpo_mab._examples.COLUMNS`, the sampler
-    #: takes as ``difficulty``; None for a sampler that takes none.
+    #: The column of the record of examples, one of `hpo_mab._examples.COLUMNS`, whose means are the
+    #: sampler's argument ``difficulty``; None if it has no such argument.
     record_column: ClassVar[str | None] = None
 
     #: Options of the subclass that this sampler was made with, as plain values.
@@ -167,10 +167,6 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._progress = 0.0
         #: Passes begun; a pass ends where another begins.
         self._passes_begun = 0
-        #: Draws answered or discarded since this pass began.
-        self._answers = 0
-        #: Draws that waited before the first answer: how far a loader draws ahead.
-        self._ahead = 0
 
     @property
     def batch_size(self) -> int:
@@ -251,18 +247,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             FeedbackError: A batch was requested after another pass has begun, or after a state was
                 loaded while draws waited for their losses.
         """
-        self._passes_begun += 1
-        this = self._passes_begun
-        if self._outstanding:
-            # Samplers that learn nothing need no answers.
-            if self._learns:
-                self._outstanding.warn(
-                    f"A pass begins while {len(self._outstanding)} draws of the last one wait for "
-                    "their losses; they are dropped",
-                    kind="dropped",
-                )
-            self._outstanding.clear()
-        self._answers = self._ahead = 0
+        this = self._passes_begun = self._passes_begun + 1
+        self._outstanding.begin_pass(learns=self._learns)
         for _ in range(len(self)):
             if self._passes_begun != this:
                 raise FeedbackError(
@@ -274,17 +260,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     def draw(self) -> Tensor:
         """Draw a batch of indices, int64 [B]; the draw is kept until `update` answers it."""
-        waiting = len(self._outstanding)
-        # Before the first answer a loader draws its maximum ahead. More outstanding draws later
-        # mean that a batch was not answered.
-        if not self._answers:
-            self._ahead = waiting
-        elif waiting > self._ahead and self._learns:
-            self._outstanding.warn(
-                f"{waiting} draws wait for their losses where {self._ahead} did before: a batch "
-                "had no answer, or is answered later than others",
-                kind="unanswered",
-            )
+        self._outstanding.check_answers(learns=self._learns)
         return self.next_draw().indices
 
     def next_draw(self) -> Draw:
@@ -338,8 +314,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             self._outstanding.check("targets", self._known_labels.has_targets, targets)
         if logits is not None:
             self.check_outputs(logits, targets=targets)
-        self._outstanding.popleft()
-        self._answers += 1
+        self._outstanding.answer()
         with torch.no_grad():
             self._learn(
                 draw,
@@ -368,8 +343,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._outstanding.oldest("discard")
         if indices is not None:
             self._outstanding.check("indices", has_indices, indices)
-        self._outstanding.popleft()
-        self._answers += 1
+        self._outstanding.answer()
 
     def check_outputs(self, logits: Tensor, *, targets: Tensor | None = None) -> None:
         """Raise if model outputs have no column for a label; checks shapes only.
@@ -393,7 +367,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._progress = float(share)
 
     def statistics(self) -> dict[str, float]:
-        """Figures since the last call, for learning curves; may wait for the device.
+        """Statistics since the last call, for learning curves; may wait for the device.
 
         Returns:
             ``reward_rate`` and ``concentration`` where the sampler has them

@@ -28,7 +28,7 @@ class FeedbackError(RuntimeError):
         ...     create("mab", [0, 1], batch_size=2).update(torch.ones(2))
         ... except FeedbackError as error:
         ...     print(error)
-        update answers a draw, but no draw is outstanding.
+        update answers a draw, but no draw is outstanding: answer each batch of the sampler once.
     """
 
 
@@ -54,15 +54,44 @@ class Draw:
 
 
 class DrawQueue(collections.deque[Draw]):
-    """Draws that wait for their losses, the oldest first."""
+    """Draws that wait for their losses, the oldest first.
 
+    A loader has drawn its maximum ahead before the first answer of a pass. If more draws wait
+    later, a batch had no answer. Samplers that learn nothing need no answers.
+    """
+
+    #: Draws that waited after the first answer of this pass; None before it.
+    _ahead: int | None = None
     #: Kinds of the warnings already given.
     _warned: frozenset[str] = frozenset()
+
+    def begin_pass(self, *, learns: bool) -> None:
+        """Drop the draws of the last pass that have no losses, with a warning."""
+        if self and learns:
+            text = f"A pass begins while {len(self)} draws of the last one wait for their losses"
+            self._warn("dropped", f"{text}; they are dropped")
+        self.clear()
+        self._ahead = None
+
+    def check_answers(self, *, learns: bool) -> None:
+        """Warn, before a draw, if more draws wait than a loader draws ahead."""
+        if learns and self._ahead is not None and len(self) > self._ahead:
+            text = f"{len(self)} draws wait for their losses where {self._ahead} did before"
+            self._warn("late", f"{text}: a batch had no answer, or is answered later than others")
+
+    def answer(self) -> None:
+        """Remove the oldest draw, which is answered or discarded."""
+        self.popleft()
+        if self._ahead is None:
+            self._ahead = len(self)
 
     def oldest(self, caller: str) -> Draw:
         """The draw that the next answer is for."""
         if not self:
-            raise FeedbackError(f"{caller} answers a draw, but no draw is outstanding.")
+            raise FeedbackError(
+                f"{caller} answers a draw, but no draw is outstanding: answer each batch of the "
+                "sampler once."
+            )
         return self[0]
 
     def check(self, name: str, fits: Callable[[Draw, _Given], bool], given: _Given) -> None:
@@ -80,17 +109,16 @@ class DrawQueue(collections.deque[Draw]):
         )
         raise FeedbackError(f"{name} are not those of the oldest unanswered draw. {hint}{other}.")
 
-    def warn(self, what: str, *, kind: str) -> None:
+    def _warn(self, kind: str, what: str) -> None:
         """Warn of draws without an answer, once a kind."""
-        if kind in self._warned:
-            return
-        self._warned |= {kind}
-        warnings.warn(
-            f"{what}. Call update for each batch that was trained on, and discard for batches "
-            "without losses; with indices= or targets= a wrong answer raises. This warning is "
-            "given once.",
-            stacklevel=3,
-        )
+        if kind not in self._warned:
+            self._warned |= {kind}
+            warnings.warn(
+                f"{what}. Call update for each batch that was trained on, and discard for batches "
+                "without losses; with indices= or targets= a wrong answer raises. This warning is "
+                "given once.",
+                stacklevel=4,
+            )
 
 
 def copied_to(device: torch.device, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -126,7 +154,10 @@ def check_losses(losses: Tensor, count: int) -> None:
     if losses.ndim == 0:
         hint = "use reduction='none'"
     elif losses.ndim > 1 and len(losses) == count:
-        hint = "one loss an example: average over the others, e.g. losses.flatten(1).mean(dim=1)"
+        hint = (
+            "one loss an example: average over its tokens or pixels, "
+            "e.g. losses.flatten(1).mean(dim=1) if none is padding"
+        )
     elif losses.numel() > count:
         hint = "average the losses of each example, such as those of its tokens or views"
     else:

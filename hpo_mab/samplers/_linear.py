@@ -78,7 +78,9 @@ class FeatureTable:
     def drawn(self, positions: Tensor) -> None:
         """Record that a batch, int64 [B], was drawn; a draw is the unit of age."""
         self._clock += 1
-        self._table[:, _LAST].index_fill_(0, positions, self._clock)
+        # Not `index_fill_`, which reads the value of a tensor on the host.
+        now = self._clock.to(self._table.dtype).expand(len(positions))
+        self._table[:, _LAST].index_copy_(0, positions, now)
 
     def learn(self, positions: Tensor, outcomes: Tensor, *, keep: Tensor) -> None:
         """Record the outcomes of a batch, float [B], where ``keep``, bool [B], is true."""

@@ -43,8 +43,8 @@ class MABSampler(BatchSampler):
     arm only. With ``memory=None`` an arm that failed early may then never be drawn again; with a
     window it returns once its failures are forgotten.
 
-    Arms without counted pulls are equal. They are drawn in shuffled passes (see ``replacement``),
-    as under uniform sampling. So before a bandit has learnt, it is no worse than shuffling.
+    Arms without counted pulls have equal posteriors. They are drawn in shuffled passes (see
+    ``replacement``). So a bandit without counted pulls draws as uniform sampling does.
 
     On the CPU, Thompson sampling counts arms by state, exactly, at a cost that hardly depends on
     their number. Arms with over 12 pulls are drawn one by one, also exactly. With ``memory=None``
@@ -173,7 +173,7 @@ class MABSampler(BatchSampler):
     def graph_generator(self) -> torch.Generator | None:
         """The device's random generator; None where the CPU's engine draws.
 
-        A CUDA graph that captures `draw` needs it:
+        Up to PyTorch 2.13, a CUDA graph that captures `draw` needs it:
         ``graph.register_generator_state(sampler.graph_generator)``.
         """
         return self._engine.generator

@@ -84,8 +84,8 @@ def create(
     """Make a sampler by name.
 
     Args:
-        kind: One of `available`, ``package.module:Name`` of another sampler, or its class; see
-            `sampler_maker`.
+        kind: One of `available`, ``package.module:Name`` of another sampler, or its class, which
+            gets those of these arguments that it takes.
         labels: Class of each training example, integers [N].
         batch_size: Examples a batch, ``B``.
         seed: Seed of every random choice.

@@ -233,8 +233,9 @@ class CurriculumSampler(UniformSampler):
 
     If a part is smaller than a batch, the next larger one is used: all but the hardest, or all.
 
-    Without a ``difficulty`` it draws exactly as `UniformSampler`. In a study, the first trials
-    measure the difficulty, see `hpo_mab.search.TrainingObjective`.
+    Without a ``difficulty`` it draws exactly as `UniformSampler`. With ``hpo-mab run`` the study's
+    record of examples holds the difficulty. The first trials, at least four, measure it and are
+    trained without it. It never changes afterwards, so that a trial can be replayed.
 
     It is biased on purpose: examples that are left out are never drawn. Whether that helps depends
     on data and budget, see ``studies/examples``.

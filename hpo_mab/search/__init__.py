@@ -1,6 +1,32 @@
 """Hyperparameter search: definitions, the objective, and running studies.
 
 Names are imported when first used: a definition is read and refused without torch.
+
+The modules in the order in which ``hpo-mab run`` uses them:
+
+Definition
+    ``_load`` reads TOML and overrides into the sections of ``_definition``. ``_ranges`` turns
+    values into Optuna distributions. ``_space`` has the search space and its `Configuration`.
+    ``_prepare`` checks all names, loads the data and makes the objective.
+Study
+    ``_study`` makes or continues the study in the database. ``_target`` is how many trials it
+    shall have, ``_evidence_file`` what it takes from a file of evidence. ``_pruners`` and
+    ``_searchers`` make Optuna's pruner and sampler.
+Next trial
+    `hpo_mab._plan` counts trials and says what is next. ``_claim`` begins the next trial with the
+    study's lock held. ``_queue`` queues twins and retries. ``_race``, ``_choice`` and
+    ``_portfolio`` are ``sampler.kind = "auto"``.
+Worker
+    ``_runner`` runs a study. ``_trial_loop`` trains one trial at a time, ``_stack_loop`` with
+    ``_stacks`` many. ``_slots`` chooses how many.
+Trial
+    ``_objective`` gives a trial its slot and configuration. ``_workload`` makes its training.
+    ``_recorder`` trains it, reports it and stores its curve. ``_checkpoint`` saves it.
+Loops of users
+    ``_reporter`` reports their evaluations. ``_recorded`` makes trials from another tuner's.
+Stored studies
+    ``_stored`` opens one to train again, for ``_replay``, ``_confirm`` and ``_examples``. ``_copy``
+    copies or moves one.
 """
 
 from __future__ import annotations

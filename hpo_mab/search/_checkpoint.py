@@ -87,15 +87,11 @@ def _promotable(study: optuna.Study) -> set[Place]:
     return {(slot_of(study, trial), "") for trial in pruner.worth_keeping(study)}
 
 
-class SlotCheckpoint:
+class TrialCheckpoint:
     """The checkpoint of one trial, for one attempt at it.
 
-    Args:
-        checkpoints: Where it is.
-        study: The trial's study.
-        place: The trial's slot, and the batch sampler of its twin.
-        identity: Returns what must be equal in the attempt that writes and the one that reads.
-            Called only if there is something to write or read.
+    ``identity`` returns what must be equal in the attempt that writes and the one that reads. It is
+    called only if there is something to write or read.
     """
 
     def __init__(
@@ -145,11 +141,8 @@ class SlotCheckpoint:
     ) -> None:
         """Save a training after an evaluation: now and then, and where it stops but may continue.
 
-        Args:
-            record: The trial's record, written first: a continuation counts from the stored curve.
-            state: Returns the training's state.
-            stops: Whether the training has ended or is pruned.
-            pruned: Whether it is pruned.
+        The training ``stops`` if it has ended or is pruned. The record is written first, because a
+        continuation counts from the stored curve.
         """
         is_late = time.monotonic() - self._saved > self._checkpoints.seconds
         if (stops and self._may_continue(pruned=pruned)) or (is_late and not stops):
@@ -199,7 +192,7 @@ def _file_stem(key: str, place: Place) -> str:
 
 
 def _study_key(study: optuna.Study) -> str:
-    """A name that no other study has but its copies (`hpo-mab copy`)."""
+    """A digest of a study's name and start; only its copies (`hpo-mab copy`) share it."""
     first = study.get_trials(deepcopy=False)[0].datetime_start
     # Optuna's times are local ones, and machines may differ in their time zone.
     moment = first and first.astimezone(datetime.UTC).replace(tzinfo=None)

@@ -156,14 +156,11 @@ class Standing:
         judged: str = "examples",
         final: int | None = None,
     ) -> Self:
-        """Compare a challenger with uniform sampling on pairs of their trainings.
+        """Compare a challenger with uniform sampling on pairs of (its training, uniform's).
 
-        Args:
-            name: The challenger.
-            pairs: The challenger's training and uniform's, for each pair.
-            error: Of the intervals, on each side.
-            judged: What both spend equally, ``"examples"`` or ``"seconds"``.
-            final: Pairs at the end of the race; None for those given.
+        ``error`` is that of the intervals, on each side. Both samplers spend equal ``judged``,
+        ``"examples"`` or ``"seconds"``. The race ends after ``final`` pairs; None takes the number
+        of ``pairs``.
         """
         ratios = [one.seconds / other.seconds for one, other in pairs if other.seconds > 0]
         cost = float(np.median(ratios)) if ratios else math.nan
@@ -181,7 +178,7 @@ class Standing:
             ),
         )
 
-    def judged(self, by: str) -> tuple[Estimate, ...]:
+    def gains(self, by: str) -> tuple[Estimate, ...]:
         """The gains that must lie above 0: at equal examples; by seconds, also at equal seconds."""
         return (self.examples, self.seconds) if by == "seconds" else (self.examples,)
 
@@ -236,7 +233,7 @@ def stored_choice(study: optuna.Study) -> Choice | None:
     return None if stored is None else Choice.from_json(stored)
 
 
-def judged_at(total: str | None) -> Literal["examples", "seconds"]:
+def race_unit(total: str | None) -> Literal["examples", "seconds"]:
     """What racing samplers spend equally: seconds if a study's total budget is a time."""
     timed = total is not None and TotalBudget.parse(total).unit == "seconds"
     return "seconds" if timed else "examples"

@@ -14,12 +14,12 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
-    LEARNED_KEY,
     LENGTH_KEY,
     PROMOTES_KEY,
     REASON_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
+    USED_RECORD_KEY,
     WORKER_KEY,
 )
 from hpo_mab._errors import HpoMabError, failure_reason
@@ -38,7 +38,7 @@ _CLAIM_SECONDS = 5.0
 QueueTwins = Callable[[optuna.Study], bool]
 
 
-#: Whether there is a checkpoint of a complete trial here, from which it can continue.
+#: Whether this worker finds a checkpoint from which a complete trial can continue.
 IsSaved = Callable[[FrozenTrial], bool]
 
 
@@ -57,17 +57,12 @@ def claim(
     running trial of another program has no slot; it counts only when it has finished. A new
     trial takes the slot after the highest that a trial has had.
 
-    Args:
-        study: The study.
-        storage: Its database.
-        taken: Each trial is appended as soon as it runs, so that the caller ends it if this raises.
-        count: Trials to take; fewer, but at least one, if that takes longer than some seconds,
-            or after one that may end its worker.
-        queue_twins: Called with the study's lock held.
-        is_saved: Whether a complete trial can continue; None: none can.
+    Each trial is appended to ``taken`` as soon as it runs, so that the caller ends it if this
+    raises. It takes ``count`` trials; fewer, but at least one, if that takes longer than some
+    seconds, or after one that may end its worker. ``queue_twins`` is called with the study's lock
+    held. If ``is_saved`` is None, no complete trial continues.
 
-    Returns:
-        None; `Next.DONE` or `Next.WAIT` if the study has no more.
+    Returns `Next.DONE` or `Next.WAIT` if the study has no more trials, else None.
 
     Raises:
         StudyFailedError: Three trials in a row failed.
@@ -106,7 +101,17 @@ def claim(
 def _next_step(
     study: optuna.Study, plan: Plan, target: Target, is_saved: IsSaved | None
 ) -> tuple[Next, FrozenTrial | None]:
-    """What a worker does next, and the trial that a promotion trains in full or continues."""
+    """What a worker does next, and the trial that a promotion trains in full or continues.
+
+    It is the first of these that applies, see `Plan.next`:
+
+    1. A twin that waits, or another waiting trial while ``budget.trials`` is not reached.
+    2. Under `PromotionPruner`: the best paused trial, or a saved complete one beyond its budget.
+    3. While ``budget.trials`` is not reached: a new configuration. Under `TopKPruner` the last
+       ``k`` trials train the best stopped configurations in full.
+    4. Under `PromotionPruner` with a total budget: the next best trial, even if its rung's rule
+       would not continue it. Without a total budget: the same, while no trial is complete.
+    """
     pruner, best = study.pruner, None
     promotions = pruner.k if isinstance(pruner, TopKPruner) else 0
     if isinstance(pruner, PromotionPruner):
@@ -199,7 +204,7 @@ def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> i
     attrs = best.user_attrs
     # A trial that a user has added has no slot.
     slot = attrs.get(SLOT_KEY, new_slot) if continues else new_slot
-    kept = {key: attrs[key] for key in (SAMPLER_KEY, LEARNED_KEY) if continues and key in attrs}
+    kept = {key: attrs[key] for key in (SAMPLER_KEY, USED_RECORD_KEY) if continues and key in attrs}
     if continues and best.state == TrialState.COMPLETE:
         kept[LENGTH_KEY] = budgets_of(attrs) + 1
     own = {SLOT_KEY: slot, PROMOTES_KEY: best.number, **kept}

@@ -87,7 +87,8 @@ class Confirmation:
     def deviation(self) -> float | None:
         """Standard deviation of the accuracies of one configuration, pooled over all candidates.
 
-        Trainings that diverged are left out. None with fewer than `FEWEST_FREE` degrees of freedom.
+        Trainings that diverged are left out. None with fewer than 4 degrees of freedom; five
+        trainings of one configuration have 4.
         """
         kept = ([value for value in one.repeats if value > 0] for one in self.candidates)
         groups = [values for values in kept if len(values) > 1]

@@ -22,10 +22,13 @@ from hpo_mab._attributes import PUBLISHED_KEY, RECORD_KEY, TARGET_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search._queue import close_lost
 from hpo_mab.search._study import check_name
-from hpo_mab.storage import Storage, StoredDefinition, files_folder, open_study
+from hpo_mab.storage import STORAGE_ERRORS, Storage, StoredDefinition, files_folder, open_study
 from hpo_mab.storage._optuna import ARTIFACT, add_copy, id_of, storage_of
+from hpo_mab.storage._process import diagnose
 
 _TRIAL_NOTE = re.compile(r"dashboard:(\d+):")
+#: Figures of pairs, which belong to a verdict; users may have figures of other names.
+_OF_PAIRS = re.compile(r"dashboard:plot_data:0[2-7]-(advantage|acceleration|fidelity|cost)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +71,7 @@ def copy_study(
         ArgumentError: The copy would be the study itself, or its name is one that commands could
             not take.
         StorageError: A study of that name exists, trials of this one are running, or it is to be
-            moved out of a database that may only be read.
+            moved and cannot be deleted.
         UnknownNameError: There is no such study.
     """
     chosen = to_name or name
@@ -105,10 +108,20 @@ def copy_study(
                 target.remove_orphans()
             raise
         if move:
-            optuna.delete_study(study_name=name, storage=source.optuna)
-            source.remove_orphans()
+            _delete_copied(source, name, f"'{chosen}' in {target.shown_url}")
             # Files stay here: a copy that Optuna has made refers to them, too.
     return copied
+
+
+def _delete_copied(source: Storage, name: str, copy: str) -> None:
+    try:
+        optuna.delete_study(study_name=name, storage=source.optuna)
+    except STORAGE_ERRORS as error:
+        raise StorageError(
+            f"The copy {copy} is complete, but '{name}' could not be deleted: "
+            f"{diagnose(error, source.url)}"
+        ) from None
+    source.remove_orphans()
 
 
 def _close_lost(study: optuna.Study, source: Storage) -> None:
@@ -178,8 +191,8 @@ def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tu
         note = _TRIAL_NOTE.match(key)
         if note is not None and int(note[1]) in ids:
             yield key.replace(note[0], f"dashboard:{ids[int(note[1])]}:", 1), value
-        # The copy has no pages yet, and its record of examples has another number.
-        elif note is None and key not in (PUBLISHED_KEY, RECORD_KEY):
+        # The copy has no pages and no verdict yet, and its record of examples has another number.
+        elif note is None and key not in (PUBLISHED_KEY, RECORD_KEY) and not _OF_PAIRS.match(key):
             yield key, value
         elif key == PUBLISHED_KEY and "pictured" in value:
             # Without the data its pictures cannot be drawn again.
@@ -193,11 +206,13 @@ def _copy_artifacts(study: optuna.Study, here: Path, there: Path, ids: dict[str,
     # The dashboard stores "null" for an artifact that was deleted.
     stored = {key for each in attrs for key, value in each.items() if value != "null"}
     for name in sorted(key.removeprefix(ARTIFACT) for key in stored if key.startswith(ARTIFACT)):
-        if (here / name).is_file():
+        path = here / name
+        # A key may hold a path to another folder.
+        if path.parent == here and path.is_file():
             # Another id: both studies may keep their files in one folder, and replace them there.
             ids[name] = str(uuid.uuid4())
             there.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(here / name, there / ids[name])
+            shutil.copy2(path, there / ids[name])
 
 
 def _with_files(attrs: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:

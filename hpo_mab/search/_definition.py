@@ -12,6 +12,7 @@ from hpo_mab._attributes import AUTO, NAMING_KEYS, UNIFORM, TotalBudget
 from hpo_mab._errors import ArgumentError, plain
 from hpo_mab.search._portfolio import PORTFOLIO
 from hpo_mab.search._ranges import parse_value, without_none
+from hpo_mab.search._space import LOOP_TYPES
 from hpo_mab.training import DEFAULT_AVERAGE, Budget
 
 #: Trials that one process trains at the same time.
@@ -228,7 +229,7 @@ class StudySpec(_Section):
             for key, raw in getattr(self, section).options.items():
                 _check_can_be_stored(f"{section}.{key}", raw)
         _check_can_be_stored("sampler.portfolio", self.sampler.portfolio)
-        for key in ("batch_size", "warmup", "label_smoothing", "average"):
+        for key in LOOP_TYPES:
             _check_can_be_stored(f"training.{key}", getattr(self.training, key))
 
     def as_arm(self, arm: ArmSection) -> StudySpec:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
     try:
         spec = StudySpec.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise SpecError(invalid_message(error, _keys_of_section)) from None
+        raise SpecError(_invalid_message(error)) from None
     # Imported late, as it imports torch: misspelt keys and file names are refused without it.
     from hpo_mab.search._prepare import check_names
 
@@ -84,16 +84,16 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
 
 def _path_of(source: str | Path) -> Path:
     path, builtin = Path(source), _builtin_paths()
-    # A folder of data may have the name of a definition.
-    if path.suffix == ".toml" or path.is_file() or (path.exists() and str(source) not in builtin):
+    # First: a file or folder of data may have the name of a definition. A `Path` names a file.
+    if isinstance(source, str) and source in builtin:
+        return builtin[source]
+    if path.suffix == ".toml" or path.exists():
         if path.is_dir():
             raise SpecError(f"{source} is a folder; name the definition (.toml) in it.")
         if not path.exists():
             raise SpecError(f"{source}: no such file. Definitions: {', '.join(builtin_names())}.")
         return path
-    if str(source) not in builtin:
-        raise SpecError(str(UnknownNameError("study definition", str(source), builtin)))
-    return builtin[str(source)]
+    raise SpecError(str(UnknownNameError("study definition", str(source), builtin)))
 
 
 def _builtin_paths() -> dict[str, Path]:
@@ -175,15 +175,8 @@ def _keys_of_section(section: Sequence[int | str]) -> list[str]:
     return list(model.model_fields)
 
 
-def invalid_message(
-    error: pydantic.ValidationError, keys_at: Callable[[Sequence[int | str]], Iterable[str]]
-) -> str:
-    """The first mistake that pydantic found, as one sentence, and how many more there are.
-
-    Args:
-        error: What pydantic has raised.
-        keys_at: Returns the keys that a section may have.
-    """
+def _invalid_message(error: pydantic.ValidationError) -> str:
+    """The first mistake that pydantic found, as one sentence, and how many more there are."""
     by_key: dict[str, list[Any]] = {}
     for one in error.errors(include_url=False):
         # pydantic gives one error for each type of a union that the value does not fit.
@@ -193,7 +186,7 @@ def invalid_message(
     if first[0]["type"] == "extra_forbidden":
         *section, name = first[0]["loc"]
         what = f"key in [{'.'.join(map(str, section))}]" if section else "section"
-        text = str(UnknownNameError(what, str(name), keys_at(section)))
+        text = str(UnknownNameError(what, name, _keys_of_section(section)))
     else:
         text = _requirement(key, first)
     if not others:

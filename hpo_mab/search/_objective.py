@@ -17,13 +17,13 @@ from torch.utils.data import Dataset
 from hpo_mab._attributes import (
     AUTO,
     BUDGET_KEY,
-    LEARNED_KEY,
     PAIRED_KEY,
     REASON_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
+    USED_RECORD_KEY,
     TotalBudget,
 )
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
@@ -31,23 +31,23 @@ from hpo_mab._plan import Plan, budgets_of, slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.data._identity import source_digest
-from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
-from hpo_mab.search._choice import judged_at
-from hpo_mab.search._portfolio import parse_portfolio, trained_kind, uses_record
+from hpo_mab.search._checkpoint import Checkpoints, TrialCheckpoint
+from hpo_mab.search._choice import race_unit
+from hpo_mab.search._portfolio import initial_kind, parse_portfolio, uses_record
 from hpo_mab.search._queue import queue_twin, requeue
 from hpo_mab.search._race import Race
 from hpo_mab.search._recorder import (
     NO_CHECKPOINT,
     Recording,
     check_direction,
-    follow,
     mark_pair,
     store_end,
+    train_and_record,
     warn_of_other_lengths,
     warn_without_pilot,
 )
 from hpo_mab.search._space import Assignment, Configuration, SearchSpace
-from hpo_mab.search._workload import Loop, Workload
+from hpo_mab.search._workload import LoopSettings, Workload
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, StoredDefinition, files_folder
 from hpo_mab.storage._optuna import queued_params
 from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged, select_device
@@ -55,9 +55,6 @@ from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged, select_d
 
 class TrainingObjective:
     """An objective for `optuna.Study.optimize`: trains a network, returns its validation accuracy.
-
-    Its arguments are in five groups: what a trial trains, the search space, the training loop,
-    where trials run, and the study. ``model``, ``data``, ``budget`` and ``optimizer`` are required.
 
     Each value of ``model_options``, ``optimizer``, ``sampler``, ``batch_size``, ``warmup``,
     ``label_smoothing`` and ``average`` is a constant or a range. A range is an Optuna distribution,
@@ -68,10 +65,6 @@ class TrainingObjective:
 
     Each evaluation reports its validation accuracy to Optuna, at steps 1 to ``evaluations``. The
     study's pruner may then stop the trial. A non-finite loss ends the trial as pruned.
-
-    ``"curriculum"`` uses the difficulty of each example, from the study's record of examples if
-    there is one. The first trials, at least four, measure the difficulty and are trained without
-    it. The difficulty never changes afterwards, so that a trial can be replayed.
 
     Trials use the global random states of torch, NumPy and Python, so a process trains one at a
     time. ``n_jobs`` above 1 raises an `ArgumentError`; start several processes on one storage
@@ -89,6 +82,7 @@ class TrainingObjective:
             the samplers of ``portfolio`` as well. After this race the study continues with the best
             sampler. A kind may be ``"package.module:Name"``, or a class or a function, of any batch
             sampler or sampler of PyTorch's interface. The same holds for an optimiser's name.
+            `optuna.Study.optimize` keeps no record of examples, which some samplers use.
         model_options: Keyword arguments of ``model``.
         batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises linearly.
@@ -111,7 +105,7 @@ class TrainingObjective:
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
         seed: The study's seed. A trial's seed follows from it and the trial's slot.
         initial: Trials in the first ``initial`` slots are never pruned, so that trials of another
-            study can be paired with them. Trials that the study had before take slots.
+            study can be paired with them. Earlier trials of the study take slots, too.
         pilot: Whether twin trials train the first ``initial`` configurations under uniform sampling
             as well; needs ``initial``; not with ``"auto"``.
         portfolio: The samplers of ``"auto"``, each a kind, or a mapping with ``kind``, knobs and a
@@ -204,7 +198,7 @@ class TrainingObjective:
         chosen = {"kind": "mab", **sampler} if isinstance(sampler, Mapping) else {"kind": sampler}
         self.space = SearchSpace(
             optimizer={"name": "sgd", **optimizer},
-            sampler={**chosen, "kind": trained_kind(chosen["kind"])},
+            sampler={**chosen, "kind": initial_kind(chosen["kind"])},
             model=model_options or {},
             loop={
                 "batch_size": batch_size,
@@ -217,7 +211,7 @@ class TrainingObjective:
             model=model,
             data=data,
             budget=budget,
-            loop=Loop(
+            loop=LoopSettings(
                 evaluations=evaluations,
                 precision=precision,
                 channels_last=channels_last,
@@ -249,7 +243,7 @@ class TrainingObjective:
         #: The race of ``"auto"``; None for another kind.
         self.race: Race | None = None
         if auto:
-            judged = judged_at(total)
+            judged = race_unit(total)
             self.race = Race(
                 self.portfolio, initial=initial, trials=trials, judged=judged, data=self.source
             )
@@ -262,12 +256,10 @@ class TrainingObjective:
         self.loop_reasons: dict[str, None] = {}
 
     def store_in(self, storage: Storage, *, checkpoint: float) -> None:
-        """Write learning curves into a storage from now on, and checkpoints next to it.
+        """Write learning curves into the study's storage from now on, and checkpoints next to it.
 
-        Args:
-            storage: The database of the study.
-            checkpoint: A trial is saved at the first evaluation this many seconds after its last
-                save; 0 saves none.
+        A trial is saved at the first evaluation ``checkpoint`` seconds after its last save; 0 saves
+        none.
         """
         folder = files_folder(storage, "checkpoints")
         self.recording = dataclasses.replace(
@@ -277,17 +269,12 @@ class TrainingObjective:
         )
 
     def recorded(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Configuration:
-        """The configuration that a recorded trial has trained.
-
-        Args:
-            params: The trial's parameters.
-            attrs: Its attributes.
-        """
+        """The configuration that a recorded trial with these user attributes has trained."""
         configuration = self.space.at(params)
         if self._has_twins or TWIN_KEY in attrs:
             name = str(attrs.get(SAMPLER_KEY, configuration.sampler.name))
             configuration = self._sampled_by(configuration, name)
-        return dataclasses.replace(configuration, difficulty=bool(attrs.get(LEARNED_KEY)))
+        return dataclasses.replace(configuration, difficulty=bool(attrs.get(USED_RECORD_KEY)))
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float:
         """Train the trial's configuration.
@@ -384,26 +371,26 @@ class TrainingObjective:
 
     def waits_for_record(self, study: optuna.Study) -> bool:
         """Whether the race of a study waits for the record of examples to be written."""
-        known = self.workload.known is not None
-        return self.race is not None and not known and self.race.needs_record(study)
+        frozen = self.workload.example_record is not None
+        return self.race is not None and not frozen and self.race.needs_record(study)
 
     def queue_twins(self, study: optuna.Study) -> bool:
         """Queue the next twins of the race; see `hpo_mab.search._race.Race.advance`."""
         if self.race is None:
             return False
-        writer = self.recording.examples
+        writer = self.recording.example_writer
         has_record = None if writer is None else lambda: writer.freeze_written() is not None
         return self.race.advance(study, has_record=has_record)
 
     def checkpoint(
         self, trial: optuna.trial.Trial, assignment: Assignment
-    ) -> SlotCheckpoint | None:
+    ) -> TrialCheckpoint | None:
         """Where a trial is saved; None if nothing is."""
         checkpoints = self.recording.checkpoints
         if checkpoints is None or not checkpoints.seconds:
             return None
         twin = str(trial.user_attrs[SAMPLER_KEY]) if TWIN_KEY in trial.user_attrs else ""
-        return SlotCheckpoint(
+        return TrialCheckpoint(
             checkpoints,
             trial.study,
             (assignment.slot, twin),
@@ -421,7 +408,7 @@ class TrainingObjective:
                 seed=assignment.seed,
                 budgets=assignment.budgets,
                 state=None if checkpoint is None else checkpoint.load(),
-                examples=self.recording.examples is not None,
+                examples=self.recording.example_writer is not None,
             ) as training:
                 if assignment.budgets > 1 and not training.resumed_at:
                     trial.set_user_attr(REASON_KEY, NO_CHECKPOINT)
@@ -429,7 +416,7 @@ class TrainingObjective:
                 if (on_progress := self.recording.on_progress) is not None:
                     number = trial.number
                     training.on_progress = lambda share: on_progress({number: share})
-                last = follow(
+                last = train_and_record(
                     trial,
                     training,
                     self.recording,
@@ -503,9 +490,9 @@ class TrainingObjective:
         self, trial: optuna.trial.Trial, configuration: Configuration
     ) -> Configuration:
         """The configuration with the difficulty of examples, if its sampler uses that."""
-        writer = self.recording.examples
+        writer = self.recording.example_writer
         if writer is None:
-            needed = TWIN_KEY in trial.user_attrs or trial.user_attrs.get(LEARNED_KEY)
+            needed = TWIN_KEY in trial.user_attrs or trial.user_attrs.get(USED_RECORD_KEY)
             if needed and uses_record(configuration.sampler):
                 raise ArgumentError(
                     f"Trial {trial.number} needs the study's record of examples for sampler "
@@ -515,9 +502,9 @@ class TrainingObjective:
             return configuration
         if not uses_record(configuration.sampler):
             return configuration
-        if self.workload.known is None:
-            self.workload.known = writer.freeze()
+        if self.workload.example_record is None:
+            self.workload.example_record = writer.freeze()
         # A retried trial uses the record only if its first attempt did.
-        used = trial.user_attrs.get(LEARNED_KEY, self.workload.known is not None)
-        trial.set_user_attr(LEARNED_KEY, used)
+        used = trial.user_attrs.get(USED_RECORD_KEY, self.workload.example_record is not None)
+        trial.set_user_attr(USED_RECORD_KEY, used)
         return dataclasses.replace(configuration, difficulty=used)

@@ -23,8 +23,8 @@ PORTFOLIO: tuple[str | dict[str, Any], ...] = (
 )
 
 
-def trained_kind(kind: Named) -> Named:
-    """The batch sampler that a kind trains the first configurations with."""
+def initial_kind(kind: Named) -> Named:
+    """The batch sampler of the first configurations; for ``"auto"`` it is uniform sampling."""
     return UNIFORM if kind == AUTO else kind
 
 

@@ -27,7 +27,7 @@ from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._portfolio import PORTFOLIO, parse_portfolio, trained_kind, uses_record
+from hpo_mab.search._portfolio import PORTFOLIO, initial_kind, parse_portfolio, uses_record
 from hpo_mab.search._pruners import PRUNERS, create_pruner, is_continuable
 from hpo_mab.search._ranges import extremes, integers, parse_value
 from hpo_mab.search._searchers import SEARCHERS, sampler_factory
@@ -56,7 +56,7 @@ def takes(section: str, name: str, key: str) -> bool:
     if section == "sampler" and key in ("portfolio", "evidence"):
         return name == AUTO
     own: Any = StudySpec.model_fields[section].annotation
-    return key in own.model_fields or NAMED[section].takes(_trained_name(section, name), key)
+    return key in own.model_fields or NAMED[section].takes(_initial_name(section, name), key)
 
 
 def check_names(spec: StudySpec) -> None:
@@ -103,7 +103,7 @@ def _check_arm(spec: StudySpec) -> None:
             f"'{AUTO}', and max_resource = {spec.budget.evaluations}; got "
             f"'{spec.training.schedule}', '{spec.sampler.kind}' and {pruner.max_resource}."
         )
-    kind, portfolio = trained_kind(spec.sampler.kind), spec.sampler.portfolio
+    kind, portfolio = initial_kind(spec.sampler.kind), spec.sampler.portfolio
     if kind == "mab":
         for reward in extremes(spec.sampler.values("sampler").get("reward", "above_average")):
             REWARDS.load(reward)
@@ -123,12 +123,12 @@ def _check_arm(spec: StudySpec) -> None:
 
 
 def _check_section(section: str, name: str, values: Mapping[str, Any]) -> None:
-    named = _trained_name(section, name)
+    named = _initial_name(section, name)
     check_options(NAMED[section], named, values, section=section, shown=name)
 
 
-def _trained_name(section: str, name: str) -> Named:
-    return trained_kind(name) if section == "sampler" else name
+def _initial_name(section: str, name: str) -> Named:
+    return initial_kind(name) if section == "sampler" else name
 
 
 def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
@@ -166,9 +166,9 @@ def early_part(
 ) -> int | None:
     """Validation examples of the evaluations before the last; None for all.
 
-    With ``"auto"`` their number lets all evaluations of a trial cost a tenth of its training. An
-    evaluated example counts as a third of a trained one. There are at least 2,000. Nothing is
-    timed: the number follows from the definition and the data.
+    With ``"auto"`` all evaluations of a trial together cost about a tenth of its training. An
+    evaluated example counts as a third of a trained one. There are at least 2,000, or all if
+    there are fewer. Nothing is timed: the number follows from the definition and the data.
 
     ``wanted`` is ``budget.early_validation`` of the definition.
     """
@@ -241,11 +241,11 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
         total=budget.total,
         **loop,
     )
-    check_ends(objective)
+    check_corners(objective)
     return objective
 
 
-def check_ends(objective: TrainingObjective) -> None:
+def check_corners(objective: TrainingObjective) -> None:
     """Make a network, a sampler and an optimiser at both ends of every range, training none."""
     low, high = objective.space.corners()
     raced = [dataclasses.replace(low, sampler=part) for part in objective.portfolio.values()]

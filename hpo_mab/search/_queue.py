@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
     LOST_KEY,
     REASON_KEY,
-    RETRY_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
     WORKER_KEY,
-    attrs_of_retry,
 )
 from hpo_mab._plan import Plan, slot_of
 from hpo_mab.storage import Storage
-from hpo_mab.storage._optuna import add_copy, id_of, storage_of, unchecked_trial
+from hpo_mab.storage._optuna import (
+    GRID_KEYS,
+    add_copy,
+    id_of,
+    retry_of,
+    storage_of,
+    unchecked_trial,
+)
 from hpo_mab.storage._process import is_gone, is_held, is_here, this_process
 
 # A twin is an ordinary trial with the slot, parameters and seed of another trial, under another
@@ -32,16 +35,13 @@ from hpo_mab.storage._process import is_gone, is_held, is_here, this_process
 # In a pilot each of the first configurations gets a twin under uniform sampling once it is
 # complete. `hpo_mab.search._race` queues the twins of ``"auto"``.
 
-#: Optuna's keys of a grid's point.
-_GRID_KEYS = ("grid_id", "search_space")
-
 
 def queue_twin(
     study: optuna.Study, trial: optuna.trial.Trial | FrozenTrial, sampler: str = UNIFORM
 ) -> None:
     """Queue the twin of a trial, all of whose parameters are known, unless it has one."""
     slot = slot_of(study, trial)
-    if Plan.of(study).has_twin(slot, sampler):
+    if (slot, sampler) in Plan.of(study).places:
         return
     attrs = {SLOT_KEY: slot, TWIN_KEY: slot, SAMPLER_KEY: sampler}
     system = storage_of(study).get_trial(id_of(trial)).system_attrs
@@ -50,8 +50,8 @@ def queue_twin(
         params=trial.params,
         distributions=trial.distributions,
         user_attrs=attrs,
-        # Otherwise Optuna's grid search would give the twin a point of its own.
-        system_attrs={key: system[key] for key in _GRID_KEYS if key in system},
+        # Without them, Optuna's grid search would assign another point to the twin.
+        system_attrs={key: system[key] for key in GRID_KEYS if key in system},
     )
     add_copy(study, twin)
 
@@ -84,23 +84,8 @@ def requeue(study: optuna.Study, plan: Plan) -> int:
     retries = plan.retries()
     trials = study.get_trials(deepcopy=False) if retries else []
     for _, numbers in retries:
-        add_copy(study, _retry_of(numbers, trials[numbers[-1]]))
+        add_copy(study, retry_of(trials[numbers[-1]], numbers))
     return len(retries)
-
-
-def _retry_of(numbers: list[int], last: FrozenTrial) -> FrozenTrial:
-    system: dict[str, Any] = {RETRY_KEY: numbers[0], "retry_history": numbers}
-    # `fixed_params` holds queued parameters until they are suggested.
-    for key in ("fixed_params", *_GRID_KEYS):
-        if key in last.system_attrs:
-            system[key] = last.system_attrs[key]
-    return unchecked_trial(
-        state=TrialState.WAITING,
-        params=last.params,
-        distributions=last.distributions,
-        user_attrs=attrs_of_retry(last.user_attrs),
-        system_attrs=system,
-    )
 
 
 def _is_lost(trial: FrozenTrial, storage: Storage, is_recent: bool | None) -> bool:

@@ -6,11 +6,12 @@ race is sequential halving: after each round the worse half of the samplers leav
 leaves if it is not ahead of uniform sampling, or no further pair could show that. The last one is
 adopted if it is shown to be ahead; uniform sampling is never dropped.
 
-Only the signed-rank test over its pairs at the end can adopt a sampler. Judged by seconds, a second
-such test must agree. Its error is `ERROR` divided by the number of samplers that entered
-(Bonferroni): any of them may reach the end. So the probability that ``auto`` adopts a sampler
-that is not better than uniform sampling is at most `ERROR`. The bound is exact where differences of
-pairs are symmetric about their centre. Samplers that leave early can only lower the error.
+A sampler is adopted only by the signed-rank test over its pairs at the end. If samplers race at
+equal seconds, a second test, at equal seconds, must agree. The error of a test is `ERROR` divided
+by the number of samplers that entered (Bonferroni): any of them may reach the end. So the
+probability that ``auto`` adopts a sampler that is not better than uniform sampling is at most
+`ERROR`. The bound is exact where differences of pairs are symmetric about their centre. Samplers
+that leave early can only lower the error.
 """
 
 from __future__ import annotations
@@ -83,13 +84,9 @@ class RacePlan:
     ) -> Self | None:
         """The longest race that fits into a study; None if none does.
 
-        With few trials only the first challengers enter.
-
-        Args:
-            challengers: Samplers besides uniform sampling, in order.
-            trials: Trials of the study; None if not known: then ``initial`` limits the race.
-            initial: Configurations at the start of a study.
-            judged: What samplers spend equally.
+        ``challengers`` are the samplers besides uniform sampling, in order. With few trials only
+        the first ones enter. If the study's ``trials`` are not known, ``initial``, its number of
+        configurations at the start, limits the race.
         """
         names = tuple(challengers)
         limit = initial if trials is None else int(SHARE * trials)
@@ -159,14 +156,9 @@ def _pairs(
 
 
 class Race:
-    """The race of one study.
+    """The race of one study; `RacePlan.make` describes ``initial`` and ``trials``.
 
-    Args:
-        samplers: The portfolio, uniform sampling included, from `parse_portfolio`.
-        initial: Configurations at the start of the study.
-        trials: Trials of the study, if known.
-        judged: What samplers spend equally, ``"examples"`` or ``"seconds"``.
-        data: Digest of the data, kept with the choice.
+    ``samplers`` is the portfolio, uniform sampling included. The choice keeps ``data``, a digest.
     """
 
     def __init__(
@@ -207,17 +199,11 @@ class Race:
         return UNIFORM if choice is None else choice.sampler
 
     def advance(self, study: optuna.Study, *, has_record: Callable[[], bool] | None) -> bool:
-        """Queue the twins that are due, or decide the race; the caller holds the study's lock.
+        """Queue the twins that are due, or decide the race; returns whether twins were queued.
 
-        The first call makes the plan, if the study has none.
-
-        Args:
-            study: The study.
-            has_record: Whether the study's record of examples can be used by now; None if none is
-                kept. Samplers that use it do not enter then.
-
-        Returns:
-            Whether twins were queued.
+        The caller holds the study's lock. The first call makes the plan, if the study has none.
+        ``has_record`` returns whether the study's record of examples can be used by now. It is None
+        if no record is kept; samplers that use one do not enter then.
         """
         if stored_choice(study) is not None:
             return False
@@ -238,7 +224,7 @@ class Race:
                 (trial, name)
                 for name in alive
                 for trial in _originals(trials, range(race.first, end))
-                if not plan.has_twin(trial.user_attrs[SLOT_KEY], name)
+                if (trial.user_attrs[SLOT_KEY], name) not in plan.places
             ]
             if due:
                 return self._queue(study, due, has_record)
@@ -266,10 +252,16 @@ class Race:
         return self._plan(study) if stored_choice(study) is None else None
 
     def _plan(self, study: optuna.Study) -> RacePlan | None:
-        """`_stored_plan`; raises `ArgumentError` if a challenger is not in the portfolio."""
-        plan = _stored_plan(study)
+        """The plan; None before the first `advance`.
+
+        Raises `ArgumentError` if a challenger is not in the portfolio.
+        """
+        stored = study.user_attrs.get(RACE_KEY)
+        if stored is None:
+            return None
+        plan = RacePlan(**{**stored, "challengers": tuple(stored["challengers"])})
         known = ", ".join(self._samplers)
-        for name in plan.challengers if plan else ():
+        for name in plan.challengers:
             require(name in self._samplers, "portfolio", f"one with '{name}', which races", known)
         return plan
 
@@ -311,7 +303,8 @@ class Race:
         if self._trials is None:
             return f"{self._initial} initial configurations are too few for a race"
         enough = (n for n in range(1, 1000) if RacePlan.make(challengers, trials=n))
-        return f"{self._trials} trials are too few for a race, which needs {next(enough)}"
+        why = f"{self._trials} trials are too few for a race"
+        return f"{why}: begin another study with at least {next(enough)}"
 
     def _decide(
         self,
@@ -346,14 +339,6 @@ class Race:
         study.set_user_attr(CHOICE_KEY, choice.to_json())
 
 
-def _stored_plan(study: optuna.Study) -> RacePlan | None:
-    """The plan of a study's race; None before its first `Race.advance` and without a race."""
-    stored = study.user_attrs.get(RACE_KEY)
-    if stored is None:
-        return None
-    return RacePlan(**{**stored, "challengers": tuple(stored["challengers"])})
-
-
 def _is_over(plan: Plan, end: int) -> bool:
     """Whether every slot before ``end`` has been begun, and its trials have ended."""
     return plan.next_slot >= end and all(slot >= end for slot, _ in plan.unsettled())
@@ -373,8 +358,8 @@ def _originals(trials: Sequence[FrozenTrial], slots: range) -> list[FrozenTrial]
 
 def _survivors(standings: Sequence[Standing], count: int, by: str) -> list[str]:
     """Names of the best ``count`` that are ahead of uniform sampling and may be shown to be."""
-    ahead = [one for one in standings if one.open and all(e.value > 0 for e in one.judged(by))]
-    ranked = sorted(ahead, key=lambda one: -min(e.value for e in one.judged(by)))
+    ahead = [one for one in standings if one.open and all(e.value > 0 for e in one.gains(by))]
+    ranked = sorted(ahead, key=lambda one: -min(e.value for e in one.gains(by)))
     return [one.name for one in ranked[:count]]
 
 
@@ -387,14 +372,16 @@ def _interval_text(estimate: Estimate) -> str:
 
 def _spent(twins: Sequence[FrozenTrial]) -> tuple[int, float]:
     """Training examples and seconds of twins; those of a resumed attempt include the one before."""
+    plan = Plan(twins)
     counted = [
         one.attrs
-        for attempts in Plan(twins).places.values()
+        for attempts in plan.places.values()
         for one, after in itertools.zip_longest(attempts, attempts[1:])
         if after is None or RESUMED_KEY not in after.attrs
     ]
-    examples = sum(int(attrs.get(EXAMPLES_KEY, 0)) for attrs in counted)
-    return examples, sum(float(attrs.get(SECONDS_KEY, 0.0)) for attrs in counted)
+    examples, seconds = plan.unreported
+    examples += sum(int(attrs.get(EXAMPLES_KEY, 0)) for attrs in counted)
+    return examples, seconds + sum(float(attrs.get(SECONDS_KEY, 0.0)) for attrs in counted)
 
 
 def _figures_text(standing: Standing) -> str:
@@ -439,10 +426,10 @@ def _sampler_and_reason(
     if not measured:
         return UNIFORM, "no pair of trainings reached its end"
     if finalist is None:
-        best = max(measured, key=lambda one: min(e.value for e in one.judged(race.judged)))
+        best = max(measured, key=lambda one: min(e.value for e in one.gains(race.judged)))
         return UNIFORM, f"no other sampler could be shown to be ahead; best {_figures_text(best)}"
     figures = _figures_text(finalist)
-    if not all(estimate.above(0.0) for estimate in finalist.judged(race.judged)):
+    if not all(estimate.above(0.0) for estimate in finalist.gains(race.judged)):
         return UNIFORM, f"{figures}: not shown to be above 0"
     if evidence is None:
         return finalist.name, f"{figures}; fidelity was not measured"

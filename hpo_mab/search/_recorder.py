@@ -1,6 +1,6 @@
 """What is kept of a trial while it trains: reports, curve, cost, why it ended.
 
-`follow` records a training of ours, `hpo_mab.TrialReporter` a user's own loop; both by
+`train_and_record` records a training of ours, `hpo_mab.TrialReporter` a user's own loop; both by
 `TrialRecord`.
 """
 
@@ -36,7 +36,7 @@ from hpo_mab._interrupts import interruptible
 from hpo_mab._plan import slot_of
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner
 from hpo_mab.pruners._reasons import reason_of
-from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
+from hpo_mab.search._checkpoint import Checkpoints, TrialCheckpoint
 from hpo_mab.storage import CurveStore
 from hpo_mab.storage._definition import batch_size_of, have_one_budget
 from hpo_mab.storage._examples import ExampleWriter
@@ -47,12 +47,12 @@ from hpo_mab.training._tally import ExampleTally
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """Where a study's trials are kept while they run; None keeps nothing.
+    """Where running trials write curves, checkpoints and sums of examples; None writes nothing.
 
     Attributes:
         curves: Where learning curves are stored.
         checkpoints: Where long trials are saved.
-        examples: Writes what trials see of each example.
+        example_writer: Writes what trials see of each example.
         on_progress: Called with the share of its budget that each running trial has spent, by
             trial number.
         in_loop: Whether a `hpo_mab.search._trial_loop.TrialLoop` runs the trials: it queues twins
@@ -61,7 +61,7 @@ class Recording:
 
     curves: CurveStore | None = None
     checkpoints: Checkpoints | None = None
-    examples: ExampleWriter | None = None
+    example_writer: ExampleWriter | None = None
     on_progress: Callable[[Mapping[int, float]], None] | None = None
     in_loop: bool = False
 
@@ -261,12 +261,12 @@ def warn_without_pilot(trial: optuna.trial.Trial, *, initial: int) -> None:
 NO_CHECKPOINT = "the checkpoint of the trial that it continues is gone or does not fit"
 
 
-def follow(
+def train_and_record(
     trial: optuna.trial.Trial,
     training: Training,
     recording: Recording,
     *,
-    checkpoint: SlotCheckpoint | None,
+    checkpoint: TrialCheckpoint | None,
     may_prune: bool,
 ) -> Evaluation:
     """Train to the end of the budget, or until the pruner stops the trial.
@@ -275,15 +275,8 @@ def follow(
     curve is complete, and so are a pruner's records of the trial. The user attribute `RESUMED_KEY`
     holds the number of these evaluations, so that their cost is not counted twice.
 
-    Args:
-        trial: Optuna's trial.
-        training: Its training.
-        recording: Keeps its curve and, unless it diverges, what it saw of each example.
-        checkpoint: Where it is saved; None saves nothing.
-        may_prune: Whether the study's pruner may stop it.
-
-    Returns:
-        The last evaluation.
+    ``recording`` keeps the curve and, unless the training diverges, what it saw of each example.
+    Without a ``checkpoint`` nothing is saved. Returns the last evaluation.
 
     Raises:
         optuna.TrialPruned: The study's pruner stops the trial.
@@ -302,7 +295,7 @@ def follow(
             # continues from the old file, whose visits must not count twice.
             pauses = isinstance(trial.study.pruner, PromotionPruner)
             if stops and not (pauses and evaluation.index <= training.resumed_at):
-                offer(trial, training.examples, recording.examples)
+                offer(trial, training.examples, recording.example_writer)
             if checkpoint is not None and training.has_state:
                 checkpoint.save_if_due(record, training.state_dict, stops=stops, pruned=pruned)
             if pruned:
@@ -325,12 +318,12 @@ def _next_of(training: Training, record: TrialRecord) -> Evaluation:
 def offer(
     trial: optuna.trial.Trial,
     tally: ExampleTally | None,
-    examples: ExampleWriter | None,
+    writer: ExampleWriter | None,
     *,
     slot: int = 0,
 ) -> None:
-    """Keep what a trial saw, before the next steps use its slot of the tally."""
-    if examples is not None and tally is not None:
-        examples.offer(id_of(trial), tally.take(slot))
+    """Pass the sums of a trial's visits to the writer, and set its slot of the tally to 0."""
+    if writer is not None and tally is not None:
+        writer.offer(id_of(trial), tally.take(slot))
         # A continuation must not add these visits again.
         tally.begin(slot)

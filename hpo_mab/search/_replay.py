@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpo_mab._attributes import STACK_KEY
+from hpo_mab._attributes import STACK_SLOTS_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.models import network_maker
@@ -19,9 +19,6 @@ from hpo_mab.search._stored import reopen, train_recorded
 from hpo_mab.storage import Storage, TrialRun, open_study, read_run
 from hpo_mab.training import Evaluation, TrainingDiverged
 from hpo_mab.training._average import python_numbers, set_numbers
-
-#: Fields of an evaluation that a replay cannot reproduce.
-_TIMES = ("seconds", "sampler_seconds")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +48,11 @@ class Replay:
     @property
     def is_identical(self) -> bool:
         """Whether every value but the seconds is the same, bit for bit."""
-        return [_without_times(e) for e in self.trial.curve] == [
-            _without_times(e) for e in self.curve
-        ]
+        recorded, replayed = (
+            [dataclasses.replace(each, seconds=0.0, sampler_seconds=0.0) for each in curve]
+            for curve in (self.trial.curve, self.curve)
+        )
+        return recorded == replayed
 
     @property
     def slots(self) -> int | None:
@@ -61,7 +60,7 @@ class Replay:
 
         A replay trains alone: it adds in another order, and ``mab`` draws other batches.
         """
-        slots = self.trial.attrs.get(STACK_KEY)
+        slots = self.trial.attrs.get(STACK_SLOTS_KEY)
         return None if slots is None else int(slots)
 
     @property
@@ -191,7 +190,3 @@ def _first_evaluations(count: int, evaluations: Iterator[Evaluation]) -> Iterato
             yield evaluation
     except TrainingDiverged:
         return
-
-
-def _without_times(evaluation: Evaluation) -> dict[str, float | int | None]:
-    return {k: v for k, v in dataclasses.asdict(evaluation).items() if k not in _TIMES}

@@ -128,7 +128,7 @@ class TrialReporter:
         ):
             got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
             require(isinstance(given, kind), name, what, got)
-        # A trial that wraps another, such as Optuna's for DDP, has no id that a curve is stored by.
+        # Optuna's wrapper of a trial for DDP has no trial id, by which a curve is stored.
         known = isinstance(trial, optuna.trial.Trial | optuna.trial.FixedTrial | FrozenTrial)
         wanted = "a Trial, FixedTrial or FrozenTrial if curves are given, under DDP in rank 0 only"
         require(curves is None or known, "trial", wanted, type(trial).__name__)
@@ -313,7 +313,8 @@ class TrialReporter:
     def stop_clock(self) -> None:
         """Stop the clock before an evaluation for which `step` has not returned True.
 
-        `report` starts the clock again. Without a report the next `step` counts these seconds.
+        `report` starts the clock again. Else the next `step` counts the evaluation's seconds as
+        training.
         """
         if self._running_since is not None:
             self._stopped_at = self._clock()

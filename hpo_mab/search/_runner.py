@@ -17,14 +17,15 @@ from hpo_mab._errors import failure_reason
 from hpo_mab._machine import environment
 from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
-from hpo_mab.search._definition import Slots, StudySpec
+from hpo_mab.search._definition import Slots, StudySpec, TrainingSection
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._pruners import PRUNERS
-from hpo_mab.search._slots import note_alone, run_trials
+from hpo_mab.search._slots import count_slots, note_alone
+from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.search._stored import reopen, train_recorded
-from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
-from hpo_mab.search._trial_loop import OnTrial
+from hpo_mab.search._study import check_study, choose_name, make_study, open_for_training
+from hpo_mab.search._trial_loop import OnTrial, TrialLoop
 from hpo_mab.storage import (
     STORAGE_ERRORS,
     Storage,
@@ -41,8 +42,29 @@ from hpo_mab.training import Budget, TrainingDiverged
 #: Runs trials in this process until the study is done, ``run_here(on_trial, workers=1)``; returns
 #: whether Ctrl-C ended it early. ``workers`` is the number of processes that share the study.
 RunHere = Callable[..., bool]
-#: Runs a study's trials here and elsewhere, or elsewhere alone; returns what `RunHere` does.
+#: Runs trials in this and other processes, or in others only; returns what `RunHere` does.
 Launch = Callable[[optuna.Study, OnTrial | None, RunHere], bool]
+
+
+def _run_trials(
+    study: optuna.Study,
+    storage: Storage,
+    objective: TrainingObjective,
+    settings: TrainingSection,
+    on_trial: OnTrial | None,
+    *,
+    workers: int = 1,
+) -> bool:
+    """Run trials of a study until it is done; returns whether Ctrl-C ended it early.
+
+    The study has the sampler and pruner of its definition; ``workers`` processes share it, this one
+    included. ``settings.slots`` trials run at the same time; with ``"auto"`` a probe measures
+    whether a stack is faster. ``settings.examples`` is whether trials add to the study's record of
+    examples.
+    """
+    count = count_slots(study, objective, settings.slots, workers=workers)
+    make = TrialLoop if count == 1 else functools.partial(StackLoop, slots=count)
+    return make(study, storage, objective, examples=settings.examples, on_trial=on_trial).run()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +75,12 @@ class RunOutcome:
         run: The study with all its trials.
         interrupted: Whether Ctrl-C ended it early.
         test_accuracy: Accuracy on the test set of the best trial's network, trained again as in
-            its trial; None where it was not requested, there is no complete trial or the run was
-            interrupted.
+            its trial; None where it was not requested, there is no complete trial, the run was
+            interrupted, or scoring failed (see ``loop_reasons``).
         choice: What ``kind = "auto"`` chose and why, once its race is over.
         loop_reasons: Why trials were trained without a CUDA graph, one at a time, or not beyond
-            their budget, although the definition requests more.
+            their budget, although the definition requests more; why the best trial has no test
+            accuracy.
         weak_rung: Where the pruner began to stop trials, if that evaluation is not shown to rank
             them.
 
@@ -194,11 +217,11 @@ class StudyRunner:
     ) -> RunOutcome:
         self._begin(study)
         run_here = functools.partial(
-            run_trials, study, self.storage, self.objective, self.spec.training
+            _run_trials, study, self.storage, self.objective, self.spec.training
         )
         interrupted = launch(study, on_trial, run_here) if launch else run_here(on_trial)
         workload = self.objective.workload
-        workload.known = self.storage.examples.frozen(id_of(study))
+        workload.example_record = self.storage.examples.frozen(id_of(study))
         run = read_run(self.storage, study.study_name)
         accuracy = None
         if score and run.best is not None and run.best.was_run and not interrupted:
@@ -240,9 +263,9 @@ class StudyRunner:
         self.objective.loop_reasons.clear()
         # Also where no trial is run here.
         note_alone(self.objective, slots=self.spec.training.slots)
-        self._note_ends()
+        self._note_no_continuation()
 
-    def _note_ends(self) -> None:
+    def _note_no_continuation(self) -> None:
         """Note why no trial continues beyond its budget, though the definition suggests that."""
         spec = self.spec
         suggested = spec.training.schedule == "constant" and spec.budget.total is not None
@@ -337,7 +360,7 @@ def join_study(
         name: Optuna's study name.
         device: Where to train; None takes the definition's device.
         data_root: Folder of the data here; None takes the definition's.
-        slots: Trials at the same time on a CUDA device; None takes the definition's.
+        slots: Trials that this process trains at the same time; None takes the definition's.
         workers: Processes that share the study, this one included: ``"auto"`` slots are shared.
         on_trial: Called with study and trial after each trial. Its method ``running``, if it has
             one, is called during trials with the share of its budget that each has spent, by
@@ -354,5 +377,5 @@ def join_study(
     """
     spec, objective = reopen(storage, name, device=device, data_root=data_root, slots=slots)
     objective.store_in(storage, checkpoint=spec.training.checkpoint)
-    study = open_with_parts(storage, name, spec)
-    return run_trials(study, storage, objective, spec.training, on_trial, workers=workers)
+    study = open_for_training(storage, name, spec)
+    return _run_trials(study, storage, objective, spec.training, on_trial, workers=workers)

@@ -7,6 +7,7 @@ import functools
 import heapq
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -296,13 +297,19 @@ def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., Ba
     # Read once: each trial makes a sampler, and reading a signature takes long.
     takes_seed = bound_to(make, {"seed": 0}) is not make
 
-    def factory(*, seed: int) -> BaseSampler:
+    def created(seed: int) -> BaseSampler:
         given = {**pinned, "seed": seed} if takes_seed else pinned
         made: BaseSampler = quietly(make, given, BaseSampler)
         return made
 
+    def factory(*, seed: int) -> BaseSampler:
+        with warnings.catch_warnings():
+            # Optuna warns of an option that it will remove: once below, not for each trial.
+            warnings.simplefilter("ignore", FutureWarning)
+            return created(seed)
+
     try:
-        factory(seed=0)
+        created(0)
     except Exception as error:
         raise ArgumentError(f"search.sampler '{name_of(kind)}': {error}") from error
     return factory

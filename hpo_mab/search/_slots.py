@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -14,16 +13,14 @@ import optuna
 
 from hpo_mab._errors import failure_reason, memory_reason
 from hpo_mab._plan import Plan
-from hpo_mab.search._definition import Slots, TrainingSection
+from hpo_mab.search._definition import Slots
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._ranges import count_values, extremes
 from hpo_mab.search._space import Configuration, PartSpace
-from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.search._stacks import why_alone
 from hpo_mab.search._target import Target
-from hpo_mab.search._trial_loop import OnTrial, TrialLoop
 from hpo_mab.search._workload import Workload
-from hpo_mab.storage import Storage
+from hpo_mab.storage import StoredDefinition
 from hpo_mab.training import Budget, TrainingDiverged
 from hpo_mab.training._device import release_memory
 
@@ -32,7 +29,7 @@ MOST_SHAPES = 4
 
 #: Most slots that ``"auto"`` takes; more gain little on the largest cards.
 MOST_SLOTS = 32
-#: A search learns from finished trials, so at most one in this many of a study runs at a time.
+#: At most 1 / ROUNDS of a study's trials run at a time: a search learns from finished ones.
 ROUNDS = 4
 #: A stack is used if a step takes less than this share of its time alone, per network.
 _WORTH_IT = 0.8
@@ -40,35 +37,17 @@ _WORTH_IT = 0.8
 _PROBED_STEPS, _PROBED_EXAMPLES = 10, 64
 
 
-def run_trials(
-    study: optuna.Study,
-    storage: Storage,
-    objective: TrainingObjective,
-    settings: TrainingSection,
-    on_trial: OnTrial | None,
-    *,
-    workers: int = 1,
-) -> bool:
-    """Run trials of a study until it is done, as many at a time as is worth it.
+def count_slots(
+    study: optuna.Study, objective: TrainingObjective, wanted: Slots, *, workers: int
+) -> int:
+    """Trials that this process trains at the same time; with ``"auto"`` a probe decides.
 
-    Args:
-        study: The study, with the sampler and pruner of its definition.
-        storage: Its database.
-        objective: Trains its trials.
-        settings: Has ``slots``, trials at the same time, and ``examples``, whether trials add to
-            the study's record of examples. With ``"auto"`` slots, a probe measures whether a stack
-            is faster.
-        on_trial: Called with study and trial after each trial.
-        workers: Processes that share the study, this one included.
-
-    Returns:
-        Whether Ctrl-C ended it early.
+    ``workers`` processes share the study, this one included.
     """
-    slots = 1 if _why_all_alone(objective) else settings.slots
-    most = _most_slots(study, workers=workers)
-    count = slots if isinstance(slots, int) else choose_slots(objective, most=most)
-    make = TrialLoop if count == 1 else functools.partial(StackLoop, slots=count)
-    return make(study, storage, objective, examples=settings.examples, on_trial=on_trial).run()
+    slots = 1 if _why_all_alone(objective) else wanted
+    if isinstance(slots, int):
+        return slots
+    return choose_slots(objective, most=_most_slots(study, workers=workers))
 
 
 def note_alone(objective: TrainingObjective, *, slots: Slots) -> None:
@@ -117,6 +96,9 @@ def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
     most = min(MOST_SLOTS, target.trials // ROUNDS // workers)
     if target.continues(study):
         return most
+    # A budget in seconds is 0 here: what it pays for is not known before a trial has ended.
+    if each := target.share(StoredDefinition.load(study).trial_examples, 0.0):
+        most = min(most, int(1 / each) // ROUNDS // workers)
     plan = Plan.of(study)
     # Twins that wait, or will be tried again.
     twins = sum(

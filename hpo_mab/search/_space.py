@@ -222,9 +222,9 @@ class SearchSpace:
 
     def corners(self) -> tuple[Configuration, Configuration]:
         """The points where every range is at its low end, and at its high end."""
-        return self._at_end(0), self._at_end(-1)
+        return self._corner(0), self._corner(-1)
 
-    def _at_end(self, end: int) -> Configuration:
+    def _corner(self, end: int) -> Configuration:
         sections = {
             "optimizer": self.optimizer.values,
             "training": self.loop,
@@ -245,7 +245,7 @@ class SearchSpace:
 
 
 def _check_bounds(loop: Mapping[str, Any]) -> None:
-    """Refuse settings of the training loop of which an end, or a choice, is outside its bound."""
+    """Refuse a training setting if an end of its range, or a choice, is outside its bound."""
     for key, value in loop.items():
         for one in extremes(value):
             try:

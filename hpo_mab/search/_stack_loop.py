@@ -13,11 +13,11 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, RESUMED_KEY, STACK_KEY
+from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, RESUMED_KEY, STACK_SLOTS_KEY
 from hpo_mab._errors import failure_reason, memory_reason
 from hpo_mab._interrupts import interruptible
 from hpo_mab._plan import Attempt, Next, Plan, derive_seed
-from hpo_mab.search._checkpoint import SlotCheckpoint
+from hpo_mab.search._checkpoint import TrialCheckpoint
 from hpo_mab.search._claim import raise_if_failing
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._recorder import NO_CHECKPOINT, TrialRecord, offer, store_end
@@ -32,23 +32,14 @@ from hpo_mab.training._device import cpu_threads, release_memory
 
 @dataclasses.dataclass(slots=True)
 class _Running:
-    """A trial in a slot.
-
-    Attributes:
-        trial: Optuna's trial.
-        assignment: What it trains.
-        record: Reports its evaluations, and writes its curve and cost.
-        stack: Trains it.
-        stack_slot: Its slot there.
-        checkpoint: Where it is saved; None saves nothing.
-    """
+    """A trial in a slot of a stack; it is not saved if ``checkpoint`` is None."""
 
     trial: optuna.trial.Trial
     assignment: Assignment
     record: TrialRecord
     stack: StackedTrainer
     stack_slot: int
-    checkpoint: SlotCheckpoint | None
+    checkpoint: TrialCheckpoint | None
 
     def close(self) -> None:
         """Close its record."""
@@ -138,7 +129,7 @@ class StackLoop(TrialLoop):
         try:
             assignment = self._objective.assign(trial)
             why = why_alone(self._objective.workload, assignment.configuration)
-            why = why or self._why_continued_alone(trial, assignment) or self._why_lost(trial)
+            why = why or self._why_continued_alone(trial, assignment) or self._why_suspect(trial)
             if why is not None:
                 return why
             checkpoint = self._objective.checkpoint(trial, assignment)
@@ -178,14 +169,14 @@ class StackLoop(TrialLoop):
         if assignment.budgets == 1:
             return None
         before = self._study.get_trials(deepcopy=False)[trial.user_attrs[PROMOTES_KEY]]
-        alone = STACK_KEY not in before.user_attrs
+        alone = STACK_SLOTS_KEY not in before.user_attrs
         return "the trial that it continues was trained alone" if alone else None
 
-    def _why_lost(self, trial: optuna.trial.Trial) -> str | None:
-        """Why a trial is not trained next to others again; None if it may be.
+    def _why_suspect(self, trial: optuna.trial.Trial) -> str | None:
+        """Why a trial that may end its worker is trained alone; None if it need not be.
 
-        If it ends its worker, all trials of its stack are lost. In a stack again, none of them
-        would be repeated in the end.
+        A trial that ends its worker loses all trials of its stack. In stacks they would use up
+        their retries together.
         """
         suspect = Plan.of(self._study).is_suspect(trial.number)
         return "its worker ended suddenly, at least twice" if suspect else None
@@ -200,7 +191,7 @@ class StackLoop(TrialLoop):
     def _begin_record(self, running: _Running, points: Sequence[Evaluation]) -> None:
         """Report the evaluations of a checkpoint; the pruner may stop the trial at any of them."""
         with contextlib.suppress(UpdateFinishedTrialError):
-            running.trial.set_user_attr(STACK_KEY, self._stacks.slots)
+            running.trial.set_user_attr(STACK_SLOTS_KEY, self._stacks.slots)
             if points:
                 running.trial.set_user_attr(RESUMED_KEY, len(points))
         for point in points:
@@ -243,11 +234,10 @@ class StackLoop(TrialLoop):
             self._objective.note_loop(reason)
         self._record(found)
         if (on_progress := self._objective.recording.on_progress) is not None:
-            evaluations = self._objective.workload.loop.evaluations
             on_progress(
                 {
                     running.trial.number: running.record.last.index
-                    / (evaluations * running.assignment.budgets)
+                    / running.stack.evaluations(running.stack_slot)
                     for running in self._running.values()
                     if running.record.last is not None
                 }
@@ -320,7 +310,7 @@ class StackLoop(TrialLoop):
         pruned = not ended and running.assignment.may_prune and running.record.should_prune()
         if not (ended or pruned):
             return None
-        offer(trial, stack.examples, self._examples, slot=slot)
+        offer(trial, stack.examples, self._example_writer, slot=slot)
         if running.checkpoint is not None:
             running.checkpoint.save_if_due(
                 running.record, running.state_dict, stops=True, pruned=pruned

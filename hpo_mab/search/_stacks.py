@@ -12,7 +12,7 @@ from hpo_mab.search._checkpoint import warn_of_misfit
 from hpo_mab.search._space import Configuration
 from hpo_mab.search._workload import Workload
 from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
-from hpo_mab.training._draw_rows import needs_training
+from hpo_mab.training._draw_rows import cannot_be_stacked
 from hpo_mab.training._optimizers import OPTIMIZERS
 
 
@@ -29,7 +29,7 @@ def why_alone(workload: Workload, configuration: Configuration) -> str | None:
         if part.name not in ours:
             return f"the {what} '{part.name}' is not one of hpo_mab's"
     sampler: Any = configuration.sampler.make
-    if needs_training(sampler):
+    if cannot_be_stacked(sampler):
         return f"the sampler '{configuration.sampler.name}' needs the network within its step"
     return None
 

@@ -64,7 +64,7 @@ def reopen(
     difference = definition.data_difference(objective.workload.num_examples, objective.data)
     if difference:
         raise other_data(spec, difference)
-    objective.workload.known = storage.examples.frozen(id_of(study))
+    objective.workload.example_record = storage.examples.frozen(id_of(study))
     return spec, objective
 
 
@@ -79,13 +79,9 @@ def train_recorded(
 ) -> AbstractContextManager[Training]:
     """Train a recorded trial's configuration again, from the start; see `Workload.training`.
 
-    Args:
-        objective: The objective of the trial's study.
-        trial: Whose parameters to use.
-        seed: Seed of the training; None takes the trial's own.
-        sampler: Batch sampler with its default knobs; None takes the trial's own.
-        final: Another budget than the trial's, evaluated at its end only.
-        evaluations: Evaluations in a budget; None takes the trial's.
+    ``objective`` is that of the trial's study. ``seed``, batch ``sampler`` (with its default knobs)
+    and ``evaluations`` in a budget replace the trial's own. ``final`` is another budget than the
+    trial's, evaluated at its end only.
     """
     configuration = objective.recorded(trial.params, trial.attrs)
     if sampler is not None:

@@ -17,7 +17,7 @@ from hpo_mab._attributes import AUTO, MAY_CHANGE, UNIFORM, StudySettings, flat_s
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError, require
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._definition import StudySpec
-from hpo_mab.search._given import given_race, is_its_evidence, take_evidence
+from hpo_mab.search._evidence_file import is_its_evidence, race_in_file, store_evidence
 from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._ranges import searched
 from hpo_mab.search._recorder import check_direction
@@ -69,12 +69,14 @@ def choose_names(
 
 def check_name(name: str) -> None:
     """Refuse a name that no command could take: ``hpo-mab report`` reads ``ARM=DATABASE#STUDY``."""
-    # A tab or a line break would change the commands that are printed.
-    fits = name.isprintable() and not {*"=#"} & {*name} and not name.endswith(".json")
+    # A tab or a line break would change the commands that are printed. Optuna's column holds 512
+    # characters, which SQLite does not check.
+    fits = name.isprintable() and len(name) <= 512
+    fits = fits and not {*"=#"} & {*name} and not name.endswith(".json")
     require(
         fits,
         "the study's name (see --name)",
-        "printable, without = and #, and not end in .json",
+        "printable, at most 512 characters, without = and #, and not end in .json",
         repr(name),
     )
 
@@ -90,19 +92,14 @@ def make_study(
 ) -> optuna.Study:
     """The stored study of that name, made now if there is none.
 
-    Args:
-        storage: The database.
-        name: Optuna's study name.
-        spec: The study's definition.
-        definition: What is stored of it, with data and machine.
-        source: Digest of the data, see `hpo_mab.data._identity.source_digest`; empty if not known.
-        keep_target: Whether to only raise the target that the study has; else it becomes the
-            spec's.
+    ``definition`` is what is stored of ``spec``, with data and machine. ``source`` is the digest of
+    the data, see `hpo_mab.data._identity.source_digest`; it is empty if it is not known. With
+    ``keep_target`` the study's target is only raised, else it becomes the spec's.
     """
     # Several processes may start the same study at once.
     with storage.lock(name):
         if name in study_names(storage):
-            study = open_with_parts(storage, name, spec)
+            study = open_for_training(storage, name, spec)
             check_direction(study)
             # A study whose process died before this point has neither definition nor trials.
             if StoredDefinition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
@@ -136,7 +133,7 @@ def make_study(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(["validation accuracy"])
-            take_evidence(study, spec, source)
+            store_evidence(study, spec, source)
             # Last: a worker can join the study only when it has a definition.
             definition.save(study)
         target = Target(
@@ -172,8 +169,8 @@ def _take_changes(
         taken.save(study)
 
 
-def open_with_parts(storage: Storage, name: str, spec: StudySpec) -> optuna.Study:
-    """A study that exists, with the sampler and pruner of its definition."""
+def open_for_training(storage: Storage, name: str, spec: StudySpec) -> optuna.Study:
+    """A stored study with the sampler and pruner of its definition; `open_study` sets neither."""
     study = optuna.load_study(study_name=name, storage=storage.optuna)
     study.pruner = study_pruner(spec, study.user_attrs)
     study.sampler = _study_sampler(spec, study.pruner)
@@ -201,7 +198,7 @@ def check_study(
     if "evidence" in spec.pruner.options:
         study_pruner(spec, known)
     if not StoredDefinition.is_in(known):
-        given_race(spec)
+        race_in_file(spec)
 
 
 def check_reference(

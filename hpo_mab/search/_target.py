@@ -66,7 +66,8 @@ class Target:
     def share_spent(self, study: optuna.Study, curves: CurveStore) -> float:
         """Share of the total budget spent, lost and running trials included; 0 without limit.
 
-        The free slots of a stack count when its trials end.
+        Evaluations, and the free slots of a stack, count when the trials end; those of a lost
+        trial never do.
         """
         return 0.0 if self.total is None else self.share(*self.spent(study, curves))
 
@@ -202,7 +203,7 @@ class Spending:
         left = 0
         if (definition := self._definition) is not None:
             settings, longest = definition.settings, definition.trial_examples
-            per_budget = settings.evaluations or 1
+            per_budget = settings.evaluations_of(longest) or 1
             for trial in self._running:
                 attrs = trial.user_attrs
                 # A trial that continues from a checkpoint has this attribute once it has begun.

@@ -13,14 +13,14 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import INTERRUPTED_KEY, PROMOTES_KEY, STACK_KEY, StudySettings
+from hpo_mab._attributes import INTERRUPTED_KEY, PROMOTES_KEY, STACK_SLOTS_KEY
 from hpo_mab._errors import StorageError, memory_reason
 from hpo_mab._examples import labels_digest
 from hpo_mab._interrupts import deferred_interrupts, interruptible, raise_if_interrupted
 from hpo_mab._plan import Attempt, Next, budgets_of, slot_of
 from hpo_mab.search._claim import claim, raise_if_failing
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.storage import STORAGE_ERRORS, Storage, StoredDefinition
 from hpo_mab.storage._examples import ExampleWriter
 from hpo_mab.storage._optuna import id_of, storage_of, tell
 from hpo_mab.storage._process import release
@@ -47,7 +47,11 @@ class FinishedTrials:
         self._on_trial = on_trial
         self.on_progress = getattr(on_trial, "running", None)
         self._known = {t.number for t in self._trials() if t.state.is_finished()}
-        self._evaluations = StudySettings.stored_in(study.user_attrs).evaluations or 1
+        self._evaluations = 1
+        if StoredDefinition.is_in(study.user_attrs):
+            definition = StoredDefinition.load(study)
+            longest = definition.trial_examples
+            self._evaluations = definition.settings.evaluations_of(longest) or 1
 
     def report(self, trial: FrozenTrial) -> None:
         """Pass a trial that has finished to the callback."""
@@ -134,10 +138,10 @@ class TrialLoop:
         #: Complete trials whose checkpoint could not be used here.
         self._unusable: set[int] = set()
         #: None records nothing of examples.
-        self._examples: ExampleWriter | None = None
+        self._example_writer: ExampleWriter | None = None
         if examples:
             labels = objective.workload.labels
-            self._examples = ExampleWriter(
+            self._example_writer = ExampleWriter(
                 storage.examples,
                 id_of(study),
                 total=len(labels),
@@ -145,7 +149,7 @@ class TrialLoop:
                 lock=functools.partial(storage.lock, study.study_name),
             )
             # The objective may have trained another study before.
-            objective.workload.known = storage.examples.frozen(id_of(study))
+            objective.workload.example_record = storage.examples.frozen(id_of(study))
 
     def run(self) -> bool:
         """Run trials until the study is done.
@@ -164,7 +168,7 @@ class TrialLoop:
         before = self._objective.recording
         self._objective.recording = dataclasses.replace(
             before,
-            examples=self._examples,
+            example_writer=self._example_writer,
             on_progress=_guarded(getattr(self._on_trial, "running", None)),
             in_loop=True,
         )
@@ -194,14 +198,14 @@ class TrialLoop:
             finally:
                 self._objective.recording = before
                 self._release(*self._claimed)
-                if self._examples is not None:
+                if self._example_writer is not None:
                     with contextlib.suppress(KeyError, StorageError, *STORAGE_ERRORS):
-                        self._examples.flush()
+                        self._example_writer.flush()
                 self._storage.optuna.remove_session()
         return was_pressed()
 
     def _step(self) -> bool:
-        """Train, or wait a little; False when the study is done."""
+        """Train a trial or a stack's round, or wait; returns False if the study is done."""
         try:
             following = self._train()
             if following is Next.DONE:
@@ -257,7 +261,7 @@ class TrialLoop:
         return state
 
     def _make_room(self, trial: optuna.trial.Trial) -> bool:
-        """Free memory for a trial that had too little; whether it is tried again."""
+        """Free memory after an out-of-memory error; returns whether the trial is tried again."""
         return False
 
     def _finish(self, *ends: End) -> None:
@@ -270,12 +274,12 @@ class TrialLoop:
             attempt = Attempt.of(frozen)
             if attempt.lacked_checkpoint:
                 self._unusable.add(frozen.user_attrs[PROMOTES_KEY])
-            if self._examples is not None:
-                self._examples.settle(id_of(frozen), counts=attempt.finished)
-        if self._examples is not None:
+            if self._example_writer is not None:
+                self._example_writer.settle(id_of(frozen), counts=attempt.finished)
+        if self._example_writer is not None:
             if self._objective.waits_for_record(self._study):
-                self._examples.flush()
-            self._examples.flush_if_due()
+                self._example_writer.flush()
+            self._example_writer.flush_if_due()
         self._remove_checkpoints()
         if self._on_trial is not None:
             for trial in ended:
@@ -303,7 +307,7 @@ class TrialLoop:
             found = checkpoints.path(self._study, (slot_of(self._study, trial), "")).exists()
         except OSError:  # The folder may be on another machine that does not answer now.
             return False
-        if found and STACK_KEY in trial.user_attrs and not self._in_slots:
+        if found and STACK_SLOTS_KEY in trial.user_attrs and not self._in_slots:
             self._objective.note(
                 "complete trials that were trained in slots continue only in slots"
             )

@@ -42,7 +42,7 @@ from hpo_mab.training._tally import ExampleTally
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Loop:
+class LoopSettings:
     """Settings of the training loop that no trial changes.
 
     The fields are arguments of `hpo_mab.search.TrainingObjective`, which describes them.
@@ -68,15 +68,7 @@ class Loop:
 class Workload:
     """Data on the device, a network and a budget: everything but the configuration.
 
-    Args:
-        model: Makes an untrained network; called with a configuration's model options.
-        data: An `ImageSplits`, a `DatasetSplits`, or a pair of map-style datasets (training,
-            validation) of ``(input tensor, class)``.
-        budget: What one trial may spend.
-        loop: Settings of the training loop.
-        augmentation: Random change of each batch; only with an `ImageSplits`.
-        num_workers: Data-loading processes; only with datasets.
-        device: Where to train.
+    `hpo_mab.search.TrainingObjective` describes the arguments.
     """
 
     def __init__(
@@ -85,7 +77,7 @@ class Workload:
         model: Callable[..., nn.Module],
         data: ImageSplits | DatasetSplits | tuple[Dataset[Any], Dataset[Any]],
         budget: Budget,
-        loop: Loop,
+        loop: LoopSettings,
         augmentation: Augmentation | None = None,
         num_workers: int = 0,
         device: torch.device,
@@ -111,7 +103,7 @@ class Workload:
         self.loop = dataclasses.replace(loop, channels_last=last)
         self.device = device
         #: The study's record of examples, frozen for its samplers; None before that.
-        self.known: ExampleRecord | None = None
+        self.example_record: ExampleRecord | None = None
         self._made: weakref.ref[nn.Module] | None = None
         self._model = model
         self._augmentation = augmentation
@@ -323,10 +315,10 @@ class Workload:
     def _difficulty(self, sampler: Part) -> Tensor:
         """What the first trials of the study saw of each example, as a sampler takes it, [N]."""
         column = record_column(sampler.make)
-        if self.known is None or column is None:
+        if self.example_record is None or column is None:
             raise ArgumentError("the trial used the study's record of examples, which is gone.")
         means = np.full(self.num_examples, np.nan)
-        means[self.known.examples] = self.known.counts.mean(column)
+        means[self.example_record.examples] = self.example_record.counts.mean(column)
         return torch.from_numpy(means)
 
     def _start(

@@ -25,12 +25,6 @@ _is_key = SYSTEM_ATTRIBUTES.c.key == CURVE_KEY
 #: Rows of one statement: databases limit its length.
 _CHUNK = 500
 
-#: Curves that no trial refers to.
-_ORPHANS = (
-    sa.select(CURVES.c.curve)
-    .distinct()
-    .where(CURVES.c.curve.not_in(sa.select(_number).where(_is_key)))
-)
 _FIELDS = tuple(field.name for field in dataclasses.fields(Evaluation))
 
 
@@ -39,8 +33,8 @@ class CurveStore:
 
     A curve has a random number that is never used again. A trial holds the number of its curve as
     its system attribute ``hpo_mab:curve``. Optuna copies and deletes the attribute with the trial.
-    So a copy of a study in the same database has its curves. A trial that gets the id of a deleted
-    one has none. Trials of one study may hold the same number, such as a trial and its retry by
+    So a copy of a study in the same database has its curves. A new trial with the id of a deleted
+    one has no curve. Trials of one study may hold the same number, such as a trial and its retry by
     Optuna. The curve is then that of the first.
 
     Args:
@@ -192,8 +186,11 @@ class CurveStore:
     def remove_orphans(self) -> None:
         """Remove the curves that no trial refers to: those of deleted trials and studies."""
         with self._engine.begin() as connection:
-            # Looked up first: a DELETE with this condition locks every row it reads on MySQL.
-            for chunk in chunks(list(connection.scalars(_ORPHANS))):
+            # Not `NOT IN`: PostgreSQL searches a long list for each curve. The curves first: one
+            # that is begun meanwhile, together with its attribute, is not among them.
+            curves = set(connection.scalars(sa.select(CURVES.c.curve).distinct()))
+            orphans = curves.difference(connection.scalars(sa.select(_number).where(_is_key)))
+            for chunk in chunks(sorted(orphans)):
                 connection.execute(CURVES.delete().where(CURVES.c.curve.in_(chunk)))
 
     def _row(self, curve: int, evaluation: Evaluation) -> dict[str, Any]:
@@ -243,12 +240,17 @@ def _begin(connection: sa.Connection, restarts: Mapping[int, bool]) -> dict[int,
 def _curve_points(
     connection: sa.Connection, trial_ids: Collection[int]
 ) -> Iterator[tuple[Any, ...]]:
-    """Points of some trials' curves: trial id, curve, fields; in order of trial and budget."""
+    """Points of the curves of some of a study's trials, in order of trial and budget.
+
+    Each is a trial's id, its curve's number, and the fields.
+    """
     column = SYSTEM_ATTRIBUTES.c.trial_id
     within: sa.ColumnElement[bool] = column.in_(trial_ids)
     if len(trial_ids) > _CHUNK:
-        # A study's ids lie close together: one range scan beats thousands of bound parameters.
-        within = sa.and_(column >= min(trial_ids), column <= max(trial_ids))
+        # Not thousands of bound parameters. Other studies may have ids in this range.
+        study = sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == min(trial_ids))
+        own = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study.scalar_subquery())
+        within = sa.and_(column.between(min(trial_ids), max(trial_ids)), column.in_(own))
     query = (
         sa.select(column, CURVES.c.curve, *(CURVES.c[name] for name in _FIELDS))
         .join(CURVES, CURVES.c.curve == _number)

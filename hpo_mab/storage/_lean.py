@@ -399,12 +399,12 @@ class LeanStorage(RDBStorage):
             rows = connection.execute(query.order_by(TRIALS.c.trial_id)).all()
             if len(old) > _LISTED:
                 rows = [r for r in rows if r.trial_id > last or r.trial_id in old]
-            if not rows:
-                # An unknown study is an error, one without trials is not.
-                self.get_study_name_from_id(study_id)
-                return []
-            trials = self._frozen(connection, rows)
-        if (collecting := self._collecting) is not None:
+            trials = self._frozen(connection, rows) if rows else []
+        if not rows:
+            # An unknown study is an error, one without trials is not. By now the
+            # connection above is free for this query.
+            self.get_study_name_from_id(study_id)
+        elif (collecting := self._collecting) is not None:
             collecting.keep(rows, trials)
         return trials
 
@@ -413,8 +413,8 @@ class LeanStorage(RDBStorage):
         if len(ids) <= _LISTED:
             parts = connection.execute(CHILDREN_OF, {"ids": ids})
         else:
-            # A study's ids lie close together: what is read of other studies is left out below.
-            parts = connection.execute(CHILDREN_BETWEEN, {"first": ids[0], "last": ids[-1]})
+            given = {"study": rows[0].study_id, "first": ids[0], "last": ids[-1]}
+            parts = connection.execute(CHILDREN_BETWEEN, given)
         return frozen_trials(rows, parts)
 
     def _upsert(

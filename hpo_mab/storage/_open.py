@@ -17,10 +17,9 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo_mab._attributes import PREFIX, RETRY_KEY, attrs_of_retry
 from hpo_mab._errors import StorageError, hide_passwords
 from hpo_mab._interrupts import interruptible
 from hpo_mab._machine import expanded
@@ -29,12 +28,12 @@ from hpo_mab.storage import DEFAULT_URL
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._lean import LeanStorage
-from hpo_mab.storage._optuna import RUNG_PREFIX, add_copy, unchecked_trial
+from hpo_mab.storage._optuna import add_copy, retry_of
 from hpo_mab.storage._process import diagnose, locker
 from hpo_mab.storage._tables import STUDIES, prepare_tables
 
 
-class JournalledConnection(sqlite3.Connection):
+class WalConnection(sqlite3.Connection):
     """A connection in SQLite's WAL mode: commits go to a journal next to the database (``-wal``).
 
     A commit then waits neither for readers nor for the disk; without WAL it waits for the disk
@@ -68,6 +67,16 @@ STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError)
 _OPEN_ATTEMPTS = 4
 #: Seconds between the heartbeats of a running trial, and without one until it counts as lost.
 _HEARTBEAT, _GRACE = 30, 120
+#: By the last four, a server that is gone is noticed after two minutes, not up to two hours.
+_LIBPQ = {
+    "connect_timeout": 10,
+    "keepalives_idle": 60,
+    "keepalives_interval": 20,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 120_000,
+}
+#: By driver. PyMySQL has no keepalives; its timeout must exceed the wait for a study's lock.
+_WAITS = {"psycopg": _LIBPQ, "psycopg2": _LIBPQ, "pymysql": {"read_timeout": 660}}
 #: SQLAlchemy's defaults are older drivers, and Optuna supports MariaDB by MySQL's URL only.
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
@@ -245,34 +254,24 @@ class Storage:
 
 def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queue a lost trial of a user's own loop again, as Optuna does, but without its results."""
-    results = (PREFIX, RUNG_PREFIX, "constraints")
-    kept = {key: one for key, one in trial.system_attrs.items() if not key.startswith(results)}
-    history = [*kept.get("retry_history", []), trial.number]
-    if len(history) > RETRIES:
-        return
-    retry = unchecked_trial(
-        state=TrialState.WAITING,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs=attrs_of_retry(trial.user_attrs),
-        system_attrs={RETRY_KEY: trial.number, **kept, "retry_history": history},
-    )
-    add_copy(study, retry)
+    history = [*trial.system_attrs.get("retry_history", []), trial.number]
+    if len(history) <= RETRIES:
+        add_copy(study, retry_of(trial, history))
 
 
 def _engine_options(url: sa.URL, *, is_archive: bool) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":
         # Writers then wait for each other instead of raising "database is locked".
-        options["connect_args"] = {"timeout": 60, "factory": JournalledConnection}
+        options["connect_args"] = {"timeout": 60, "factory": WalConnection}
         if is_archive:
             # An open connection would not see what another process writes.
             options["poolclass"] = sa.NullPool
         return options
-    options["pool_pre_ping"] = True
-    if url.get_driver_name() in ("psycopg", "psycopg2") and "connect_timeout" not in url.query:
-        options["connect_args"] = {"connect_timeout": 10}
-    return options
+    waits = _WAITS.get(url.get_driver_name(), {})
+    # `connect_args` would replace the options of the URL.
+    given = {name: value for name, value in waits.items() if name not in url.query}
+    return {"pool_pre_ping": True, "connect_args": given}
 
 
 def _may_be_written(file: Path) -> bool:
@@ -285,6 +284,7 @@ def _normalise(url: str) -> sa.URL:
     if not url.strip():
         # SQLite would take it for a database in memory.
         raise StorageError("The storage URL is empty; name a file or the URL of a database.")
+    url = url.rstrip("\r\n")  # A secret that was made of a file ends with one.
     try:
         path = str(expanded(url)) if url.startswith("~") else url
         # A path is not parsed: `make_url` would unquote percent signs and cut it at a question

@@ -1,8 +1,8 @@
 """The private parts of Optuna that this package uses.
 
 Optuna numbers studies and trials by ids that have no public name, and keeps the settings of its
-pruners privately. Nothing but this module, `_lean` and `_tables` touches them. This module imports
-neither SQLAlchemy nor torch, as a user's pruner needs neither.
+pruners privately. Nothing but this module, `_lean`, `_tables` and `search._ranges` touches them.
+This module imports neither SQLAlchemy nor torch, as a user's pruner needs neither.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from optuna.study import StudyDirection
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import RETRY_KEY, attrs_of_retry
+
 #: Begins the system attribute of an artifact; its id follows.
 ARTIFACT = "artifacts:"
 #: Begins the system attribute of a rung of successive halving that a trial has reached.
 RUNG_PREFIX = "completed_rung_"
+#: The system attributes of a grid's point.
+GRID_KEYS = ("grid_id", "search_space")
 
 
 def queued_params(trial: optuna.trial.Trial) -> Mapping[str, Any]:
@@ -81,6 +85,21 @@ def unchecked_trial(
     )
     made.params, made.distributions = dict(params or {}), dict(distributions or {})
     return made
+
+
+def retry_of(trial: FrozenTrial, numbers: Sequence[int]) -> FrozenTrial:
+    """A waiting trial that repeats ``trial``, the last of the attempts ``numbers``."""
+    # `fixed_params` holds queued parameters until they are suggested. Other attributes are results,
+    # or the state of a search sampler, which would replace a newer one.
+    kept = ("fixed_params", *GRID_KEYS)
+    system = {key: one for key, one in trial.system_attrs.items() if key in kept}
+    return unchecked_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=attrs_of_retry(trial.user_attrs),
+        system_attrs={**system, RETRY_KEY: numbers[0], "retry_history": [*numbers]},
+    )
 
 
 def begin_waiting(study: optuna.Study, waiting: FrozenTrial) -> bool:

@@ -122,12 +122,12 @@ class _Heartbeats:
 
 
 _heartbeats: dict[str, _Heartbeats] = {}
-#: Held while `_heartbeats` changes: threads of one process may train trials side by side.
+#: Held while `_heartbeats` changes: threads of one process may train at the same time.
 _changing = threading.Lock()
 
 
 def hold(storage: RDBStorage, trial_id: int) -> None:
-    """Note that this process runs a trial, and record Optuna's heartbeat of it until `release`.
+    """Record Optuna's heartbeats of a trial that this process runs, until `release`.
 
     Unlike Optuna's own thread it continues after a heartbeat that could not be written.
     """
@@ -139,7 +139,7 @@ def hold(storage: RDBStorage, trial_id: int) -> None:
 
 
 def release(storage: RDBStorage, trial_id: int) -> None:
-    """Note that this process no longer runs a trial, or never has."""
+    """End the heartbeats of a trial; without heartbeats nothing happens."""
     with _changing:
         beating = _heartbeats.get(_key(storage))
         if beating is None:
@@ -161,7 +161,15 @@ def _key(storage: RDBStorage) -> str:
 
 
 _FREE = "Free some space, then run the same command again; what is stored is kept."
-_MORE = "Raise the server's max_connections: each worker holds up to three connections."
+_MORE = "Raise the limit of connections, or use fewer workers: each holds up to three."
+_RIGHTS = (
+    "Writing needs SELECT, INSERT, UPDATE and DELETE on all tables, with PostgreSQL also USAGE on "
+    "their sequences; reading needs SELECT."
+)
+_OWNER = (
+    "Let the owner of the tables run 'hpo-mab studies' of this version once: it makes or upgrades "
+    "them."
+)
 #: What the user can do, by a text that the database's message contains.
 _HINTS = {
     "unable to open database file": "Its folder must exist, and you must be able to write to it.",
@@ -176,11 +184,24 @@ _HINTS = {
     "resolve host": "Check the host in the URL: postgresql://user@host/name.",
     "too many c": _MORE,  # Clients, connections.
     "connection slots": _MORE,
+    "max_user_connections": _MORE,
     "connection refused": "Does the server run there, on that port?",
     'role "': "Check the user in the URL: postgresql://user@host/name.",
     "certificate file": "Check sslmode and sslrootcert in the URL.",
-    "does not exist": "Make the database first: createdb NAME.",
-    "permission denied for schema": "Allow it to make tables: GRANT CREATE ON SCHEMA public TO ...",
+    "pg_hba.conf": "Let the server admit this host and user; some need sslmode=require in the URL.",
+    "permission denied for schema": "GRANT USAGE ON SCHEMA ... TO ..., and CREATE to make tables.",
+    "no schema has been selected": "Check search_path: its schema must grant USAGE and CREATE.",
+    "permission denied for database": "Allow it to connect: GRANT CONNECT ON DATABASE ... TO ...",
+    "permission denied for": _RIGHTS,
+    "must be owner": _OWNER,
+    "create command denied": _OWNER,
+    "alter command denied": _OWNER,
+    "references command denied": _OWNER,
+    "index command denied": _OWNER,
+    "command denied": _RIGHTS,
+    "statement timeout": "Raise statement_timeout for this user.",
+    "accepting c": "The server is starting, or this database is closed.",
+    'database "': "Make the database first: createdb NAME.",
     "readonly database": "You must be able to write to it and to its folder.",
     "disk is full": _FREE,
     "no space left": _FREE,
@@ -291,6 +312,8 @@ def _postgresql_lock(engine: sa.Engine, name: str) -> Iterator[None]:
     # transaction on another connection, without the lock.
     with engine.begin() as connection:
         settings = {"lock_timeout": f"{_WAIT_SECONDS}s", **_OF_LOCK}
+        if (engine.dialect.server_version_info or ()) >= (17,):
+            settings["transaction_timeout"] = "0"
         chosen = (sa.func.set_config(*setting, True) for setting in settings.items())
         connection.execute(sa.select(*chosen))
         number = int.from_bytes(_digest(name)[:8], "big", signed=True)
@@ -310,9 +333,14 @@ def _mysql_lock(engine: sa.Engine, name: str) -> Iterator[None]:
     # Locks of MySQL are those of the whole server, so the name includes the database.
     key = _digest(f"{engine.url.database}\x1f{name}").hex()
     with engine.connect() as connection:
-        if connection.scalar(sa.select(sa.func.get_lock(key, _WAIT_SECONDS))) != 1:
-            raise StorageError(_timeout_text(f"'{name}'"))
+        # The server's limits would end the wait for the lock, or the idle connection that holds it.
+        is_mariadb = getattr(engine.dialect, "is_mariadb", False)
+        limit = "max_statement_time" if is_mariadb else "max_execution_time"
+        before = f"@wait = @@wait_timeout, @limit = @@{limit}"
+        connection.exec_driver_sql(f"SET {before}, SESSION wait_timeout = 28800, {limit} = 0")
         try:
+            if connection.scalar(sa.select(sa.func.get_lock(key, _WAIT_SECONDS))) != 1:
+                raise StorageError(_timeout_text(f"'{name}'"))
             # An open transaction would keep the server from removing old versions of rows.
             connection.commit()
             yield
@@ -320,6 +348,7 @@ def _mysql_lock(engine: sa.Engine, name: str) -> Iterator[None]:
             # If the connection is broken, the server has released the lock already.
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 connection.execute(sa.select(sa.func.release_lock(key)))
+                connection.exec_driver_sql(f"SET SESSION wait_timeout = @wait, {limit} = @limit")
 
 
 def _digest(name: str) -> bytes:

@@ -33,7 +33,7 @@ from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab._plan import Plan, budgets_of
 from hpo_mab.storage._definition import StoredDefinition, largest_batch
 from hpo_mab.storage._open import Storage
-from hpo_mab.storage._optuna import id_of
+from hpo_mab.storage._optuna import id_of, is_of_deleted
 from hpo_mab.storage._tables import STUDIES
 from hpo_mab.training import Evaluation
 
@@ -193,7 +193,10 @@ class StudyRun:
 
     @property
     def examples(self) -> int | None:
-        """Training examples spent by all trials, failed ones included; None if not known."""
+        """Training examples spent by all trials, failed ones included; None if not known.
+
+        Those of a failed trial end with its last evaluation, as its `seconds` do.
+        """
         return None if self.missing_curves else sum(trial.own_examples for trial in self.trials)
 
     @property
@@ -274,13 +277,18 @@ def study_names(storage: Storage) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def deletion_is_an_error(storage: Storage, name: str) -> Iterator[None]:
-    """If the study has been deleted, raise `StorageError` in place of Optuna's KeyError."""
+    """If the study or a trial is gone, raise `StorageError` in place of Optuna's KeyError."""
     try:
         yield
-    except KeyError:
-        if name in study_names(storage):
+    except KeyError as error:
+        if name not in study_names(storage):
+            raise StorageError(f"Study '{name}' has been deleted.") from None
+        if not is_of_deleted(error):
             raise
-        raise StorageError(f"Study '{name}' has been deleted.") from None
+        raise StorageError(
+            f"A trial of '{name}' is no longer in {storage.shown_url}: after a failover or a "
+            "restored backup, run the same command again."
+        ) from None
 
 
 def open_study(storage: Storage, name: str) -> optuna.Study:

@@ -59,6 +59,15 @@ def _all_parts(condition: Callable[[Any], Any]) -> sa.CompoundSelect[Any]:
     return sa.union_all(*(part.where(condition(part.selected_columns.trial_id)) for part in _PARTS))
 
 
+def _is_of_study(column: Any) -> Any:
+    # Other studies may have ids in this range, and many more of them.
+    first: sa.BindParameter[int] = sa.bindparam("first")
+    last: sa.BindParameter[int] = sa.bindparam("last")
+    own = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == sa.bindparam("study"))
+    own = own.where(TRIALS.c.trial_id.between(first, last))
+    return sa.and_(column.between(first, last), column.in_(own))
+
+
 _PARTS = (
     _select_part("param", PARAMS, "param_id", "param_name", "param_value", "distribution_json"),
     _select_part("value", VALUES, "trial_value_id", "objective", "value", "value_type"),
@@ -77,11 +86,9 @@ _PARTS = (
 )
 
 # Made once: SQLAlchemy needs more time to build such a statement than a database to answer it.
-#: What belongs to trials ``ids``, and to trials ``first`` to ``last``.
+#: What belongs to trials ``ids``, and to trials ``first`` to ``last`` of ``study``.
 CHILDREN_OF = _all_parts(lambda column: column.in_(sa.bindparam("ids", expanding=True)))
-CHILDREN_BETWEEN = _all_parts(
-    lambda column: column.between(sa.bindparam("first"), sa.bindparam("last"))
-)
+CHILDREN_BETWEEN = _all_parts(_is_of_study)
 
 
 def frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:

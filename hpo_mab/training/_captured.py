@@ -26,6 +26,15 @@ _OF_THREAD = threading.local()
 _Streams = tuple[torch.cuda.Stream, torch.cuda.Stream]
 
 
+def register(graph: torch.cuda.CUDAGraph, *generators: torch.Generator | None) -> None:
+    """Register the random generators of a graph; from 2.14 on PyTorch does so, and warns."""
+    # The version compares by its numbers.
+    if torch.__version__ < "2.14":
+        for generator in generators:
+            if generator is not None:
+                graph.register_generator_state(generator)
+
+
 class Captured:
     """Calls a function; on CUDA after `WARM_UP_CALLS` calls, replays it from a graph.
 
@@ -33,13 +42,8 @@ class Captured:
     write the same memory. It must not make the host wait for the device. If it cannot be captured,
     it is called without a graph.
 
-    Args:
-        device: Device of the function's tensors.
-        generators: Random generators of the function, in addition to the device's default one.
-        capture: Whether to capture a graph where that is possible: on CUDA.
-
-    Attributes:
-        reason: Why the function could not be captured; None as long as nothing failed.
+    ``generators`` are those of the function, in addition to the device's default one. ``reason`` is
+    why the function could not be captured; None as long as nothing failed.
     """
 
     def __init__(
@@ -127,8 +131,8 @@ class Captured:
         try:
             self._capture(body)
         except RuntimeError as error:
-            # No kernel ran while capturing, but the generators are still registered with the failed
-            # graph. Without their earlier states, the next draw would raise.
+            # No kernel ran while capturing, but up to PyTorch 2.12 the generators' states still
+            # count as capturing. Without their earlier states, the next draw would raise.
             for generator, state in zip(generators, states, strict=True):
                 generator.graphsafe_set_state(state)
             undo()
@@ -143,12 +147,11 @@ class Captured:
 
     def _capture(self, body: Callable[[], None]) -> None:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        for generator in self._generators:
-            if generator is not None:
-                graph.register_generator_state(generator)
+        register(graph, *self._generators)
         try:
-            # Other threads may train on the same device, but only one may capture at a time. The
-            # current stream is entered again: PyTorch 2.8 does not return to it after a failure.
+            # Other threads may train on the same device (up to PyTorch 2.12 without dropout), but
+            # only one may capture at a time. The current stream is entered again: not all versions
+            # return to it after a failure.
             with (
                 _CAPTURING,
                 torch.cuda.stream(torch.cuda.current_stream()),
@@ -159,7 +162,7 @@ class Captured:
                 body()
         except BaseException:
             # Up to PyTorch 2.12, allocations after a failed capture still use its pool, and
-            # `torch.cuda.empty_cache` raises. Later versions end that use, so this call raises.
+            # `torch.cuda.empty_cache` raises. Later versions end that use: this call raises then.
             with contextlib.suppress(RuntimeError, AttributeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
                 # A graph releases only the pool of a capture that has ended.
@@ -175,13 +178,17 @@ class Captured:
     @contextlib.contextmanager
     def _on_capture_stream(self) -> Iterator[None]:
         """Launch on the capture's stream, because libraries allocate workspaces by stream."""
-        if self._stream is None:
+        if self._stream is None or self._side is None:
             yield
             return
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            # After an error, too: the next training writes where launched kernels still do.
+            for stream in (self._stream, self._side):
+                torch.cuda.current_stream().wait_stream(stream)
 
 
 def python_random_states() -> tuple[Any, ...]:

@@ -158,16 +158,11 @@ def random_state(device: torch.device) -> Iterator[None]:
             "storage, or use hpo-mab run --workers."
         )
     try:
-        of_numpy, of_python = np.random.get_state(), random.getstate()
-        of_mps = torch.mps.get_rng_state() if device.type == "mps" else None
+        before = random_states(device)
         try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                yield
+            yield
         finally:
-            np.random.set_state(of_numpy)
-            random.setstate(of_python)
-            if of_mps is not None:
-                torch.mps.set_rng_state(of_mps)
+            set_random_states(device, before)
     finally:
         _training_lock.release()
 

@@ -23,26 +23,16 @@ from hpo_mab.training._tally import ExampleTally
 class DeviceStep:
     """A step: draw, gather, augment, forward, backward, optimise, reward. The host never waits.
 
-    On CUDA the step is captured in a graph and replayed, see `Captured`. Elsewhere, and with
-    ``capture=False``, the same function is called at each step.
+    On CUDA, with a fused optimiser, the step is captured in a graph and replayed, see `Captured`.
+    Elsewhere, and with ``capture=False``, the same function is called at each step.
 
     A ``capturable`` sampler is part of the graph. It learns from the losses and draws the *next*
     step's batch on a second stream, during the backward pass. Other samplers draw before and learn
     after the graph. The learning rate is a tensor on the device, so one graph serves the schedule.
 
-    Args:
-        forward: The network, from inputs to logits [B, C], in training mode.
-        batches: Training images on the device.
-        sampler: Chooses the examples and learns from their losses.
-        optimizer: Optimiser of the network's parameters.
-        meter: Adds the losses up.
-        average: Moving average of the weights to update; None for none.
-        examples: Adds up each example's visits; None adds nothing up.
-        drawn: What `between_steps` yielded when the state was saved; None for a new training.
-        label_smoothing: Share of the target spread over all classes.
-        precision: ``"float32"`` or ``"bfloat16"``.
-        capture: Whether to capture a graph where that is possible: on CUDA, with a fused
-            optimiser.
+    ``forward``, in training mode, returns logits [B, C]. ``drawn`` is what `between_steps` yielded
+    when the state was saved; None begins a new training. ``precision`` is ``"float32"`` or
+    ``"bfloat16"``.
     """
 
     def __init__(

@@ -21,9 +21,13 @@ PLANNED_PARTS = {0: 4, 4: 20, 20: PLANNED_STEPS}
 
 
 class DrawRows:
-    """Batches of the next step: from the stack's bandits, or planned by a slot's sampler.
+    """Batches of the next step of all slots. Each slot's sampler is served in one of three ways.
 
-    With `HardMiningSampler`, candidates are planned, and the stack's step chooses among them.
+    - By bandits: `MABSampler` with ``active = 1``. The stack's bandits draw and learn on the
+      device, within the step.
+    - By choice: `HardMiningSampler`. The host plans candidates, and the step chooses among them.
+      Nothing learns. All slots of a stack are served so, or none.
+    - By plan: any other. The host draws many steps ahead, or one for a sampler that learns.
 
     Args:
         slots: Trainings, ``K``.
@@ -33,19 +37,18 @@ class DrawRows:
 
     Attributes:
         engine: Bandits of all slots, in rows slot by slot; None until a slot needs them.
-        candidates: Number of candidates that the step chooses each slot's batch from; 0 if it does
-            not choose. The sampler of the first slot to begin decides; None before.
-        samplers: Samplers of the slots whose batches are planned, by slot.
+        candidates: Number of candidates that the step chooses each slot's batch from; 0 without
+            choice. The sampler of the first slot to begin decides; None before.
+        samplers: Samplers of the slots served by plan or by choice, by slot.
     """
 
     def __init__(self, slots: int, batch_size: int, device: torch.device, *, seed: int) -> None:
         self.engine: DeviceEngine | None = None
         self.candidates: int | None = None
         self.samplers: dict[int, BatchSampler] = {}
-        self._slots = slots
         self._seed = seed
-        self._structure: tuple[Any, ...] | None = None
-        self._examples = 0
+        #: What all bandits share: the structure of their settings, and the number of examples.
+        self._common: tuple[Any, int] | None = None
         self._capacity = 0
         shape = (slots, PLANNED_STEPS, batch_size)
         self._planned = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -57,9 +60,9 @@ class DrawRows:
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(slots, batch_size, dtype=torch.int64, device=device)
         self._drawn_weights = torch.ones(slots, batch_size, device=device)
-        #: Arms of the bandits' outstanding draws, [K * B].
-        self._arms = torch.zeros(slots * batch_size, dtype=torch.int64, device=device)
-        #: Whether the stack's bandits draw for the slot, bool [K, 1].
+        #: Arms of the bandits' outstanding draws, [K, B].
+        self._arms = torch.zeros_like(self._drawn)
+        #: Whether the slot is served by bandits, bool [K, 1].
         self._by_bandits = torch.zeros(slots, 1, dtype=torch.bool, device=device)
 
     @property
@@ -75,7 +78,7 @@ class DrawRows:
         """Draw batches of a slot's sampler, by place, with the share of the budget before each."""
         sampler = self.samplers[slot]
         for place, share in progress.items():
-            if _stack_chooses_for(sampler):
+            if by_choice(sampler):
                 self._planned[slot, place] = sampler.candidates()
                 continue
             sampler.set_progress(share)
@@ -95,18 +98,17 @@ class DrawRows:
 
     def takes(self, sampler: BatchSampler) -> bool:
         """Whether the stack can serve a sampler, see `StackedTrainer.takes`."""
-        if needs_training(type(sampler)):
+        if cannot_be_stacked(type(sampler)):
             return False
         if self.candidates not in (None, _candidates_of(sampler)):
             return False
-        if not _stack_draws_for(sampler) or self.engine is None:
+        if not by_bandits(sampler) or self.engine is None:
             return True
-        fits = sampler.settings.structure == self._structure
-        fits = fits and sampler.num_examples == self._examples
-        return fits and window_of(sampler) <= self._capacity
+        common = (sampler.settings.structure, sampler.num_examples)
+        return common == self._common and window_of(sampler) <= self._capacity
 
     def begin(self, slot: int, sampler: BatchSampler) -> None:
-        """Reset the stack's bandits for a sampler if they draw for it; else plan its batches."""
+        """Serve a sampler in a slot from the next step on."""
         if not self.takes(sampler):
             raise ArgumentError(
                 f"{type(sampler).__name__} does not fit this stack: it needs a Training, or a "
@@ -117,30 +119,31 @@ class DrawRows:
             if self.candidates:
                 shape = (*self._planned.shape[:2], self.candidates)
                 self._planned = self._planned.new_zeros(shape)
-        if not _stack_draws_for(sampler):
-            self._by_bandits[slot] = False
+        self._by_bandits[slot] = by_bandits(sampler)
+        if by_bandits(sampler):
+            self.samplers.pop(slot, None)
+            self._begin_bandits(slot, sampler)
+        else:
             self.samplers[slot] = sampler
-            return
+
+    def _begin_bandits(self, slot: int, sampler: MABSampler) -> None:
         shares, settings = sampler.shares.numpy(), sampler.settings
         if self.engine is None:
-            self._structure, self._examples = settings.structure, sampler.num_examples
+            self._common = (settings.structure, sampler.num_examples)
             # The ring of pulls has a fixed size: as many pulls as a bandit has arms, or the first
             # sampler's window if larger.
             self._capacity = max(shares.shape[1], window_of(sampler))
             self.engine = DeviceEngine(
-                np.tile(shares, (self._slots, 1)),
+                np.tile(shares, (len(self._drawn), 1)),
                 settings,
                 torch.Generator(self._drawn.device).manual_seed(self._seed),
-                stack=self._slots,
+                stack=len(self._drawn),
                 capacity=self._capacity,
             )
         indices, weights, arms = self.engine.begin(slot, shares, settings, seed=sampler.seed)
-        size = self._drawn.shape[1]
         self._drawn[slot] = indices
         self._drawn_weights[slot] = weights
-        self._arms[slot * size : (slot + 1) * size] = arms
-        self._by_bandits[slot] = True
-        self.samplers.pop(slot, None)
+        self._arms[slot] = arms
 
     def forget(self, slots: Iterable[int]) -> None:
         """Drop the samplers of slots without a training."""
@@ -159,12 +162,12 @@ class DrawRows:
         """Reward the bandits' arms by the losses [K, B] and store their batch of the next step."""
         if self.engine is None:
             return
-        self.engine.learn(self._arms, losses.flatten())
+        self.engine.learn(self._arms.flatten(), losses.flatten())
         indices, weights, arms = self.engine.draw(uniform=False)
         self._drawn.copy_(indices.view_as(self._drawn))
         if weights is not None:
             self._drawn_weights.copy_(weights.view_as(self._drawn_weights))
-        self._arms.copy_(arms)
+        self._arms.copy_(arms.view_as(self._arms))
 
     def statistics(self, slots: Sequence[int]) -> dict[int, dict[str, float]]:
         """Statistics of some slots' samplers or bandits, see `BatchSampler.statistics`."""
@@ -176,11 +179,7 @@ class DrawRows:
 
     def tensors(self) -> dict[str, Tensor]:
         """The bandits' batch of the next step; the first dimension is the row."""
-        return {
-            "drawn": self._drawn,
-            "drawn_weights": self._drawn_weights,
-            "arms": self._arms.view_as(self._drawn),
-        }
+        return {"drawn": self._drawn, "drawn_weights": self._drawn_weights, "arms": self._arms}
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Indices int64 [K, B] and importance weights float32 [K, B] of this step.
@@ -213,36 +212,34 @@ class DrawRows:
     def count_chosen(self, *, steps: int) -> None:
         """Count the examples that the last steps have chosen among candidates."""
         for slot, sampler in self.samplers.items():
-            if _stack_chooses_for(sampler):
+            if by_choice(sampler):
                 sampler.count(self._chosen[slot, :steps])
 
 
-def _stack_draws_for(sampler: BatchSampler) -> TypeGuard[MABSampler]:
-    """Whether the stack's bandits draw for the sampler."""
+def by_bandits(sampler: BatchSampler) -> TypeGuard[MABSampler]:
+    """Whether a sampler is served by the stack's bandits, see `DrawRows`."""
     # A subclass may draw or learn in another way.
     return type(sampler) is MABSampler and sampler.settings.active == 1
 
 
-def _stack_chooses_for(sampler: BatchSampler) -> TypeGuard[HardMiningSampler]:
-    """Whether the stack's step chooses among the sampler's candidates."""
+def by_choice(sampler: BatchSampler) -> TypeGuard[HardMiningSampler]:
+    """Whether a sampler is served by the step's choice, see `DrawRows`."""
     return type(sampler) is HardMiningSampler
 
 
 def _candidates_of(sampler: BatchSampler) -> int:
-    """Candidates that the stack's step chooses a batch from; 0 where it does not choose."""
-    return sampler.num_candidates if _stack_chooses_for(sampler) else 0
+    """Candidates that the step chooses a batch from; 0 where it does not choose."""
+    return sampler.num_candidates if by_choice(sampler) else 0
 
 
 def _learns(sampler: BatchSampler) -> bool:
     """Whether a sampler learns from the losses of each step; not where the step chooses for it."""
-    return sampler._learns and not _stack_chooses_for(sampler)
+    return sampler._learns and not by_choice(sampler)
 
 
-def needs_training(sampler: type[BatchSampler]) -> bool:
+def cannot_be_stacked(sampler: type[BatchSampler]) -> bool:
     """Whether samplers of a class need a `Training`, whose loop gives them network or losses."""
-    if sampler is HardMiningSampler:
-        return False
-    return sampler.asks_network or sampler.weighs_by_losses
+    return sampler is not HardMiningSampler and (sampler.asks_network or sampler.weighs_by_losses)
 
 
 def window_of(sampler: MABSampler) -> int:

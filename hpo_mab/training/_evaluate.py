@@ -83,8 +83,8 @@ def evaluate(
 ) -> tuple[float, float]:
     """Accuracy and mean cross-entropy of a model, in evaluation mode.
 
-    Batches that memory may not hold are cut, see `examples_at_once`. Sums stay on the device until
-    the end; the model's mode is restored.
+    Batches whose tensors may exceed 256 MiB, on CUDA an eighth of the device's memory, are cut.
+    Sums stay on the device until the end; the model's mode is restored.
 
     Args:
         model: Network from inputs to logits [n, C].

@@ -221,7 +221,7 @@ class RowOptimizer:
     """
 
     def __init__(self, name: str, weights: Tensor) -> None:
-        if name not in _ROWS:
+        if not isinstance(name, str) or name not in _ROWS:
             raise UnknownNameError("optimizer", name, _ROWS)
         self._name = name
         self._weights = weights
@@ -260,12 +260,13 @@ class RowOptimizer:
             factor: Share of the peak learning rate, float32 [K, 1].
         """
         self._steps += 1
+        if self._name != "adamw":  # Its decay is not part of the gradient.
+            gradients.addcmul_(self.knobs["weight_decay"], self._weights)
         self._update(self, gradients, self.knobs["lr"] * factor)
 
     def _sgd(self, gradients: Tensor, lr: Tensor) -> None:
         momentum = self.knobs["momentum"]
         (moment,) = self._moments
-        gradients.addcmul_(self.knobs["weight_decay"], self._weights)
         # The first moment is the gradient itself, as in torch: `_moments` begin at 0.
         moment.mul_(momentum).add_(gradients)
         # A tensor of 0 or 1, because rows differ: it selects the moment, or Nesterov's direction.
@@ -273,21 +274,16 @@ class RowOptimizer:
         direction = torch.lerp(moment, gradients.addcmul_(momentum, moment), nesterov)
         self._weights.addcmul_(lr, direction, value=-1)
 
-    def _adam(self, gradients: Tensor, lr: Tensor) -> None:
-        gradients.addcmul_(self.knobs["weight_decay"], self._weights)
-        self._adam_step(gradients, lr)
-
     def _adamw(self, gradients: Tensor, lr: Tensor) -> None:
         self._weights.mul_(1 - lr * self.knobs["weight_decay"])
-        self._adam_step(gradients, lr)
+        self._adam(gradients, lr)
 
-    def _adam_step(self, gradients: Tensor, lr: Tensor) -> None:
+    def _adam(self, gradients: Tensor, lr: Tensor) -> None:
         first, scale = self._adam_moments(gradients)
         rate = lr / (1 - self.knobs["beta1"] ** self._steps)
         self._weights.addcmul_(rate, first / scale, value=-1)
 
     def _nadam(self, gradients: Tensor, lr: Tensor) -> None:
-        gradients.addcmul_(self.knobs["weight_decay"], self._weights)
         first, scale = self._adam_moments(gradients)
         # The momentum schedule of `torch.optim.NAdam`, momentum_decay = 0.004.
         now, after = (
@@ -308,7 +304,6 @@ class RowOptimizer:
         return first, (second / (1 - beta**self._steps)).sqrt_().add_(self.knobs["eps"])
 
     def _rmsprop(self, gradients: Tensor, lr: Tensor) -> None:
-        gradients.addcmul_(self.knobs["weight_decay"], self._weights)
         square, moment = self._moments
         alpha = self.knobs["alpha"]
         square.mul_(alpha).add_((1 - alpha) * gradients * gradients)

@@ -1,4 +1,4 @@
-"""The rows of a stack of trainings, one row a training: networks, numbers, curves."""
+"""The tensors of a stack: row k has network, numbers and curve of the training in slot k."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -84,10 +85,17 @@ class NetworkRows:
         held = {name: buffer.shape[1:] for name, buffer in self.buffers.items()}
         same = (_shapes_of(trained), _shapes_of(rest)) == (self._shapes, held)
         # All rows are trained with the dropout of one network.
-        if not same or _layers_of(model) != self._layers:
+        layers = _layers_of(model)
+        if not same or layers != self._layers:
+            lines = zip_longest(self._layers.splitlines(), layers.splitlines(), fillvalue="nothing")
+            differ = (
+                f"; the stack has {own.strip()!r}, the model {other.strip()!r}"
+                for own, other in lines
+                if own != other
+            )
             raise ArgumentError(
                 "model must have the layers, parameters and buffers of the stack's networks, and "
-                "the same parameters frozen."
+                f"the same parameters frozen{next(differ, '')}."
             )
 
     def begin(self, slot: int, model: nn.Module) -> None:

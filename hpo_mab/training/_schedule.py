@@ -178,7 +178,7 @@ class Schedule:
 
     With ``W = min(round(warmup * T), T - 1)`` warm-up steps of ``T``, the factor of step ``s`` in
     ``0..T-1`` is ``(s + 1) / W`` before step ``W``. From there on, for ``"linear"``, it is
-    ``(T - s) / (T - W)``: 1 at its peak, and zero first at step ``T``, which is not taken. For
+    ``(T - s) / (T - W)``: 1 at step ``W``, and 0 only at step ``T``, which is not taken. For
     ``"constant"`` it is 1; such trainings are evaluated by their averaged weights to the end.
 
     Args:
@@ -375,7 +375,7 @@ class LearningCurve:
         return point
 
     def stored(self, points: Iterable[Mapping[str, Any]]) -> list[Evaluation]:
-        """The points of a saved state, for a curve without points."""
+        """The evaluations of a saved state, which must be at this curve's stops; none is added."""
         found = [Evaluation(**point) for point in points]
         if not found or [point.steps for point in found] != list(self.stops[: len(found)]):
             raise ArgumentError("the state is of a training that is evaluated at other steps.")

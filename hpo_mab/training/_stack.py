@@ -178,12 +178,13 @@ class StackedTrainer:
             slot: A slot of `free`.
             model: The network to train, of the trainer's shape. Only its weights and buffers are
                 copied.
-            sampler: Chooses the batches. For a `MABSampler` with ``active = 1`` the stack's bandits
-                draw, with its shares and knobs but without what it has learnt. For a
-                `HardMiningSampler` the stack chooses among its candidates; all trainings of the
-                stack must then have equally many. Any other sampler draws and learns itself, on
-                the device of the batches. One that needs the network, or weighs by losses, is
-                refused: it needs a `Training`.
+            sampler: Chooses the batches; each slot needs its own, because slots that share one
+                would each get a part of its batches. For a `MABSampler` with ``active = 1`` the
+                stack's bandits draw, with its shares and knobs but without what it has learnt. For
+                a `HardMiningSampler` the stack chooses among its candidates; all trainings of the
+                stack must then have equally many. Any other sampler draws and learns itself, on the
+                device of the batches. One that needs the network, or weighs by losses, is refused:
+                it needs a `Training`.
             steps: Budget in optimiser steps.
             optimizer: Knobs of the trainer's optimiser.
             state: What `state_dict` returned for the same training, which continues from there.
@@ -252,6 +253,9 @@ class StackedTrainer:
     def state(self, slot: int, *, averaged: bool = False) -> dict[str, Tensor]:
         """The tensors of the ``state_dict`` of a slot's network, as of now; copies.
 
+        With ``averaged`` it has the averaged weights. `Evaluation.averaged` says which weights an
+        evaluation used.
+
         A slot keeps them after its training has ended, until the next one starts there.
 
         Raises:
@@ -291,6 +295,9 @@ class StackedTrainer:
     def advance(self) -> list[tuple[int, Evaluation | TrainingDiverged]]:
         """Train until the next evaluation of one training or more, and evaluate these.
 
+        After an error while training, Ctrl-C included, all slots are free. Start there with new
+        samplers: a draw of the old ones may have no losses.
+
         Returns:
             Slots with their evaluations. After its last evaluation a training leaves its slot. So
             does a training that diverged, which has the error instead of an evaluation.
@@ -302,8 +309,13 @@ class StackedTrainer:
         self._networks.keep(self.free)
         self._draws.forget(self.free)
         start = self._clock()
-        self._take(steps)
-        synchronize(self._device)
+        try:
+            self._take(steps)
+            synchronize(self._device)
+        except BaseException:
+            # It is not known which steps were taken, so no training can continue.
+            self._running.clear()
+            raise
         # A step takes as long with free slots, which must not make a training look slow.
         elapsed = self._clock() - start
         share = elapsed / self.slots

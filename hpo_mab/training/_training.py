@@ -255,7 +255,7 @@ class Training(Iterator[Evaluation]):
     def _take_steps(self, done: int, stop: int) -> None:
         on_step = self.on_progress if self._device.type == "cpu" else None
         for step in range(done, stop):
-            self._set_budget_spent(step)
+            self._set_progress_and_rates(step)
             if self._device_step is not None:
                 self._device_step(step=step + 1)
             else:
@@ -295,7 +295,7 @@ class Training(Iterator[Evaluation]):
         sampler.scorer = lambda indices: training._score(indices)
         self._at_end.callback(setattr, sampler, "scorer", None)
 
-    def _set_budget_spent(self, step: int) -> None:
+    def _set_progress_and_rates(self, step: int) -> None:
         """Give sampler and optimiser the share of the budget that is spent before ``step``."""
         self.sampler.set_progress(self._curve.progress(step))
         factor = self._curve.schedule.factor(step)

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import optuna
 from optuna.trial import FrozenTrial
 
-from hpo_mab._attributes import STACK_KEY, WORKER_KEY
+from hpo_mab._attributes import STACK_SLOTS_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab._interrupts import deferred_interrupts, raise_if_interrupted
 from hpo_mab._plan import RETRIES, Attempt
@@ -261,7 +261,7 @@ class _OthersStarter:
         ended = Attempt.of(trial)
         if ended.finished and not ended.lacked_checkpoint:
             self._finished += 1
-            self._start_if_worth(self._finished, slots=ended.attrs.get(STACK_KEY, 1))
+            self._start_if_worth(self._finished, slots=ended.attrs.get(STACK_SLOTS_KEY, 1))
 
     def running(self, shares: Mapping[int, float]) -> None:
         """Pass on how far the running trials are; start the others if the first one is long."""

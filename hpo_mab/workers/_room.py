@@ -80,14 +80,9 @@ def later_devices(
 ) -> tuple[str, ...]:
     """A device for each process to start; none where this one is enough.
 
-    There is one worker per core or card, this process included. At any time they train at most a
-    quarter of the trials that are left. Each needs as much memory as this process holds now.
-
-    Args:
-        trials: Trials that are left.
-        slots: Trials that a process trains at the same time.
-        device: As for `worker_devices`.
-        threads: CPU threads of a trial, at least 1.
+    The workers, this process included, are at most `room`. A worker trains ``slots`` trials at the
+    same time, and all workers at most a quarter of the ``trials`` that are left. Each needs as much
+    memory as this process holds now.
     """
     workers = min(room(device=device, threads=threads), trials // ROUNDS // slots)
     free, held = _machine.available_memory(), _machine.resident_memory()

@@ -138,7 +138,7 @@ def race(cell: Cell, plan: RacePlan, order: Sequence[int]) -> tuple[str, int]:
     if not alive:
         return "uniform", twins
     (last,) = standings
-    ahead = all(estimate.above(0.0) for estimate in last.judged(plan.judged))
+    ahead = all(estimate.above(0.0) for estimate in last.gains(plan.judged))
     return (last.name if ahead else "uniform"), twins
 
 

@@ -24,7 +24,6 @@ from hpo_mab.advantage import (
 from hpo_mab.advantage._advantage import mean_limits
 
 BUDGETS = 1_000.0 * 2.0 ** np.arange(5)
-REPETITIONS = 120
 
 
 def simulate(rng, *, pairs, factor=1.0, noise=0.01):
@@ -37,19 +36,6 @@ def simulate(rng, *, pairs, factor=1.0, noise=0.01):
         bandit=curve(factor * BUDGETS, ceiling, scale) + noise * rng.standard_normal(shape),
         uniform=curve(BUDGETS, ceiling, scale) + noise * rng.standard_normal(shape),
     )
-
-
-@pytest.mark.parametrize("pairs", [5, 12])
-def test_equal_arms_have_no_advantage_as_often_as_promised(pairs):
-    # 120 repetitions of 95%: standard error 2 points; 3.5 of them below.
-    rng = np.random.default_rng(pairs)
-    ahead = np.zeros(5)
-    for _ in range(REPETITIONS):
-        made = simulate(rng, pairs=pairs)
-        ahead += [e.low <= 0 <= e.high for e in advantage(made, resamples=300)]
-    assert np.all(ahead / REPETITIONS >= 0.88)
-    # An interval that always covered would be no 95% interval.
-    assert ahead.mean() / REPETITIONS <= 0.985
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
@@ -105,6 +91,7 @@ def test_advantage_is_the_mean_difference():
         uniform=[[0.4, 0.6], [0.4, 0.5], [0.1, 0.5]],
     )
     first, second = advantage(made)
+    assert first == mean_estimate(made.difference[:, 0])
     assert first.value == pytest.approx(0.1)
     assert (first.n, second.n) == (3, 2)
     assert second.value == pytest.approx(0.15)

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engines import make_engine, teach, train
+from engines import make_engine, teach
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from tools import no_waiting
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.bandits import BanditSettings, DeviceEngine
 from hpo_mab.bandits._thompson import columns_of
+from hpo_mab.training._captured import register
 
 LOSSES = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.nan, math.inf, -math.inf])
 
@@ -196,20 +196,6 @@ def test_replacement_follows_correction() -> None:
         BanditSettings(replacement="no")  # type: ignore[arg-type]
 
 
-def test_thompson_draws_of_both_engines_have_one_distribution() -> None:
-    counts = []
-    for kind in ("host", "device"):
-        engine = make_engine(kind, examples=64, bandits=8, memory=20)
-        train(engine, steps=40, arms=8, seed=3)
-        drawn = torch.cat([engine.draw(uniform=False)[0] for _ in range(3000)])
-        counts.append(np.bincount(drawn.numpy(), minlength=64))
-    table = np.stack(counts)
-    # Eight multinomials at once, 56 degrees of freedom; a level of 0.001, fixed seeds.
-    expected = table.sum(axis=0) / 2
-    statistic = ((table - expected) ** 2 / expected).sum()
-    assert stats.chi2.sf(statistic, 56) > 1e-3
-
-
 def test_thompson_propensities_of_discounted_counts_are_refused() -> None:
     engine = make_engine("device", examples=8, bandits=2, discount=0.9)
     with pytest.raises(ArgumentError, match=r"discount=0\.9"):
@@ -266,7 +252,7 @@ def test_a_graph_draws_and_learns_at_each_replay(knobs: dict[str, Any]) -> None:
             engine.learn(arms, losses[indices])
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(engine.generator)
+    register(graph, engine.generator)
     with torch.cuda.graph(graph):
         indices, _, arms = engine.draw(uniform=False)
         engine.learn(arms, losses[indices])

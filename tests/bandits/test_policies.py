@@ -12,6 +12,7 @@ from scipy import stats
 
 POLICIES: dict[str, dict[str, Any]] = {
     "thompson": {"policy": "thompson", "floor": 0.1},
+    "thompson with replacement": {"policy": "thompson", "floor": 0.3, "replacement": True},
     "softmax": {"policy": "softmax", "temperature": 0.2},
     "epsilon_greedy": {"policy": "epsilon_greedy", "epsilon": 0.3},
     "epsilon_greedy with floor": {"policy": "epsilon_greedy", "epsilon": 0.3, "floor": 0.2},
@@ -19,7 +20,10 @@ POLICIES: dict[str, dict[str, Any]] = {
 
 
 #: Each policy in tensors, and Thompson sampling also by states.
-ENGINES = [("host", "thompson"), *(("device", name) for name in POLICIES)]
+ENGINES = [
+    *(("host", name) for name in POLICIES if "thompson" in name),
+    *(("device", name) for name in POLICIES),
+]
 
 
 @pytest.mark.parametrize(("engine_kind", "name"), ENGINES)

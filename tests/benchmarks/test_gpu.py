@@ -56,6 +56,7 @@ def test_a_check_that_fails_is_a_row(gpu: Any, monkeypatch: pytest.MonkeyPatch) 
         ("draw", ["eager", "graph"]),
         ("floor", ["matrix product", "floor of a step", "step with mab"]),
         ("against", ["one by one", "as a study does it", "usual script", "ours, mab"]),
+        ("studies", ["usual script", "hpo-mab run, mab", "outside training"]),
     ],
 )
 def test_benchmarks_run_on_the_cpu(gpu: Any, part: str, named: list[str]) -> None:

@@ -35,3 +35,11 @@ def test_a_study_of_finished_trials_is_continued(
     assert figures["finished_trials"] == 60
     assert figures["further"] == 40
     assert figures["cpu_ms_per_trial"] > 0
+
+
+def test_a_large_study_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["storage_load.py", "read"])
+    monkeypatch.setattr(storage_load, "read", lambda _, trials: ({}, trials == 10_000))
+    with pytest.raises(SystemExit) as ended:
+        storage_load.main()
+    assert not ended.value.code

@@ -213,11 +213,6 @@ def test_no_more_seeds_are_suggested_with_a_reference_study_which_has_one(
     assert [command[0] for command in next_commands(out)] == ["dashboard"]
 
 
-def test_a_file_that_cannot_be_written_is_one_line(cli: Cli, tiny: str) -> None:
-    err = cli.refusal("compare", tiny, "--quiet", "--record", "no/such/folder/x.json")
-    assert "no/such/folder/x.json cannot be written" in err
-
-
 @pytest.mark.usefixtures("no_server")
 def test_the_dashboard_keeps_files_where_the_user_says(
     cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -50,6 +50,7 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
         ("report none.json", ["none.json", "compare --record"]),
         ("report empty -o folder", ["folder is a folder", "give a file"]),
         ("compare tiny.toml --record folder", ["folder is a folder", "give a file"]),
+        ("compare tiny.toml --record no/such/x.json", ["no/such/x.json cannot be written"]),
         ("compare tiny.toml --set compare.reference=x", ["reference must be 'uniform'", "'x'"]),
         ("copy empty --move --to :memory:", ["--to must be a file or a server", ":memory:"]),
         ("worker --study foreign", ["'foreign'", "hpo-mab dashboard"]),
@@ -92,6 +93,7 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
             ["compare.arms", "must be a text that is not empty, got ''"],
         ),
         ("replay bare 0 --tolerance nan", ["--tolerance must be at least 0, got nan"]),
+        ("run a\x1b.toml", [r"a\x1b.toml: no such file"]),
         ("studies \udcff", ["'\\udcff' holds characters that are not valid Unicode"]),
     ],
 )

@@ -146,7 +146,7 @@ def test_flipped_labels_of_a_folder_come_first_with_their_files(
     pixels = (digits.images[kept] * 15.9).astype(np.uint8)
     for number, (image, label) in enumerate(zip(pixels, digits.target[kept], strict=True)):
         given = 1 - label if number % 30 == 0 else label
-        name = "flipped" if given != label else "right"
+        name = "flipped-\x1b[2J" if given != label else "right"
         path = tmp_path / "photos" / ("zero", "one")[given] / f"{name}-{'x' * 60}-{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
@@ -163,7 +163,9 @@ def test_flipped_labels_of_a_folder_come_first_with_their_files(
     for one in found["suspicious"]:
         assert (tmp_path / "photos" / one["file"]).is_file()
         assert one["file"].startswith(f"{one['label']}/")
-    assert "…" not in cli.out("examples", "folder-uniform-seed0", "--top", "5")
+    out = cli.out("examples", "folder-uniform-seed0", "--top", "5")
+    assert not {"…", "\x1b"} & set(out)
+    assert r"flipped-\x1b[2J-" in out
     # The second time images and names come from the cache.
     assert json.loads(cli("examples", "folder-uniform-seed0", "--top", "5", "--json")[1]) == found
     assert cli("examples", "folder-uniform-seed0", "--drop", "3", "-o", "out.json")[0] == 0

@@ -121,7 +121,8 @@ def test_pages_that_a_full_disk_prevents_are_written_later(
     assert status == 0
     assert "2 complete" in out
     _is_one_line(
-        err.splitlines(keepends=True)[-1], ["the study is stored", "No space left", "hpo-mab dash"]
+        err.splitlines(keepends=True)[-1],
+        ["studies are stored", "No space left", "next 'hpo-mab dash"],
     )
     (small_disk / "other").unlink()
     storage = Storage(str(tmp_path / "hpo_mab.db"))

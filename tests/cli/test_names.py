@@ -30,13 +30,15 @@ def test_each_name_that_run_accepts_is_shown_and_accepted_by_other_commands(
 
 
 @pytest.mark.parametrize("command", [("run",), ("compare", "--seeds", "1")])
-@pytest.mark.parametrize("name", ["a\tb", "lr=0.1", "run#2", "best.json"])
+@pytest.mark.parametrize(
+    "name", ["a\tb", "lr=0.1", "run#2", "best.json", pytest.param("n" * 513, id="long")]
+)
 def test_a_name_that_a_command_cannot_hold_is_refused(
     cli: Cli, tiny: str, command: tuple[str, ...], name: str
 ) -> None:
     status, out, err = cli(command[0], tiny, *command[1:], "--name", name)
     assert (status, out) == (2, "")
-    bound = "printable, without = and #, and not end in .json"
+    bound = "printable, at most 512 characters, without = and #, and not end in .json"
     assert err == f"hpo-mab: the study's name (see --name) must be {bound}, got {name!r}.\n"
 
 

@@ -9,13 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 from wsgiref.simple_server import WSGIServer
-from wsgiref.util import setup_testing_defaults
 
 import pytest
 import sqlalchemy as sa
+from tools import answer
 
 from hpo_mab.storage import Storage
 
@@ -78,12 +77,8 @@ def _pages(url: str) -> Iterator[tuple[str, str]]:
     storage = Storage(url)
     pages = application(storage)
     for path in ("/dashboard", "/api/meta", "/api/studies", "/api/studies/1", "/api/nowhere"):
-        request: dict[str, Any] = {"PATH_INFO": path, "wsgi.errors": (errors := io.StringIO())}
-        setup_testing_defaults(request)
-        body: Any = pages(request, lambda *_: io.BytesIO().write)
-        yield path, b"".join(body).decode() + errors.getvalue()
-        if hasattr(body, "close"):
-            body.close()
+        body = answer(pages, path, errors := io.StringIO()).decode()
+        yield path, body + errors.getvalue()
     storage.close()
 
 
@@ -142,6 +137,7 @@ _URLS = (
     f"postgresql://me:{PASSWORD}@127.0.0.1:1/studies",
     f"nosuch://me:{quote(PASSWORD, safe='')}@127.0.0.1/studies",
     f"postgresql://me:{PASSWORD}@host:port/studies",
+    f"postgresql://me@server:{quote(PASSWORD, safe='')}@127.0.0.1:1/studies",
 )
 
 

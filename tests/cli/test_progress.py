@@ -139,15 +139,16 @@ def test_a_long_trial_shows_how_far_it_is(clock: Clock, capsys: pytest.CaptureFi
     ]
 
 
-def test_a_study_that_continues_shows_no_time_for_all_its_trials(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("number", "limited"), [(28, False), (0, True)])
+def test_a_study_that_continues_or_has_a_budget_shows_no_time_for_all_its_trials(
+    clock: Clock, capsys: pytest.CaptureFixture[str], number: int, limited: bool
 ) -> None:
-    with StudyProgress(trials=30, label="study") as progress:
+    with StudyProgress(trials=30, label="study", limited=limited) as progress:
         for second in (0, 40):
             clock.now += second
-            progress.running({28: 0.1 + second / 80})
+            progress.running({number: 0.1 + second / 80})
     assert capsys.readouterr().err.splitlines() == [
-        "study: no new trial has ended yet; trial 28 at 60%, 32.0 s left of it"
+        f"study: no new trial has ended yet; trial {number} at 60%, 32.0 s left of it"
     ]
 
 

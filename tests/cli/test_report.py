@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_up
 import optuna
 import pytest
 import torch
@@ -20,6 +21,8 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Evidence
 from hpo_mab.cli._files import write_file
 from hpo_mab.cli._main import app
+from hpo_mab.cli._output import print_result
+from hpo_mab.compare import summarise
 from hpo_mab.data import Normalization
 from hpo_mab.search import load_network, load_spec, load_splits
 from hpo_mab.storage import Storage, read_run
@@ -365,6 +368,12 @@ def test_what_cannot_be_saved_or_loaded_is_refused(
         load_network("other.pt")
 
 
+def test_more_tables_are_offered_without_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [made_up.study(arm, 0, trials=2, paired=0, pruned=0) for arm in ("mab", "uniform")]
+    print_result(summarise(runs))
+    assert "--verbose shows differences, cost" in capsys.readouterr().out
+
+
 def test_a_database_is_not_overwritten(cli: Cli, study: str) -> None:
     err = cli.refusal("replay", study, "0", "--save", "hpo_mab.db")
     assert "hpo_mab.db is a database; give another file." in err
@@ -391,17 +400,20 @@ def test_a_write_that_fails_leaves_the_earlier_file(
     assert [one.name for one in tmp_path.iterdir()] == ["good.pt"]
 
 
+def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path) -> None:
+    path, other = tmp_path / "report.html", tmp_path / "other"
+    path.write_text("mine")
+    path.chmod(0o600)
+    # What another user of the folder could prepare.
+    (tmp_path / ".report.html.part").symlink_to(other)
+    write_file(path, "new")
+    assert (path.read_text(), other.exists()) == ("new", False)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_name_that_is_not_valid_unicode_is_written_with_its_code(tmp_path: Path) -> None:
     write_file(tmp_path / "report.md", "photos \udcff")
     assert (tmp_path / "report.md").read_text() == r"photos \udcff"
-
-
-def test_a_study_without_a_complete_trial_has_no_best_one(
-    cli: Cli, tiny: str, tmp_path: Path
-) -> None:
-    assert cli("run", tiny, "--trials", "1", "--quiet", "--set", "optimizer.lr=1e30")[0] == 0
-    err = cli.refusal("replay", "tiny-mab-seed0", "best")
-    assert "has no best trial: none is complete" in err
 
 
 def test_a_trial_shows_why_it_was_pruned(cli: Cli, tiny: str) -> None:

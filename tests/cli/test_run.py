@@ -10,12 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
-from PIL import Image
-from tools import next_commands
+from tools import next_commands, photo
 
 from hpo_mab import data
 from hpo_mab._attributes import INTERRUPTED_KEY, SLOT_KEY, TWIN_KEY
@@ -36,6 +34,8 @@ def test_a_study_whose_trials_all_diverge_at_once_has_a_summary(cli: Cli, tiny: 
     for command in (["report", "tiny-mab-seed0"], ["replay", "tiny-mab-seed0", "0"]):
         status, _, err = cli(*command)
         assert (status, "Traceback" in err) == (2, False), (command, err)
+    err = cli.refusal("replay", "tiny-mab-seed0", "best")
+    assert "has no best trial: none is complete" in err
 
 
 def test_run_then_continue_then_another(cli: Cli, tiny: str) -> None:
@@ -201,6 +201,14 @@ def test_a_mistake_is_one_line_before_anything_is_done(
     assert {path.name for path in tmp_path.iterdir()} <= {tiny, "broken.py", "__pycache__"}
 
 
+def test_nothing_is_imported_from_the_current_folder_unless_a_definition_names_it(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    cli.out("run", tiny, "--trials", "1", "--quiet")
+    assert "" not in sys.path
+
+
 def test_missing_data_without_network_is_one_line(
     cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,12 +226,8 @@ def test_missing_data_without_network_is_one_line(
 
 
 def test_a_study_is_named_after_other_data(cli: Cli, tiny: str, tmp_path: Path) -> None:
-    noise = np.random.default_rng(0)
-    for name in ("one", "two"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = noise.integers(256, size=(8, 8), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    for number in range(40):
+        photo(tmp_path / "photos" / ("one", "two")[number % 2] / f"{number}.png", number)
     given = ("--trials", "1", "--set", "data.size=8", "--batch-size", "8", "--json")
     assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
     status, out, err = cli("run", tiny, "--data", "image_folder", "--data-root", "photos", *given)
@@ -359,6 +363,11 @@ def test_trials_of_a_race_say_why_they_are_not_lengthened(cli: Cli, tiny: str) -
     assert "no trial continues beyond its budget: sampler 'auto'" in " ".join(out.split())
 
 
+def test_a_race_that_the_budget_ended_is_not_over(cli: Cli, tiny: str) -> None:
+    out = cli.out("run", tiny, "--sampler", "auto", "--trials", "30", "--budget", "1epochs")
+    assert "auto has not chosen yet: the race is not over" in " ".join(out.split())
+
+
 @pytest.mark.parametrize(
     ("options", "purpose"),
     [
@@ -373,19 +382,6 @@ def test_what_is_compared_next_is_what_compare_runs(
     unpruned = ("--set", "compare.unpruned=true", "--trials", "1")
     _, out, _ = cli("run", tiny, *unpruned, *options)
     assert re.search(rf"# {purpose}$", out, flags=re.MULTILINE)
-
-
-def test_ctrl_c_while_the_best_is_scored_keeps_the_summary(
-    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object, **__: object) -> float:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(StudyRunner, "train_again", interrupt)
-    status, out, _ = cli("run", tiny, "--trials", "2")
-    assert status == 130
-    assert "Trials   2 complete" in out
-    assert "# continue the study" in out
 
 
 _PRINTS = """
@@ -437,7 +433,7 @@ def test_a_study_in_memory_has_no_next_commands_and_no_files(
 
 
 @pytest.mark.parametrize("command", ["run", "compare"])
-def test_ctrl_c_says_that_trials_are_stored_unless_they_are_in_memory(
+def test_ctrl_c_while_the_best_is_scored_says_what_is_kept(
     cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     def interrupt(*_: object, **__: object) -> float:
@@ -449,6 +445,9 @@ def test_ctrl_c_says_that_trials_are_stored_unless_they_are_in_memory(
         assert status == 130
         assert "Interrupted." in out + err
         assert ("Finished trials are stored" in out + err) is stored
+        if command == "run":
+            assert "Trials   2 complete" in out
+            assert ("# continue the study" in out) is stored
 
 
 def test_a_definition_may_begin_with_a_byte_order_mark(cli: Cli, tiny: str, tmp_path: Path) -> None:

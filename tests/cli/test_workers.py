@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tools import count
 
 from hpo_mab.storage import Storage, read_run
 
@@ -29,24 +29,14 @@ def _children(pid: int) -> list[int]:
     return [int(child) for one in lists for child in one.read_text().split()]
 
 
-def _finished(url: str) -> int:
+def _finished(database: Path) -> int:
     """Number of finished trials, by SQL: opening a storage takes longer than a trial."""
-    path = url.removeprefix("sqlite:///")
-    if not Path(path).exists():
-        return 0
-    with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
-        try:
-            query = "SELECT count(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')"
-            return int(connection.execute(query).fetchone()[0])
-        except sqlite3.OperationalError:  # There are no tables yet.
-            return 0
+    return count(database, "trials WHERE state IN ('COMPLETE', 'PRUNED')")
 
 
-def _has_trained(url: str, pid: int) -> bool:
+def _has_trained(database: Path, pid: int) -> bool:
     """Whether a process has begun a trial."""
-    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
-        query = "SELECT count(*) FROM trial_system_attributes WHERE value_json LIKE ?"
-        return bool(connection.execute(query, (f"%:{pid}:%",)).fetchone()[0])
+    return count(database, f"trial_system_attributes WHERE value_json LIKE '%:{pid}:%'") > 0
 
 
 def _wait(condition: Callable[[], bool], seconds: float = 240) -> None:
@@ -71,14 +61,14 @@ def _launched(tiny: str, folder: Path, *, workers: int) -> Iterator[subprocess.P
             parent.kill()
 
 
-def _goes_on(cli: Cli, tiny: str, url: str) -> None:
+def _goes_on(cli: Cli, tiny: str, database: Path) -> None:
     """The same command finishes the study, every planned trial once."""
     # Each of up to three workers had a trial, which is repeated.
-    target = _finished(url) + 3
+    target = _finished(database) + 3
     out = cli.out("run", tiny, "--trials", str(target), "--json")
     facts = json.loads(out)
     assert facts["trials"]["complete"] + facts["trials"]["pruned"] == target
-    storage = Storage(url)
+    storage = Storage(database)
     trials = read_run(storage, NAME).trials
     storage.close()
     slots = sorted(t.slot for t in trials if t.state in ("complete", "pruned"))
@@ -89,17 +79,17 @@ def _goes_on(cli: Cli, tiny: str, url: str) -> None:
 def test_workers_survive_a_kill_and_ctrl_c_and_lose_nothing(
     cli: Cli, tiny: str, tmp_path: Path
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'hpo_mab.db'}"
+    database = tmp_path / "hpo_mab.db"
     with _launched(tiny, tmp_path, workers=2) as parent:
-        _wait(lambda: _finished(url) >= 1 and len(_children(parent.pid)) == 1)
+        _wait(lambda: _finished(database) >= 1 and len(_children(parent.pid)) == 1)
         workers = _children(parent.pid)
-        _wait(lambda: _has_trained(url, workers[0]))
+        _wait(lambda: _has_trained(database, workers[0]))
         os.kill(workers[0], signal.SIGKILL)
         _wait(lambda: len(set(_children(parent.pid)) - set(workers)) == 1)
         parent.send_signal(signal.SIGINT)
         assert parent.wait(240) == 130
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    _goes_on(cli, tiny, url)
+    _goes_on(cli, tiny, database)
 
 
 def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
@@ -121,10 +111,6 @@ def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
     assert "reproduced bit for bit" in out
 
     assert cli("worker", "--study", NAME) == (0, "", "")
-    err = cli.refusal("worker", "--study", "tiny-mab-seed1")
-    assert f"Did you mean '{NAME}'" in err
-    err = cli.refusal("replay", NAME, "9")
-    assert "Unknown trial '9'" in err
 
 
 def test_replay_says_that_a_trial_was_trained_in_a_slot(cli: Cli, tiny: str) -> None:

@@ -154,6 +154,30 @@ def test_an_incumbent_of_one_point_has_a_marker():
     assert (len(set(trace.x)), trace.mode) == (1, "markers")
 
 
+def test_a_reference_of_one_evaluation_has_a_marker():
+    runs = [
+        run([trial([0.5 + 0.1 * number], number=number) for number in range(3)], arm=arm)
+        for arm in ("mab", "uniform")
+    ]
+    for draw in (figures.paired_advantage, figures.acceleration):
+        (trace,) = (t for t in draw(summarise(runs)).data if t.name == "uniform")
+        assert trace.mode == "markers"
+
+
+def test_an_arm_that_has_no_incumbent_for_a_seed_is_named():
+    runs = [study("uniform", 0), study("mab", 0), run([], arm="mab", seed=1)]
+    figure = figures.anytime_incumbent(runs)
+    assert not lines(figure, "mab")
+    assert "without mab: a seed has no complete trial" in figure.layout.title.text
+
+
+def test_text_at_the_pointer_has_no_interval_where_there_is_none(runs):
+    summary = summarise(runs[:2])
+    (trace, _) = figures.cost_to_target(summary).data
+    assert not any("[" in text for text in trace.text)
+    assert all("[" in text for text in lines(figures.paired_advantage(summary), "mab")[0].text)
+
+
 def test_more_than_two_intervals_are_bars():
     arms = ("mab", "uniform", "uniform_hyperband", "mab_hyperband")
     runs = [study(arm, seed, rewards=0.5) for arm in arms for seed in range(3)]
@@ -174,6 +198,15 @@ def test_more_than_two_intervals_are_bars():
     bar = next(t for t in figures.paired_advantage(summary).data if t.error_y.array is not None)
     row = summary.contrasts[0].paired[-1].advantage
     assert bar.y[-1] + bar.error_y.array[-1] == pytest.approx(100 * row.high)
+
+
+def test_bars_of_many_arms_are_at_their_own_evaluation():
+    arms = [f"arm{number}" for number in range(40)]
+    runs = [study(arm, seed, trials=1, pruned=0) for arm in arms for seed in range(2)]
+    bars = [t for t in figures.learning_curves(runs).data if t.error_y.array is not None]
+    assert len(bars) == len(arms)
+    places = 1_000 * np.arange(1, 9)
+    assert all(np.abs(np.asarray(bar.x) - places).max() < 500 for bar in bars)
 
 
 def test_titles_fit_a_phone(drawn):
@@ -317,6 +350,16 @@ def test_cost_error_bars_stop_where_nothing_is_known():
     assert trace.error_x.array[0] == 0.0
     assert trace.marker.symbol[0] == "triangle-right"
     assert "reached in 2 of 3 seeds" in trace.text[0]
+
+
+def test_arms_are_next_to_each_other_at_each_target():
+    runs = [study(arm, seed) for arm in ("mab", "psgd", "uniform") for seed in range(3)]
+    figure = figures.cost_to_target(summarise(runs))
+    one, other, unit = figure.data
+    assert len({*one.y, *other.y}) == len(one.y) + len(other.y)
+    # Plotly's own grouping would change the ratios.
+    assert figure.layout.scattermode is None
+    assert (unit.x, unit.y[0] < min(one.y), unit.y[1] > max(other.y)) == ((1, 1), True, True)
 
 
 def test_learning_curves_are_means_over_seeds_with_their_interval():
@@ -477,6 +520,18 @@ def test_a_knob_of_texts_and_numbers_has_an_axis_of_texts():
     assert figure.layout.xaxis.type == "category"
     figure = figures.knob_slices([run(trials[1:], arm="mab")])
     assert list(figure.data[0].x) == [50, 100, 50]
+
+
+@pytest.mark.parametrize(("lowest", "scale"), [(1, "log"), (0, None)])
+def test_a_knob_searched_on_a_logarithmic_scale_has_such_an_axis(lowest, scale):
+    trials = [
+        trial([0.5], number=number, params={"sampler.memory": value})
+        for number, value in enumerate([lowest, 10, 100])
+    ]
+    memory = {"low": 1, "high": 100, "log": True}
+    spec = {"sampler": {"kind": "mab", "memory": memory}}
+    figure = figures.knob_slices([dataclasses.replace(run(trials, arm="mab"), spec=spec)])
+    assert figure.layout.xaxis.type == scale
 
 
 def test_attempts_that_are_tried_again_are_not_drawn_twice():

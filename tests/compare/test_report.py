@@ -146,7 +146,9 @@ def test_names_and_values_of_a_database_are_escaped(runs):
     name = "</script><img src=x>"
     trials = [dataclasses.replace(one, params={"<b>": "<b>"}) for one in runs[0].trials]
     changed = (dataclasses.replace(runs[0], name=name, arm=name, trials=tuple(trials)), *runs[1:])
-    page = Page(report_html(_found(changed), summarise(changed)))
+    # JSON may hold a text in place of a number.
+    shown = [dataclasses.replace(one, seed="<b>") for one in changed]
+    page = Page(report_html(_found(shown), summarise(changed)))
     assert not {"img", "b"} & {tag for tag, _ in page.tags}
     words = "".join(page.text)
     assert name in words
@@ -160,6 +162,13 @@ def test_every_trial_is_on_record(page, runs):
         assert one.name in words
         assert f"{one.best.value:.4f}" in words
     assert "sampler.memory=50" in words
+
+
+def test_examples_of_a_resumed_trial_are_those_since_it_was_resumed():
+    resumed = dataclasses.replace(trial([0.1, 0.5], number=1), attrs={"hpo_mab:resumed_at": 1})
+    runs = [run([trial([0.1], state="fail", examples=4_000), resumed], arm="uniform")]
+    assert runs[0].examples == 8_000
+    assert Page(report_html(_found(runs), summarise(runs))).text.count("4,000") == 2
 
 
 def test_the_weights_that_were_evaluated_are_named(page):

@@ -11,28 +11,21 @@ from typing import Any
 
 import optuna
 import pytest
+from small_studies import tiny
 
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.compare import _runner, run_comparison, stored_comparison
-from hpo_mab.search import StudyRunner, StudySpec, load_splits, make_spec
+from hpo_mab.search import StudyRunner, StudySpec, load_splits
 from hpo_mab.search._definition import CompareSection
 from hpo_mab.storage import Storage, study_names
 from hpo_mab.training import Budget
 from hpo_mab.training import _training as training_module
 
 
-def _spec(**sections: Any) -> StudySpec:
+def _spec(*, budget: dict[str, int] | None = None, **sections: Any) -> StudySpec:
     """A definition whose trials take four steps."""
-    return make_spec(
-        {
-            "name": "tiny",
-            "budget": {"steps": 4, "evaluations": 2, "trials": 2},
-            "model": {"name": "mlp"},
-            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
-            "search": {"initial": 1},
-            **sections,
-        }
-    )
+    steps = {"epochs": None, "steps": 4, "evaluations": 2, "trials": 2}
+    return tiny(budget=steps | (budget or {}), search={"initial": 1}, **sections)
 
 
 def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
@@ -154,7 +147,7 @@ def test_a_reference_of_a_pruner_is_a_stored_study_or_an_earlier_arm(storage: St
 def test_scores_of_another_budget_do_not_count(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = _spec(budget={"steps": 4, "evaluations": 2, "trials": 1}, sampler={"kind": "uniform"})
+    spec = _spec(budget={"trials": 1}, sampler={"kind": "uniform"})
     runner = StudyRunner(spec, storage)
     run = runner.run(score=False).run
     budgets: list[Budget] = []
@@ -190,10 +183,8 @@ def test_no_arm_is_trained_if_a_later_one_has_too_few_steps(storage: Storage) ->
         "all": {"pruner": {"kind": "none"}},
         "promoted": {"pruner": {"kind": "promotion"}},
     }
-    spec = _spec(
-        budget={"steps": 4, "evaluations": 8, "trials": 2},
-        compare={"retrain": 0, "arms": arms, "reference": "all"},
-    )
+    compare = {"retrain": 0, "arms": arms, "reference": "all"}
+    spec = _spec(budget={"evaluations": 8}, compare=compare)
     with pytest.raises(ArgumentError, match=r"budget\.evaluations must be at most 4"):
         run_comparison(spec, storage)
     assert study_names(storage) == ()

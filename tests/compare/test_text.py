@@ -14,7 +14,7 @@ from hpo_mab._attributes import (
     LENGTH_KEY,
     REASON_KEY,
     SAMPLER_KEY,
-    STACK_KEY,
+    STACK_SLOTS_KEY,
     TWIN_KEY,
 )
 from hpo_mab.advantage import Estimate
@@ -221,7 +221,7 @@ def test_one_seed_cannot_tell_about_the_search(runs):
 
 
 def in_slots(run, slots):
-    trials = [dataclasses.replace(t, attrs={STACK_KEY: slots}) for t in run.trials]
+    trials = [dataclasses.replace(t, attrs={STACK_SLOTS_KEY: slots}) for t in run.trials]
     return dataclasses.replace(run, trials=tuple(trials))
 
 

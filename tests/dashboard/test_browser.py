@@ -12,6 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna
 import pytest
+from small_studies import tiny
 
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab.advantage import Evidence
@@ -19,19 +20,12 @@ from hpo_mab.compare import ComparisonRuns, report_html
 from hpo_mab.dashboard import application, publish_comparison, publish_study
 from hpo_mab.dashboard._files import CURVES_FILE
 from hpo_mab.pruners import AdvantageWarning
-from hpo_mab.search import StudyRunner, make_spec
+from hpo_mab.search import StudyRunner
 from hpo_mab.search._choice import stored_choice
 from hpo_mab.storage import Storage, open_study, read_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
-
-SPEC = {
-    "name": "piloted",
-    "model": {"name": "mlp"},
-    "optimizer": {"name": "sgd", "lr": {"low": 0.001, "high": 1.0, "log": True}},
-    "training": {"batch_size": 64},
-}
 
 
 @pytest.fixture(name="address", scope="module")
@@ -171,15 +165,15 @@ def test_a_thousand_trials_draw_few_lines_and_offer_their_curves(
 def _piloted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, optuna.Study]]:
     """Address of a study whose pilot has led to evidence and a choice, and the study."""
     storage = Storage(f"sqlite:///{tmp_path_factory.mktemp('piloted') / 'studies.db'}")
-    sections = {
-        "budget": {"epochs": 1, "evaluations": 2, "trials": 10},
-        "sampler": {"kind": "auto"},
-        "pruner": {"kind": "advantage"},
-        "search": {"initial": 4},
-    }
+    spec = tiny(
+        budget={"evaluations": 2, "trials": 10},
+        sampler={"kind": "auto"},
+        pruner={"kind": "advantage"},
+        search={"initial": 4},
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdvantageWarning)
-        runner = StudyRunner(make_spec({**SPEC, **sections}), storage)
+        runner = StudyRunner(spec, storage)
         run = runner.run(score=False).run
     assert publish_study(storage, run, images=runner.objective.workload.images).problem == ""
     with served(storage) as address:

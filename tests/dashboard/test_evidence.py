@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
-from made_up import accelerated
+from made_up import EVALUATIONS, accelerated, definition
 
 from hpo_mab._attributes import (
     CHOICE_KEY,
@@ -24,10 +24,8 @@ from hpo_mab.compare._tables import coefficient, points
 from hpo_mab.dashboard._evidence import _rung_reason, evidence_note
 from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.pruners._advantage_pruner import Placement
-from hpo_mab.search import create_pruner, make_spec
+from hpo_mab.search import create_pruner
 from hpo_mab.search._choice import Choice, Standing
-
-FULL = 8
 
 
 def measured(factor: float, **options: float) -> Evidence:
@@ -35,13 +33,8 @@ def measured(factor: float, **options: float) -> Evidence:
     return measure_evidence(accelerated(factor, **options), resamples=300, source="pilot")
 
 
-def spec(**sections: Any) -> dict[str, Any]:
-    named = {"name": "tiny", "budget": {"epochs": 1, "evaluations": FULL}, **sections}
-    return make_spec(named).model_dump(mode="json")
-
-
 def settings(**sections: Any) -> StudySettings:
-    return StudySettings.of(spec(**sections))
+    return StudySettings.of(definition(**sections))
 
 
 def study(**attrs: Any) -> optuna.Study:
@@ -73,14 +66,14 @@ def test_rungs_are_shown_where_the_pruner_places_them(
     of = settings(pruner={"kind": "advantage", **options}, training={"average": average})
     note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), of)
     options = {**options, "evidence": evidence}
-    pruner = create_pruner("advantage", options, evaluations=FULL, averaged=average > 0)
+    pruner = create_pruner("advantage", options, evaluations=EVALUATIONS, averaged=average > 0)
     assert isinstance(pruner, AdvantagePruner)
     trial = optuna.trial.create_trial(value=1.0)
     judged = optuna.create_study()
     keeper = pruner.keeper(judged)
     rungs = (pruner._placement(rung, trial, keeper) for rung in itertools.count())
     known = (rung for rung in rungs if rung is not None)
-    placed = list(itertools.takewhile(lambda rung: rung.uniform <= FULL, known))
+    placed = list(itertools.takewhile(lambda rung: rung.uniform <= EVALUATIONS, known))
     rows = table(note, "rung")
     assert [(int(lies), int(decided)) for _, lies, decided, _ in rows] == [
         (rung.uniform, rung.step) for rung in placed
@@ -111,7 +104,7 @@ def test_the_rung_that_fidelity_places_is_shown_with_its_figures(
     low: float, moved: bool, sampler: str
 ) -> None:
     taus = [Estimate(value=0.7, low=end, high=0.9, n=10) for end in (low, low, 0.4, 0.5)]
-    found = RungFidelity(full=FULL, steps=(1, 2, 3, 4), tau=tuple(taus), trials=10)
+    found = RungFidelity(full=EVALUATIONS, steps=(1, 2, 3, 4), tau=tuple(taus), trials=10)
     note = evidence_note(
         study(**{FIDELITY_KEY: found.to_json()}), settings(sampler={"kind": sampler}, **ADVANTAGE)
     )
@@ -127,7 +120,7 @@ def test_the_rung_that_fidelity_places_is_shown_with_its_figures(
 
 def test_a_first_rung_beyond_the_ranked_evaluations_is_shown_so() -> None:
     tau = Estimate(value=0.7, low=0.4, high=0.9, n=10)
-    found = RungFidelity(full=FULL, steps=(1, 2, 3, 4), tau=(tau,) * 4, trials=10)
+    found = RungFidelity(full=EVALUATIONS, steps=(1, 2, 3, 4), tau=(tau,) * 4, trials=10)
     of = settings(pruner={"kind": "advantage", "min_resource": 6})
     note = evidence_note(study(**{FIDELITY_KEY: found.to_json()}), of)
     assert "**The first rung lies at evaluation 6**: the ranking was not measured there." in note
@@ -155,11 +148,11 @@ def test_the_table_holds_the_evidences_own_figures() -> None:
 def test_autos_choice_can_be_audited(sections: dict[str, Any] | None) -> None:
     of = StudySettings.stored_in({}) if sections is None else settings(**sections)
     evidence = measured(1.5)
-    chosen = Choice(sampler="mab", why="the figures say so", pairs=30, evidence=evidence.digest)
+    chosen = Choice(sampler="mab", why="the *figures* say so", pairs=30, evidence=evidence.digest)
     attrs = {EVIDENCE_KEY: evidence.to_json(), CHOICE_KEY: chosen.to_json()}
     note = evidence_note(study(**attrs), of)
     assert "**`auto` chose `mab`**" in note
-    assert "Why: the figures say so." in note
+    assert r"Why: the \*figures\* say so." in note
     assert f"It rests on evidence `{evidence.digest}`." in note
     assert "rung" not in note  # Its pruner has no use for evidence.
     attrs[EVIDENCE_KEY] = measured(1.4).to_json()

@@ -6,6 +6,7 @@ from typing import Any
 import optuna
 import pytest
 
+from hpo_mab.compare.figures import colours
 from hpo_mab.dashboard import _figures
 from hpo_mab.dashboard._figures import importances
 from hpo_mab.storage import Storage, StudyRun, read_run
@@ -76,3 +77,16 @@ def test_importances_are_means_over_the_studies_of_an_arm(
     assert dict(zip(figure.data[0].y, figure.data[0].x, strict=True)) == pytest.approx(
         {"lr": 40.0, "x": 60.0}
     )
+
+
+def test_an_arm_has_its_colour_next_to_arms_without_importances(
+    large: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = dataclasses.replace(read_run(large, "large-mab-seed0"), trials=())
+    runs = [dataclasses.replace(run, arm=f"arm{number}") for number in range(6)]
+    chosen = colours(run.arm for run in runs)
+    # Of six unknown names, one at least has another colour alone.
+    arm = next(name for name in chosen if colours([name])[name] != chosen[name])
+    monkeypatch.setattr(_figures, "importances", lambda run: {"lr": 1.0} if run.arm == arm else {})
+    (bar,) = _figures.study_figures(runs)["08-importance"].data
+    assert bar.marker.color == chosen[arm]

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from made_up import point
+import pytest
+from made_up import definition, point
 
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.dashboard._files import ListedImages, examples_note, listed_examples
-from hpo_mab.dashboard._notes import confirmed_note, markdown_table, pruning_notes, study_note
-from hpo_mab.search import make_spec
+from hpo_mab.dashboard._notes import (
+    confirmed_note,
+    markdown_table,
+    pruning_notes,
+    storage_option,
+    study_note,
+)
 from hpo_mab.storage import Storage, StudyRun, TrialRun
-
-FULL = 8
-
-
-def spec(**sections: Any) -> dict[str, Any]:
-    named = {"name": "tiny", "budget": {"epochs": 1, "evaluations": FULL}, **sections}
-    return make_spec(named).model_dump(mode="json")
 
 
 def a_trial(number: int, **known: Any) -> TrialRun:
@@ -34,12 +33,9 @@ def a_run(*trials: TrialRun, **sections: Any) -> StudyRun:
         arm="mab",
         seed=0,
         trial_examples=800,
-        spec=spec(**sections),
+        spec=definition(**sections),
         trials=trials,
     )
-
-
-ADVANTAGE = {"pruner": {"kind": "advantage"}}
 
 
 def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
@@ -54,13 +50,18 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
         "evidence": "0123abcd",
     }
     trial = a_trial(0, curve=(point(1),), attrs={"hpo_mab:pruned_because": because})
-    run = a_run(trial, **ADVANTAGE)
+    run = a_run(trial, pruner={"kind": "advantage"})
     note = pruning_notes(run)[0]
     assert (
         "rung 1 at evaluation 1, as one of 7 trials judged there so far; 62.50% was needed" in note
     )
     assert "Evidence 0123abcd moved this rung: without it, it would lie at evaluation 2." in note
     assert "worth evaluation 2.2 of uniform training" in note
+
+
+def test_a_trial_of_few_steps_has_an_evaluation_after_each() -> None:
+    run = a_run(a_trial(0, curve=(point(2),)), budget={"steps": 4, "evaluations": 8})
+    assert pruning_notes(run)[0].startswith("**Pruned at evaluation 2 of 4**")
 
 
 def test_a_note_lists_the_most_suspicious_labels(tmp_path: Path) -> None:
@@ -106,7 +107,9 @@ def test_the_note_counts_trials_as_the_plan_does() -> None:
     )
     run = a_run(*trials)
     note = study_note(run, Storage("sqlite:///nowhere.db"))
-    assert "| trials | 2 complete, 1 pruned, 1 running |" in note.replace("\N{EN SPACE}", "")
+    states = "2 complete, 1 pruned, 1 running"
+    twins = "1 of them repeats a configuration under another sampler"
+    assert f"| trials | {states}; {twins} |" in note.replace("\N{EN SPACE}", "")
 
 
 def test_the_note_lists_the_configurations_that_were_trained_again() -> None:
@@ -139,7 +142,7 @@ def test_a_continued_configuration_is_one_earlier_trial() -> None:
         a_trial(1, slot=0, curve=(point(1, accuracy=0.6), point(2)), attrs=continued),
         a_trial(2, curve=(point(1),)),
     )
-    assert "Of the 1 earlier trials that reached this evaluation" in pruning_notes(run)[2]
+    assert "that reached this evaluation: 1, better ones: 1 (median" in pruning_notes(run)[2]
 
 
 def test_pruned_trials_without_a_curve_have_their_reason() -> None:
@@ -166,6 +169,11 @@ def test_a_bar_within_a_cell_ends_no_cell() -> None:
     assert markdown_table(["a"], [["x|y"]]).splitlines()[-1] == "| x\\|y |"
 
 
+def test_names_of_arms_are_shown_as_they_are() -> None:
+    note = study_note(a_run(), Storage("sqlite:///nowhere.db"), verdict="m*1: $a, $b, ~c~ &lt;.")
+    assert r"- m\*1: \$a, \$b, \~c\~ \&lt;." in note
+
+
 def test_a_note_ends_with_the_next_steps(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "studies.db"))
     trial = a_trial(0, curve=(point(1),))
@@ -180,3 +188,16 @@ def test_a_note_ends_with_the_next_steps(tmp_path: Path) -> None:
     assert "hpo-mab report tiny" in own
     assert "repeat the command" not in own
     storage.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "option"),
+    [
+        ("postgresql://me@db/x", " --storage postgresql+psycopg://me@db/x"),
+        # From HPO_MAB_STORAGE, which the option would replace.
+        ("postgresql://me:secret@db/x", ""),
+        ("postgresql://me@db/x?password=secret", ""),
+    ],
+)
+def test_a_command_names_no_storage_whose_password_it_lacks(url: str, option: str) -> None:
+    assert storage_option(Storage(url)) == option

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import re
 import runpy
@@ -12,16 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
-from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy as sa
 import torch
 from optuna.artifacts import get_all_artifact_meta, upload_artifact
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from PIL import Image
+from tools import answer
 
 from hpo_mab._attributes import CONFIRMED_KEY, PUBLISHED_KEY
 from hpo_mab.dashboard import (
@@ -98,6 +100,16 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         assert study.metric_names == ["validation accuracy"]
 
 
+def test_a_comparison_without_pairs_leaves_no_figures_of_pairs(compared) -> None:
+    publish_comparison(*compared)
+    (contrast,) = compared.summary.contrasts
+    without = dataclasses.replace(contrast, pairs=0, paired=())
+    summary = dataclasses.replace(compared.summary, contrasts=(without,))
+    assert publish_comparison(compared.storage, compared.runs, summary).problem == ""
+    figures = figures_of(open_study(compared.storage, compared.runs[0].name))
+    assert figures.keys() & COMPARED == {"cost-to-target"}
+
+
 def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(
     compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +180,7 @@ def test_the_note_says_all_that_was_searched(large: Storage) -> None:
 
 def _counts(note: str) -> tuple[str, str]:
     words = note.replace(",", "").split()
-    return words[words.index("were") - 1], words[words.index("earlier") - 1]
+    return words[words.index("ones:") + 1], words[words.index("evaluation:") + 1]
 
 
 def note_of(study: optuna.Study, number: int) -> str:
@@ -202,14 +214,21 @@ def test_a_verdict_is_kept_when_one_study_continues(compared) -> None:
     assert "## Verdict" in note
 
 
-def test_a_failure_is_reported_not_raised(compared, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("disk\nfull")
-
-    monkeypatch.setattr(publishing, "study_figures", fail)
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError("disk\nfull"), "RuntimeError: disk full"),
+        # Without its statement.
+        (sa.exc.OperationalError("DELETE", {}, Exception("deadlock\nof two")), "deadlock."),
+    ],
+)
+def test_a_failure_is_reported_not_raised(
+    compared, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
+) -> None:
+    monkeypatch.setattr(publishing, "study_figures", mock.Mock(side_effect=error))
     before = get_note(open_study(compared.storage, compared.runs[0].name))
     published = publish_study(compared.storage, compared.runs[0])
-    assert published.problem == f"'{compared.runs[0].name}': RuntimeError: disk full"
+    assert published.problem == f"'{compared.runs[0].name}': {text}"
     assert published.studies == ()
     assert get_note(open_study(compared.storage, compared.runs[0].name)) == before
 
@@ -229,7 +248,7 @@ def test_a_thousand_trials_take_less_than_two_seconds(large: Storage) -> None:
     figures = figures_of(study)
     assert figures.keys() >= OWN
     assert max(len(json.dumps(figure)) for figure in figures.values()) < 20_000
-    assert "Of the 20 earlier trials" in note_of(study, 20)
+    assert "Earlier trials that reached this evaluation: 20," in note_of(study, 20)
     assert "Validation accuracy there: " in note_of(study, 20)
 
 
@@ -279,6 +298,8 @@ def test_a_copy_by_optuna_writes_files_of_its_own(tmp_path: Path) -> None:
         to_storage=storage.optuna,
         to_study_name="copy",
     )
+    # As the dashboard does when it deletes one of them.
+    store.remove(file.name)
     copy = open_study(storage, "copy")
     for _ in range(2):
         save_pictures(copy, [black + 255], store)
@@ -288,6 +309,18 @@ def test_a_copy_by_optuna_writes_files_of_its_own(tmp_path: Path) -> None:
     assert pictures_path(study).endswith(file.name)
     assert len(list(files_folder(storage, "artifacts").iterdir())) == 2
     storage.close()
+
+
+def test_a_database_that_may_only_be_read_keeps_its_files(storage: Storage) -> None:
+    study, store = optuna.create_study(study_name="own", storage=storage.optuna), Artifacts(storage)
+    save_pictures(study, [torch.zeros(1, 8, 8, dtype=torch.uint8)], store)
+    (file,) = files_folder(storage, "artifacts").iterdir()
+    engine = storage.optuna.engine
+    engine.dispose()
+    sa.event.listen(engine, "connect", lambda made, _: made.execute("PRAGMA query_only = 1"))
+    with pytest.raises(sa.exc.OperationalError, match="readonly"):
+        store.remove(file.name)
+    assert file.exists()
 
 
 def test_an_html_file_among_the_artifacts_stays_as_it_is(tmp_path: Path) -> None:
@@ -302,20 +335,14 @@ def test_an_html_file_among_the_artifacts_stays_as_it_is(tmp_path: Path) -> None
         mimetype="text/html",
     )
     served = application(storage)
-    assert _answer(served, f"/artifacts/{study._study_id}/{known}") == path.read_bytes()
-    assert b"user-defined-plot" in _answer(served, "/dashboard")
+    file = answer(served, f"/artifacts/{study._study_id}/{known}", start=(start := mock.Mock()))
+    assert file == path.read_bytes()
+    # Its scripts cannot delete studies.
+    (policy,) = (value for name, value in start.call_args.args[1] if name.endswith("-Policy"))
+    assert policy.startswith("sandbox ")
+    assert "same-origin" not in policy
+    assert b"user-defined-plot" in answer(served, "/dashboard")
     storage.close()
-
-
-def _answer(served: Any, path: str) -> bytes:
-    """What an application answers to a request."""
-    environ: dict[str, Any] = {"PATH_INFO": path}
-    setup_testing_defaults(environ)
-    parts = served(environ, lambda *_: None)
-    try:
-        return b"".join(parts)
-    finally:
-        getattr(parts, "close", lambda: None)()
 
 
 def test_small_studies_have_no_file_of_curves(compared) -> None:
@@ -410,6 +437,24 @@ def test_the_server_listens_on_ipv6(compared) -> None:
     server.server_close()
 
 
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("127.0.0.1:8080", "200 OK"),
+        ("localhost", "200 OK"),
+        ("[::1]:1", "200 OK"),
+        ("other.example:8080", "403 Forbidden"),
+        ("[", "403 Forbidden"),
+        ("", "403 Forbidden"),
+    ],
+)
+def test_only_this_machines_own_names_are_answered(compared, name: str, status: str) -> None:
+    server = make_server(application(compared.storage), host="127.0.0.1", port=0)
+    server.server_close()
+    answer(server.get_app(), "/api/meta", start=(start := mock.Mock()), host=name)
+    assert start.call_args.args[0] == status
+
+
 def test_a_port_in_use_is_not_shared_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("os.name", "nt")
@@ -427,6 +472,19 @@ def test_a_folder_that_cannot_be_written_costs_no_note(
     save_note(study, "")
     assert "artifacts" in publish_study(large, run).problem
     assert "## What ran" in get_note(study)
+
+
+def test_figures_of_a_comparison_stay_if_curves_cannot_be_saved(
+    compared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "LARGE", 1)
+    monkeypatch.setattr(publishing, "save_curves", mock.Mock(side_effect=OSError("disk full")))
+    assert "disk full" in publish_comparison(*compared).problem
+    study = open_study(compared.storage, compared.runs[0].name)
+    drawn = figures_of(study)
+    # It tries again.
+    assert "disk full" in refresh(compared.storage).problem
+    assert figures_of(study) == drawn
 
 
 def test_two_publishers_take_turns(large: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -173,6 +174,16 @@ def test_any_error_of_a_decoder_leaves_out_the_file_with_its_reason(
     monkeypatch.setattr(_pictures, "_fitted_pixels", stumble)
     with pytest.warns(DataWarning, match=r"cat/0\.png \(unpack requires a buffer of 4 bytes\)"):
         assert len(_pixels(tmp_path)) == 9
+
+
+@pytest.mark.parametrize("largest", [15, 16])
+def test_large_images_are_decoded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    monkeypatch.setattr(_pictures, "_LARGE", largest)
+    monkeypatch.setattr(_pictures, "_one_large", lock := mock.MagicMock())
+    _pixels(_folder(tmp_path, lambda n: Image.fromarray(np.uint8(255 * _shares(n)))))
+    assert lock.__enter__.called is (largest < 16)
 
 
 def test_decoding_shows_its_progress(

@@ -17,8 +17,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from sklearn.model_selection import train_test_split
+from tools import photo
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from hpo_mab import _labels
@@ -26,6 +26,7 @@ from hpo_mab._errors import ArgumentError, DataError
 from hpo_mab._labels import check_examples, class_labels, stratified_split
 from hpo_mab.data import (
     DataIdentity,
+    DatasetSplits,
     Exclusion,
     ImageData,
     labels_of,
@@ -283,8 +284,8 @@ class _Items(_Plain):
         (_Plain([0, "cat", 1]), "got 'cat' at position 1; number the classes"),
         (_Plain([0, 1, math.nan]), "got nan at position 2; leave out"),
         (_Plain([0, None, 1]), "got None at position 1"),
-        (_Plain([*torch.eye(2)]), r"shape \[2, 2\]; for one-hot rows use argmax"),
-        (_Plain([torch.tensor([0]), torch.tensor([1])]), r"shape \[2, 1\]; use squeeze"),
+        (_Plain([*torch.eye(2)]), r"shape \[1, 2\]; for one-hot rows use argmax"),
+        (_Plain([torch.tensor([0]), torch.tensor([1])]), r"shape \[1, 1\]; use squeeze"),
         (TensorDataset(torch.zeros(2), torch.tensor([0.5, 1.0])), "got 0.5 at position 0"),
         (
             TensorDataset(torch.zeros(2), torch.tensor([0, 1]), torch.ones(2)),
@@ -298,6 +299,28 @@ class _Items(_Plain):
 def test_unusable_labels_are_refused(dataset: Dataset[Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         labels_of(dataset)
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        ("cat", "number the classes"),
+        (0.5, "classes are whole numbers"),
+        (torch.zeros(4, 4), "one-dimensional"),
+    ],
+)
+def test_labels_of_another_kind_are_refused_at_the_first_example(first: Any, message: str) -> None:
+    dataset = _Plain([first, 1, 0])
+    with pytest.raises(ArgumentError, match=message):
+        labels_of(dataset)
+    assert dataset.reads == 1
+
+
+def test_a_wrong_validation_part_is_refused_before_the_training_part_is_read() -> None:
+    train = _Plain([0, 1])
+    with pytest.raises(ArgumentError, match="labels of the validation set in data"):
+        DatasetSplits.of(train, _Plain([0.5]))
+    assert train.reads == 0
 
 
 class _Series:
@@ -340,7 +363,7 @@ def test_whole_numbers_in_any_container_are_labels(values: Any) -> None:
         ([], "not empty"),
         (3, "got 3"),
         ([[0], [0, 1]], "rows of different lengths"),
-        (torch.eye(3), "one-hot rows use argmax"),
+        (torch.eye(3), r"one-hot rows use argmax\(1\)"),
         ([0, math.inf], "got inf at position 1"),
         ([0, 2.0**63], "at position 1"),
         (np.array([0, 2**64 - 1], dtype=np.uint64), "got 18446744073709551615 at position 1"),
@@ -365,15 +388,9 @@ def test_the_check_of_a_data_set_reads_the_first_and_last_example_only() -> None
 def photos(tmp_path: Path) -> Path:
     root = tmp_path / "photos"
     for number, name in enumerate(("cat", "dog", "owl")):
-        (root / name).mkdir(parents=True)
         for index in range(12):
-            _write(root / name / f"{index:02}.png", 20 * number + index)
+            photo(root / name / f"{index:02}.png", 20 * number + index)
     return root
-
-
-def _write(path: Path, value: int) -> None:
-    pixels = np.random.default_rng(value).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 def _identity(root: Path) -> DataIdentity:
@@ -403,7 +420,7 @@ def _other_class(root: Path) -> None:
 
 
 def _other_picture(root: Path) -> None:
-    _write(root / "cat" / "03.png", 999)
+    photo(root / "cat" / "03.png", 999)
     os.utime(root / "cat" / "03.png", ns=(1, time.time_ns() + 10**9))
 
 

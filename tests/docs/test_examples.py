@@ -302,8 +302,8 @@ def test_the_readmes_figures_of_rungs_are_those_of_the_tables() -> None:
         return row["ratio"]
 
     one, two, three = (f"{ratio(name, 'halving 2/2')[0]:.2f}" for name in names)
-    costs = f"{one} of Hyperband on Fashion-MNIST, {two} on CIFAR-10 and {three} on digits"
-    assert f"It costs {costs}." in said
+    costs = f"{one} times as much on Fashion-MNIST, {two} times on CIFAR-10 and {three} times"
+    assert f"It costs {costs} on digits." in said
 
 
 def test_what_the_page_of_checks_names_is_tested() -> None:

@@ -44,7 +44,10 @@ def text_of(site: Path, name: str) -> str:
 
 
 def test_the_site_builds_without_a_warning(site: Path) -> None:
-    assert "--data-root" in text_of(site, "reference/cli")
+    commands = text_of(site, "reference/cli")
+    assert "--data-root" in commands
+    for default in ("digits", "report.html", "exclude.json", "0.0"):
+        assert f"Default <code>{default}</code>" in commands
     assert "hpo_mab.samplers.GradNormSampler" in text_of(site, "reference/samplers")
     assert "label_smoothing" in text_of(site, "reference/definitions")
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,13 +18,15 @@ import optuna
 import pytest
 import sqlalchemy as sa
 import torch
+from small_studies import tiny
+from tools import count
 from torch.utils.data import TensorDataset
 
 from hpo_mab._interrupts import stoppable
 from hpo_mab.cli._options import silence_optuna
 from hpo_mab.data import ImageData, ImageSplits, split
-from hpo_mab.search import StudyRunner, TrainingObjective, make_spec
-from hpo_mab.search._prepare import check_ends
+from hpo_mab.search import StudyRunner, TrainingObjective
+from hpo_mab.search._prepare import check_corners
 from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.search._stacks import Stacks
 from hpo_mab.search._target import Target
@@ -78,17 +79,8 @@ def _until(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
 
 def _running(folder: Path) -> int:
     """Number of running trials that have begun to train."""
-    if not (folder / "hpo_mab.db").exists():
-        return 0
-    with contextlib.closing(sqlite3.connect(folder / "hpo_mab.db", timeout=10)) as connection:
-        query = (
-            "SELECT count(*) FROM trials JOIN trial_heartbeats USING (trial_id) "
-            "WHERE state = 'RUNNING'"
-        )
-        try:
-            return int(connection.execute(query).fetchone()[0])
-        except sqlite3.OperationalError:  # There are no tables yet.
-            return 0
+    begun = "trials JOIN trial_heartbeats USING (trial_id) WHERE state = 'RUNNING'"
+    return count(folder / "hpo_mab.db", begun)
 
 
 class _Terminal:
@@ -329,7 +321,7 @@ def test_ctrl_c_that_a_network_catches_ends_the_start() -> None:
 
     objective = _objective(network, _images())
     with pytest.raises(KeyboardInterrupt):
-        check_ends(objective)
+        check_corners(objective)
 
 
 @pytest.mark.usefixtures("python_handler")
@@ -351,15 +343,7 @@ def test_ctrl_c_before_a_storage_error_ends_the_study(
 def test_ctrl_c_while_stacking_is_given_up_is_not_lost(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_spec(
-        {
-            "name": "stacked",
-            "budget": {"epochs": 0.1, "evaluations": 2, "trials": 4},
-            "model": {"name": "mlp"},
-            "optimizer": {"name": "sgd"},
-            "training": {"slots": 2},
-        }
-    )
+    spec = tiny(budget={"epochs": 0.1, "evaluations": 2, "trials": 4}, training={"slots": 2})
 
     def fail(_: object) -> None:
         raise RuntimeError("the network has a layer that no stack can train")

@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 
 from hpo_mab.advantage import PairedCurves
+from hpo_mab.search import make_spec
 from hpo_mab.storage import StudyRun, TrialRun
 from hpo_mab.training import Evaluation
 
 EXAMPLES = 8_000
 EVALUATIONS = 8
+
+
+def definition(**sections: Any) -> dict[str, Any]:
+    """A definition as a study stores it."""
+    budget = {"epochs": 1, "evaluations": EVALUATIONS}
+    return make_spec({"name": "tiny", "budget": budget, **sections}).model_dump(mode="json")
 
 
 def point(index: int, **changes: float | None) -> Evaluation:

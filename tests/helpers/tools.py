@@ -6,15 +6,19 @@ import contextlib
 import importlib.util
 import io
 import shlex
+import sqlite3
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
+import numpy as np
 import sqlalchemy as sa
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -27,6 +31,17 @@ def runs(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"
+
+
+def count(database: Path, rows: str) -> int:
+    """Number of rows, as in SQL after ``FROM``; 0 while there is no such file or table."""
+    if not database.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(database, timeout=10)) as connection:
+        try:
+            return int(connection.execute(f"SELECT count(*) FROM {rows}").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0
 
 
 def statements_of(engine: sa.Engine) -> list[str]:
@@ -89,6 +104,31 @@ def saved(state: Any) -> Any:
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+def photo(path: Path, seed: int) -> None:
+    """Write a picture of random pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def answer(
+    served: Any,
+    path: str,
+    errors: io.StringIO | None = None,
+    *,
+    start: Any = lambda *_: io.BytesIO().write,
+    host: str = "127.0.0.1",
+) -> bytes:
+    """What a WSGI application answers to a request for a path; ``start`` gets status, headers."""
+    request: dict[str, Any] = {"PATH_INFO": path, "wsgi.errors": errors or io.StringIO()}
+    setup_testing_defaults(request)
+    parts = served({**request, "HTTP_HOST": host}, start)
+    try:
+        return b"".join(parts)
+    finally:
+        getattr(parts, "close", lambda: None)()
 
 
 def next_commands(out: str) -> list[list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tools import no_waiting
 from torch import Tensor
 
 from hpo_mab import samplers
@@ -83,6 +84,26 @@ for _name, _arguments in CASES.items():
 
 def test_every_kind_is_tried() -> None:
     assert {kind for kind, _, _ in CASES.values()} == set(samplers.available())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", CASES)
+def test_no_step_waits_for_the_device(name: str) -> None:
+    kind, knobs, _ = CASES[name]
+    # InfoBatch waits once a pass, which is longer than the steps here.
+    sampler = samplers.create(kind, torch.arange(400) % 4, batch_size=5, device="cuda", **knobs)
+    losses, logits = torch.rand(5, device="cuda"), torch.randn(5, 4, device="cuda")
+
+    def step() -> None:
+        sampler.draw()
+        sampler.update(losses, logits=logits)
+
+    # Libraries are set up in the first steps.
+    for _ in range(3):
+        step()
+    with no_waiting():
+        for _ in range(20):
+            step()
 
 
 @pytest.mark.cuda

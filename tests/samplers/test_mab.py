@@ -9,7 +9,6 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -63,33 +62,11 @@ def test_ranks_split_the_examples() -> None:
         assert set(found.nonzero().flatten().tolist()) == set(examples)
 
 
+@pytest.mark.parametrize("correction", [0.5, 1.0])
 @pytest.mark.parametrize(
     "knobs",
-    [
-        {"policy": "thompson", "memory": 12},
-        {"policy": "softmax", "temperature": 0.3},
-        {"policy": "epsilon_greedy", "epsilon": 0.5},
-        {"policy": "softmax", "discount": 0.9, "temperature": 0.3},
-    ],
+    [{}, {"policy": "softmax", "discount": 0.9}, {"policy": "epsilon_greedy", "epsilon": 0.5}],
 )
-def test_weighted_mean_is_unbiased_at_full_correction(knobs: dict[str, Any]) -> None:
-    # 203 examples over 10 bandits: shares of 20 and of 21 must have equal weight.
-    sampler = MABSampler(LABELS, batch_size=10, correction=1.0, **{"floor": 0.2, **knobs})
-    answer(sampler, steps=100)
-    quantity = torch.linspace(-1, 3, 203, dtype=torch.float64) ** 2
-    estimates = []
-    for _ in range(1500):
-        draw = sampler._draw()
-        assert draw.weights is not None
-        estimates.append(float((draw.weights * quantity[draw.indices]).mean()))
-    error = np.std(estimates) / len(estimates) ** 0.5
-    # Four standard errors: a false alarm in 16,000 runs of fresh seeds.
-    assert abs(np.mean(estimates) - float(quantity.mean())) < 4 * error
-    assert error < 0.1
-
-
-@pytest.mark.parametrize("correction", [0.5, 1.0])
-@pytest.mark.parametrize("knobs", [{}, {"policy": "softmax", "discount": 0.9}])
 def test_weights_are_a_power_of_the_propensities(knobs: dict[str, Any], correction: float) -> None:
     sampler = MABSampler(LABELS, batch_size=10, correction=correction, floor=0.2, **knobs)
     answer(sampler, steps=30)

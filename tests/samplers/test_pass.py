@@ -1,53 +1,14 @@
-"""p-SGD, c-SGD and prediction variance against values computed by hand."""
+"""Draws of p-SGD and c-SGD, and prediction variance against values computed by hand."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from scipy import stats
 
 from hpo_mab.samplers import CSGDSampler, PredictionVarianceSampler, PSGDSampler
-
-#: ``1 - p(true label)`` of each visit: means 0.4, 0.9, 0.5; example 3 is never seen.
-VISITS = ({0: 0.2, 1: 0.85, 2: 0.5}, {0: 0.6, 1: 0.95})
-
-
-def _after_visits(sampler_class: type[Any], **knobs: Any) -> Any:
-    """A sampler of four examples that has seen `VISITS`; others are answered by NaN."""
-    # Corrected draws may repeat an example, so batches of one are answered.
-    sampler = sampler_class(torch.zeros(4), batch_size=1, **knobs)
-    for visits in VISITS:
-        left = dict(visits)
-        while left:
-            (index,) = sampler.draw().tolist()
-            unlikeliness = left.pop(index, math.nan)
-            sampler.update(torch.tensor([-math.log(1 - unlikeliness)]))
-    return sampler
-
-
-def _smoothed(scores: list[float], smoothing: float) -> torch.Tensor:
-    values = torch.tensor(scores)
-    values = values + smoothing * values.mean()
-    return values / values.sum()
-
-
-@pytest.mark.parametrize("smoothing", [0.5, 1.0])
-@pytest.mark.parametrize("corrected", [False, True])
-def test_psgd_probabilities(smoothing: float, corrected: bool) -> None:
-    sampler = _after_visits(PSGDSampler, smoothing=smoothing, corrected=corrected)
-    expected = _smoothed([0.4, 0.9, 0.5, 0.9], smoothing)
-    torch.testing.assert_close(sampler.probabilities(), expected)
-
-
-@pytest.mark.parametrize(("corrected", "unseen"), [(False, 0.9 * 0.1), (True, 0.25)])
-def test_csgd_probabilities(corrected: bool, unseen: float) -> None:
-    """The published code scores the unseen example like the hardest, which is nearly 0."""
-    sampler = _after_visits(CSGDSampler, corrected=corrected)
-    expected = _smoothed([0.24, 0.09, 0.25, unseen], 1.0)
-    torch.testing.assert_close(sampler.probabilities(), expected)
 
 
 @pytest.mark.parametrize("sampler_class", [PSGDSampler, CSGDSampler])

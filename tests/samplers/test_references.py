@@ -37,11 +37,19 @@ def _answer(sampler: Any, indices: Tensor, logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("smoothing", [0.5, 1.0])
+@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("kind", ["psgd", "csgd"])
-def test_probabilities_of_arazo_et_al(kind: str, smoothing: float) -> None:
-    """Running means over all visits, the unseen like the hardest, then the smoothed scores."""
+def test_probabilities_of_arazo_et_al(kind: str, corrected: bool, smoothing: float) -> None:
+    """Running means over all visits, the unseen like the hardest, then the smoothed scores.
+
+    The published code of c-SGD takes the hardest before it forms ``a (1 - a)``.
+    """
+
+    def score(means: Any) -> Any:
+        return means if kind == "psgd" else means * (1 - means)
+
     sampler: Any = samplers.create(
-        kind, LABELS, batch_size=BATCH, budget=0.4, smoothing=smoothing, seed=1
+        kind, LABELS, batch_size=BATCH, budget=0.4, smoothing=smoothing, corrected=corrected, seed=1
     )
     generator = torch.Generator().manual_seed(0)
     history: list[list[float]] = [[] for _ in range(EXAMPLES)]
@@ -53,9 +61,9 @@ def test_probabilities_of_arazo_et_al(kind: str, smoothing: float) -> None:
             indices.tolist(), _true_label_probability(logits, indices), strict=True
         ):
             history[index].append(1 - probability)
-        seen = [float(np.mean(visits)) for visits in history if visits]
-        memory = np.array([np.mean(visits) if visits else max(seen) for visits in history])
-        scores = memory if kind == "psgd" else memory * (1 - memory)
+        seen = np.array([np.mean(visits) for visits in history if visits])
+        unseen = score(seen).max() if corrected else score(seen.max())
+        scores = np.array([score(np.mean(visits)) if visits else unseen for visits in history])
         scores = scores + smoothing * scores.mean()
         expected = scores / scores.sum()
         np.testing.assert_allclose(sampler.probabilities().numpy(), expected, rtol=1e-5)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import io
 import re
 from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
-import torch
+from tools import saved
 
 from hpo_mab import samplers
 from hpo_mab._errors import ArgumentError, UnknownNameError
@@ -159,7 +158,5 @@ def test_numbers_may_be_numpys(kind: str) -> None:
         numpys = {name: _in_numpy(value) for name, value in arguments.items()}
         for made in (make, lambda labels, **rest: samplers.create(kind, labels, **rest)):
             # A file of the state is safe to load, and is that of a sampler with the same numbers.
-            file = io.BytesIO()
-            torch.save(made([0, 1] * 8, **numpys).state_dict(), file)
-            file.seek(0)
-            make([0, 1] * 8, **arguments).load_state_dict(torch.load(file, weights_only=True))
+            state = saved(made([0, 1] * 8, **numpys).state_dict())
+            make([0, 1] * 8, **arguments).load_state_dict(state)

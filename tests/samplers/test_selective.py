@@ -50,15 +50,6 @@ def test_skips_and_scales_the_well_learned_only(ratio: float) -> None:
     assert skipped == pytest.approx(ratio, abs=4.5 * (ratio * (1 - ratio) / low.numel()) ** 0.5)
 
 
-def test_expected_sum_of_a_pass_is_the_full_gradient() -> None:
-    """Sum of weighted values of a pass against the plain sum, within 4.5 standard errors."""
-    sampler = InfoBatchSampler(torch.zeros(10), batch_size=1)
-    sums = (_pass_sums(sampler, 300)[1:] * LOSSES).sum(1)
-    error = float(sums.std() / len(sums) ** 0.5)
-    assert error > 0
-    assert float(sums.mean()) == pytest.approx(float(LOSSES.sum()), abs=4.5 * error)
-
-
 def test_straddling_batches_keep_the_weights_of_their_pass() -> None:
     """A mean over many straddling batches, weighted, is that of the expectation by pass."""
     sampler = InfoBatchSampler(torch.zeros(10), batch_size=7, ratio=0.5)

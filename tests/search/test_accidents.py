@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hpo_mab._errors import ArgumentError, failure_reason, memory_reason
 from hpo_mab.search import StudyRunner, TrainingObjective
-from hpo_mab.search._prepare import check_ends, load_splits, make_objective
+from hpo_mab.search._prepare import check_corners, load_splits, make_objective
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, TrialRun
@@ -338,4 +338,4 @@ def test_a_range_whose_upper_end_does_not_fit_into_memory_is_refused() -> None:
         batch_size=2,
     )
     with pytest.raises(ArgumentError, match=r"with width = 10000000 does not fit: .* host out"):
-        check_ends(objective)
+        check_corners(objective)

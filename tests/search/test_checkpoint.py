@@ -32,10 +32,10 @@ from hpo_mab.search import (
     make_spec,
     replay,
 )
-from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint, _study_key
+from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, TrialCheckpoint, _study_key
 from hpo_mab.search._claim import claim
 from hpo_mab.search._recorder import TrialRecord
-from hpo_mab.search._study import open_with_parts
+from hpo_mab.search._study import open_for_training
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import End, TrialLoop
 from hpo_mab.storage import Storage, StudyRun, TrialRun, files_folder, open_study, study_names
@@ -167,14 +167,14 @@ def test_an_interrupted_trial_continues_and_lost_work_counts_twice(
     runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = runner_of()
-    save = SlotCheckpoint.save
+    save = TrialCheckpoint.save
 
-    def save_twice(self: SlotCheckpoint, state: Any) -> None:
+    def save_twice(self: TrialCheckpoint, state: Any) -> None:
         if len(state()["points"]) <= 2:
             save(self, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SlotCheckpoint, "save", save_twice)
+        patch.setattr(TrialCheckpoint, "save", save_twice)
         _cut_off(runner, patch, KeyboardInterrupt(), at=5)
     # Interrupted again, before it is further than the first time.
     _cut_off(runner, monkeypatch, KeyboardInterrupt(), at=2)
@@ -283,7 +283,7 @@ def test_a_checkpoint_is_of_one_trial_of_one_definition(
         slot: int = 0, *, twin: bool = False, seed: int = seed, params: Any = trial.params
     ) -> bool:
         configuration = space.at(params)
-        own = SlotCheckpoint(
+        own = TrialCheckpoint(
             Checkpoints(folder, seconds=1),
             study,
             (slot, "uniform" if twin else ""),
@@ -361,13 +361,13 @@ def test_a_trial_that_is_not_tried_again_leaves_no_file(
 ) -> None:
     runner = runner_of()
     seen: list[int] = []
-    save = SlotCheckpoint.save
+    save = TrialCheckpoint.save
 
-    def count(self: SlotCheckpoint, state: Any) -> None:
+    def count(self: TrialCheckpoint, state: Any) -> None:
         save(self, state)
         seen.append(len(list(files_folder(storage, "checkpoints").iterdir())))
 
-    monkeypatch.setattr(SlotCheckpoint, "save", count)
+    monkeypatch.setattr(TrialCheckpoint, "save", count)
     folder = _cut_off(runner, monkeypatch, end)
     assert seen[:3] == [1, 1, 1]
     assert list(folder.iterdir()) == []
@@ -499,7 +499,7 @@ def test_the_rule_is_applied_to_the_end_and_a_budget_lengthens_the_others(
 ) -> None:
     spec = _promotion()
     run = StudyRunner(spec, storage).run(score=False).run
-    study = open_with_parts(storage, run.name, spec)
+    study = open_for_training(storage, run.name, spec)
     pruner = study.pruner
     assert isinstance(pruner, PromotionPruner)
     assert pruner.next_best(study) is None
@@ -557,7 +557,7 @@ def test_while_others_run_what_is_left_goes_to_complete_trials(storage: Storage)
     spec = make_spec(raw)
     StudyRunner(spec, storage).run(score=False)
     name = study_names(storage)[0]
-    study = open_with_parts(storage, name, spec)
+    study = open_for_training(storage, name, spec)
     for total, following, count in ((None, Next.DONE, 0), ("50epochs", None, 2)):
         Target(trials=2, total=total, epoch_examples=1149).save(study)
         taken: list[optuna.trial.Trial] = []
@@ -623,7 +623,7 @@ def test_checkpoints_that_no_trial_can_use_are_removed(storage: Storage) -> None
     raw["pruner"] = {"kind": "promotion", "reduction_factor": 4}
     spec = make_spec(raw)
     run = StudyRunner(spec, storage).run(score=False).run
-    study = open_with_parts(storage, run.name, spec)
+    study = open_for_training(storage, run.name, spec)
     pruner = study.pruner
     assert isinstance(pruner, PromotionPruner)
     kept = {f"-{trial.user_attrs['hpo_mab:slot']}.pt" for trial in pruner.worth_keeping(study)}

@@ -25,10 +25,9 @@ from hpo_mab._plan import RETRIES, Next, Plan
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec
 from hpo_mab.search._claim import claim
-from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._queue import close_lost, requeue
 from hpo_mab.search._searchers import PlannedSampler
-from hpo_mab.search._study import open_with_parts
+from hpo_mab.search._study import open_for_training
 from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage, StoredDefinition, open_study
 from hpo_mab.storage._optuna import begin_waiting, tell
@@ -143,7 +142,7 @@ def _start(study: optuna.Study, storage: Storage, worker: str) -> optuna.trial.T
 def test_workers_wait_until_the_best_are_known(storage: Storage) -> None:
     spec = tiny(**_TOP)
     run = StudyRunner(spec, storage).run(score=False).run
-    study = open_with_parts(storage, run.name, spec)
+    study = open_for_training(storage, run.name, spec)
     # Three more trials: two of them are promotions, and one more is stopped before.
     Target(trials=12, total=None, epoch_examples=100).save(study)
     first = _start(study, storage, ELSEWHERE)
@@ -188,32 +187,6 @@ def dead() -> str:
         assert not is_gone(name)
         child.communicate()
     return name
-
-
-@pytest.mark.parametrize(
-    ("schedule", "kind", "given", "unlimited"),
-    [
-        ("constant", "uniform", {}, True),
-        ("constant", "mab", {"unlimited": False}, False),
-        ("constant", "auto", {}, False),
-        ("linear", "uniform", {}, False),
-    ],
-)
-def test_complete_trials_continue_where_the_rate_is_constant(
-    schedule: str, kind: str, given: dict[str, bool], unlimited: bool
-) -> None:
-    sections = {
-        "sampler": {"kind": kind},
-        "training": {"schedule": schedule},
-        "pruner": {"kind": "promotion", **given},
-    }
-    pruner = study_pruner(tiny(**sections), {})
-    assert isinstance(pruner, PromotionPruner)
-    assert pruner.unlimited is unlimited
-    if schedule == "linear":
-        sections["pruner"] |= {"unlimited": True}
-        with pytest.raises(SpecError, match=r"pruner.unlimited needs .* got 'linear'"):
-            tiny(**sections)
 
 
 def test_of_few_trials_that_are_all_paused_the_best_is_trained_to_its_end(storage: Storage) -> None:
@@ -570,14 +543,14 @@ def test_what_lost_trials_spent_counts_in_the_budget(
 
 
 def _planned(storage: Storage, spec: StudySpec, *, total: str) -> optuna.Study:
-    """A study without trials, whose trials train 100 examples, an epoch."""
+    """A study without trials, whose trials train 100 examples, an epoch, in batches of 10."""
     study = optuna.create_study(storage=storage.optuna, direction="maximize")
     StoredDefinition(
         arm="uniform",
         seed=0,
         trial_examples=100,
         epoch_examples=100,
-        spec=spec.model_dump(mode="json"),
+        spec=spec.model_dump(mode="json") | {"training": {"batch_size": 10}},
         environment={},
     ).save(study)
     Target(trials=50, total=total, epoch_examples=100).save(study)
@@ -608,12 +581,18 @@ def test_a_claim_reads_the_definition_once(
     assert (len(taken), len(loads), len(reads)) == (4, 1, 1)
 
 
-def test_what_running_trials_have_spent_leaves_room_for_others(storage: Storage) -> None:
-    study = _planned(storage, tiny(), total="2epochs")
+@pytest.mark.parametrize(
+    ("budget", "total", "others"),
+    [({}, "2epochs", 2), ({"epochs": None, "steps": 2}, "80examples", 1)],
+)
+def test_what_running_trials_have_spent_leaves_room_for_others(
+    storage: Storage, budget: dict[str, Any], total: str, others: int
+) -> None:
+    study = _planned(storage, tiny(budget=budget), total=total)
     trial = _start(study, storage, ELSEWHERE)
-    # It has spent 60 of the 200 examples, and will spend a third of a trial's 100.
+    # It has spent 60 examples, and will spend a third of a trial's 100; with two steps, no more.
     storage.curves.extend([(trial._trial_id, [point(1), point(2)], False)])
-    for _ in range(2):
+    for _ in range(others):
         _claim(study, storage)
     assert _next(study, storage) is Next.WAIT
 

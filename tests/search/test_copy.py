@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from unittest import mock
 import optuna
 import pytest
 from optuna.artifacts import get_all_artifact_meta, upload_artifact
+from optuna.exceptions import StorageInternalError
 from optuna_dashboard import get_note
 from small_studies import tiny
 
@@ -142,6 +144,25 @@ def test_notes_on_trials_are_on_the_same_trials(storage: Storage, other: Storage
     assert f"dashboard:{copy.trials[1]._trial_id}:note_ver" in attrs
 
 
+def test_a_copy_has_no_figures_of_a_verdict(storage: Storage, other: Storage) -> None:
+    study = optuna.create_study(study_name="study", storage=storage.optuna)
+    for name in ("00-incumbent-examples", "02-advantage-examples", "07-of-my-own"):
+        storage.optuna.set_study_system_attr(study._study_id, f"dashboard:plot_data:{name}:0", "{}")
+    copy_study(storage, "study", other)
+    copy = optuna.load_study(study_name="study", storage=other.optuna)
+    attrs = other.optuna.get_study_system_attrs(copy._study_id)
+    figures = {key.split(":")[2] for key in attrs if key.startswith("dashboard:plot_data:")}
+    assert figures == {"00-incumbent-examples", "07-of-my-own"}
+
+
+def _upload(storage: Storage, owner: Any, file: Path, text: str) -> None:
+    file.write_text(text)
+    store = Artifacts(storage)
+    upload_artifact(
+        study_or_trial=owner, storage=storage.optuna, file_path=str(file), artifact_store=store
+    )
+
+
 @pytest.mark.filterwarnings("ignore:Heartbeat")
 def test_a_copy_has_the_artifacts(
     storage: Storage, target: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -150,19 +171,26 @@ def test_a_copy_has_the_artifacts(
     study = optuna.create_study(study_name="study", storage=storage.optuna)
     trial = study.ask()
     for owner, text in ((study, "of the study"), (trial, "of the trial")):
-        (tmp_path / "note.txt").write_text(text)
-        upload_artifact(
-            study_or_trial=owner,
-            storage=storage.optuna,
-            file_path=str(tmp_path / "note.txt"),
-            artifact_store=Artifacts(storage),
-        )
+        _upload(storage, owner, tmp_path / "note.txt", text)
     study.tell(trial, 1.0)
     copy_study(storage, "study", target)
     copy = optuna.load_study(study_name="study", storage=target.optuna)
     for owner, text in ((copy, "of the study"), (copy.trials[0], "of the trial")):
         (found,) = get_all_artifact_meta(owner, storage=target.optuna)
         assert (files_folder(target, "artifacts") / found.artifact_id).read_text() == text
+
+
+@pytest.mark.parametrize("folder", ["..", "{tmp_path}"])
+def test_a_copy_takes_only_files_of_the_artifacts(
+    storage: Storage, other: Storage, tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    files_folder(storage, "artifacts").mkdir()
+    study = optuna.create_study(study_name="study", storage=storage.optuna)
+    key = f"artifacts:{folder.format(tmp_path=tmp_path)}/secret.txt"
+    storage.optuna.set_study_system_attr(study._study_id, key, json.dumps({"filename": "a.txt"}))
+    copy_study(storage, "study", other)
+    assert not files_folder(other, "artifacts").exists()
 
 
 def test_a_copy_within_one_database_takes_its_artifacts_however_it_is_named(
@@ -172,13 +200,7 @@ def test_a_copy_within_one_database_takes_its_artifacts_however_it_is_named(
     monkeypatch.chdir(tmp_path / "here")
     one, other = Storage("studies.db"), Storage("../here/studies.db")
     study = optuna.create_study(study_name="study", storage=one.optuna)
-    (tmp_path / "note.txt").write_text("kept")
-    upload_artifact(
-        study_or_trial=study,
-        storage=one.optuna,
-        file_path=str(tmp_path / "note.txt"),
-        artifact_store=Artifacts(one),
-    )
+    _upload(one, study, tmp_path / "note.txt", "kept")
     copy_study(one, "study", other, to_name="copy")
     copy = optuna.load_study(study_name="copy", storage=other.optuna)
     (found,) = get_all_artifact_meta(copy, storage=other.optuna)
@@ -225,6 +247,16 @@ def test_a_copy_that_cannot_be_finished_leaves_nothing(
         copy_study(published, "study", other, move=True)
     assert study_names(other) == ()
     assert study_names(published) == ("study",)
+
+
+def test_a_study_that_cannot_be_deleted_has_a_whole_copy(
+    published: Storage, other: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = mock.Mock(side_effect=StorageInternalError("permission denied for table trials"))
+    monkeypatch.setattr(optuna, "delete_study", refused)
+    with pytest.raises(StorageError, match=r"'new' in .*other.db is complete, but 'study' could"):
+        copy_study(published, "study", other, to_name="new", move=True)
+    assert read_run(other, "new").trials == read_run(published, "study").trials
 
 
 def test_what_cannot_be_copied_is_said(storage: Storage, other: Storage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,11 @@ def test_a_definition_may_come_from_a_pipe(write) -> None:  # type: ignore[no-un
     os.close(read_end)
 
 
-def test_a_folder_does_not_hide_a_definition_of_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_data_do_not_hide_a_definition_of_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
 ) -> None:
-    (tmp_path / "digits").mkdir()
+    make(tmp_path / "digits")
     monkeypatch.chdir(tmp_path)
     assert load_spec("digits").data.name == "digits"
 

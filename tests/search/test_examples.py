@@ -10,11 +10,11 @@ import optuna
 import pytest
 from small_studies import tiny
 
-from hpo_mab._attributes import LEARNED_KEY, TWIN_KEY
+from hpo_mab._attributes import TWIN_KEY, USED_RECORD_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab._examples import ExampleRecord
 from hpo_mab.search import StudyRunner, replay
-from hpo_mab.search._checkpoint import SlotCheckpoint
+from hpo_mab.search._checkpoint import TrialCheckpoint
 from hpo_mab.search._copy import copy_study
 from hpo_mab.search._recorder import TrialRecord
 from hpo_mab.storage import Storage, StudyRun
@@ -93,14 +93,14 @@ def test_a_trial_that_is_tried_again_counts_once(
         "budget": {"trials": 2},
     }
     # Ctrl-C once the first trial was saved.
-    save = SlotCheckpoint.save
+    save = TrialCheckpoint.save
 
-    def interrupt(self: SlotCheckpoint, state: Any) -> None:
+    def interrupt(self: TrialCheckpoint, state: Any) -> None:
         save(self, state)
-        monkeypatch.setattr(SlotCheckpoint, "save", save)
+        monkeypatch.setattr(TrialCheckpoint, "save", save)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SlotCheckpoint, "save", interrupt)
+    monkeypatch.setattr(TrialCheckpoint, "save", interrupt)
     assert tiny_runner(**spec).run(score=False).interrupted
     run = run_tiny(**spec)
     assert any(trial.inherited for trial in run.trials)
@@ -182,7 +182,7 @@ def test_later_trials_use_what_the_first_ones_saw(
         budget={"trials": 8},
         pruner={"kind": "none"},
     )
-    learned = [trial.attrs[LEARNED_KEY] for trial in run.trials]
+    learned = [trial.attrs[USED_RECORD_KEY] for trial in run.trials]
     assert learned[:4] == [False] * 4
     assert learned[-1]
     frozen = _frozen(storage, run.name)
@@ -194,7 +194,7 @@ def test_later_trials_use_what_the_first_ones_saw(
     late = record.counts.visits - frozen.counts.visits
     if slots == 1:
         assert (late == 0).sum() >= 0.15 * len(late)
-        number = next(trial.number for trial in run.trials if trial.attrs[LEARNED_KEY])
+        number = next(trial.number for trial in run.trials if trial.attrs[USED_RECORD_KEY])
         assert replay(storage, run.name, number).is_identical
 
 
@@ -212,7 +212,7 @@ def test_a_record_that_samplers_use_is_frozen_once(storage: Storage, run_tiny: R
 
 def test_samplers_without_use_for_it_leave_no_trace(storage: Storage, run_tiny: Run) -> None:
     run = run_tiny(sampler={"kind": "mab"})
-    assert not any(LEARNED_KEY in trial.attrs for trial in run.trials)
+    assert not any(USED_RECORD_KEY in trial.attrs for trial in run.trials)
     assert _frozen(storage, run.name) is None
 
 

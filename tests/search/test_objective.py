@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import io
 import pickle
 import random
 import threading
@@ -18,6 +16,7 @@ import pytest
 import torch
 from optuna.trial import FrozenTrial
 from small_studies import tiny
+from tools import saved
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -118,20 +117,18 @@ def test_transforms_draw_from_the_random_states_of_the_trial() -> None:
     def losses(state: Any = None, *, saved_at: int = 0) -> tuple[list[float], Any]:
         random.random()
         np.random.rand()
-        found, saved = [], None
+        found, kept = [], None
         with objective.workload.training(point, seed=1, state=state) as training:
             for evaluation in training:
                 found.append(evaluation.loss)
                 if evaluation.index == saved_at:
-                    saved = copy.deepcopy(training.state_dict())
-        return found, saved
+                    kept = saved(training.state_dict())
+        return found, kept
 
-    whole, saved = losses(saved_at=2)
+    whole, kept = losses(saved_at=2)
     assert len(set(whole)) == 4
     assert losses()[0] == whole
-    torch.save(saved, file := io.BytesIO())
-    file.seek(0)
-    assert losses(torch.load(file, weights_only=True))[0] == whole
+    assert losses(kept)[0] == whole
 
 
 def test_a_training_has_gradients_whatever_the_process_has_left(splits: ImageSplits) -> None:
@@ -426,7 +423,7 @@ def test_an_objective_keeps_no_record_for_another_study(
         study = _study(storage=storage.optuna)
         Target(trials=1, total=None, epoch_examples=40).save(study)
         TrialLoop(study, storage, objective, examples=examples).run()
-        assert objective.recording.examples is None
+        assert objective.recording.example_writer is None
         assert (storage.examples.load(study._study_id) is not None) == examples
 
 

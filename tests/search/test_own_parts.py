@@ -17,7 +17,7 @@ from small_studies import tiny
 from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler, TensorDataset
 
-from hpo_mab._attributes import STACK_KEY
+from hpo_mab._attributes import STACK_SLOTS_KEY
 from hpo_mab._errors import ArgumentError, HpoMabError, SpecError
 from hpo_mab.compare import run_comparison
 from hpo_mab.compare._runner import RetrainWarning
@@ -257,7 +257,7 @@ def test_what_no_stack_can_train_is_trained_alone(
     options = {"budget": {"trials": 1}, "training": {"slots": 4}, **change}
     outcome = _run(tiny(**options), storage, score=False)
     assert outcome.run.trials[0].state == "complete"
-    assert STACK_KEY not in outcome.run.trials[0].attrs
+    assert STACK_SLOTS_KEY not in outcome.run.trials[0].attrs
     assert outcome.loop_reasons == (f"trials are trained one at a time: {reason}",)
 
 

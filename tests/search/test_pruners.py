@@ -14,9 +14,9 @@ from small_studies import tiny
 from hpo_mab._attributes import EVIDENCE_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, SpecError
 from hpo_mab.advantage import Evidence
-from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.pruners import AdvantagePruner, PromotionPruner
 from hpo_mab.search import make_spec
-from hpo_mab.search._pruners import is_continuable, study_pruner
+from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._queue import close_lost
 from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage, open_study
@@ -108,20 +108,28 @@ def test_options_with_which_no_trial_would_be_stopped_or_begin_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("change", "continuable"),
+    ("change", "unlimited"),
     [
         ({}, True),
         ({"pruner": {"kind": "promotion", "max_resource": 3}}, True),
         ({"pruner": {"kind": "promotion", "max_resource": 2}}, False),
+        ({"pruner": {"kind": "promotion", "unlimited": False}}, False),
         ({"training": {"schedule": "linear"}}, False),
         ({"sampler": {"kind": "auto"}}, False),
     ],
 )
-def test_which_trials_can_continue_beyond_their_budget(
-    change: dict[str, Any], continuable: bool
+def test_which_complete_trials_continue_beyond_their_budget(
+    change: dict[str, Any], unlimited: bool
 ) -> None:
-    spec = tiny(**{"training": {"schedule": "constant"}, **change})
-    assert is_continuable(spec) == continuable
+    constant = {"training": {"schedule": "constant"}, "pruner": {"kind": "promotion"}}
+    pruner = study_pruner(tiny(**{**constant, **change}), {})
+    assert isinstance(pruner, PromotionPruner)
+    assert pruner.unlimited is unlimited
+
+
+def test_only_trials_that_can_continue_may_be_unlimited() -> None:
+    with pytest.raises(SpecError, match=r"pruner.unlimited needs .* got 'linear'"):
+        tiny(pruner={"kind": "promotion", "unlimited": True})
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")

@@ -36,7 +36,7 @@ from hpo_mab.search._choice import (
     signed_rank_estimate,
     stored_choice,
 )
-from hpo_mab.search._given import EvidenceWarning, Raced
+from hpo_mab.search._evidence_file import EvidenceWarning, RaceOutcome
 from hpo_mab.search._portfolio import PORTFOLIO, parse_portfolio, uses_record
 from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._race import (
@@ -504,7 +504,7 @@ def test_twins_wait_for_the_record_of_examples() -> None:
 def test_too_few_trials_stay_with_uniform_sampling() -> None:
     choice = _Trials(trials=6).run({})
     assert (choice.sampler, choice.twins) == ("uniform", 0)
-    assert choice.why == "6 trials are too few for a race, which needs 10"
+    assert choice.why == "6 trials are too few for a race: begin another study with at least 10"
 
 
 # ---------------------------------------------------------------------------------- studies
@@ -681,7 +681,7 @@ def test_the_difference_from_the_study_that_chose_is_named() -> None:
         "choice": Choice(sampler="mab", why="so", data="1f").to_json(),
         "task": {},
     }
-    raced = Raced.from_json(stored)
+    raced = RaceOutcome.from_json(stored)
     task = {
         key: value
         for key, value in flat_spec(spec)
@@ -689,7 +689,7 @@ def test_the_difference_from_the_study_that_chose_is_named() -> None:
         or (key.startswith(("data.", "model.")) and key not in ("data.root", "data.download"))
     }
     task = {key: value for key, value in task.items() if value is not None}
-    raced = Raced(study="first", choice=raced.choice, task=task)
+    raced = RaceOutcome(study="first", choice=raced.choice, task=task)
     assert raced.difference(spec, data="1f") == ""
     assert raced.difference(spec, data="2e") == "its data have other images, labels or sizes"
     for sections, message in (
@@ -714,38 +714,41 @@ def test_the_difference_from_the_study_that_chose_is_named() -> None:
 
 def test_evidence_without_a_choice_is_refused(storage: Storage, tmp_path: Path) -> None:
     path = tmp_path / "evidence.json"
-    nothing: dict[str, Any] = dict.fromkeys(
-        ("budgets", "advantage", "acceleration", "fidelity", "rungs"), ()
-    )
-    Evidence(**nothing, pairs=0, margin=0.1).save(path)
+    Evidence(pairs=0, margin=0.1).save(path)
     given = {"kind": "auto", "evidence": str(path)}
     with pytest.raises(ArgumentError, match=r"sampler\.evidence must hold the choice of a study"):
         check_study(storage, "none", tiny(sampler=given))
-    Evidence(**nothing, pairs=0, margin=0.1, race={"study": "x"}).save(path)
+    Evidence(pairs=0, margin=0.1, race={"study": "x"}).save(path)
     with pytest.raises(ArgumentError, match="its race cannot be read"):
         check_study(storage, "none", tiny(sampler=given))
     with pytest.raises(SpecError, match="evidence needs kind = 'auto', got 'mab'"):
         tiny(sampler={"kind": "mab", "evidence": "evidence.json"})
     trials = _Trials(trials=6)
     trials.study.set_user_attr(GIVEN_KEY, {"unused": "its choice is not used"})
-    assert trials.run({}).why.endswith("which needs 10; its choice is not used")
+    assert trials.run({}).why.endswith("with at least 10; its choice is not used")
 
 
 def test_the_cost_of_a_race_counts_each_training_once() -> None:
     costs = {}
-    for case in ("whole", "continued", "begun again"):
+    cases: dict[str, dict[str, Any]] = {
+        "whole": {},
+        "continued": {"resumed_at": 1},
+        "begun again": {},
+        "unreported": {"unreported": [60, 2.0]},
+    }
+    for case, more in cases.items():
         trials = _Trials(trials=12)
         trials.add("uniform", 0, 0.5, twin=False, seconds=1.0)
         trials.slots = 1
-        if case != "whole":
+        if case in ("continued", "begun again"):
             trials.cut_off(0, "mab")
-        more = {"resumed_at": 1} if case == "continued" else {}
         trials.add("mab", 0, 0.51, twin=True, seconds=1.0, **more)
         choice = trials.run({"mab": lambda slot: 0.01 + 0.001 * slot})
-        costs[case] = (choice.twins, choice.seconds)
-    twins, seconds = costs["whole"]
-    assert costs["continued"] == (twins, seconds)
-    assert costs["begun again"] == (twins, seconds + 5.0)
+        costs[case] = (choice.twins, choice.examples, choice.seconds)
+    twins, examples, seconds = costs["whole"]
+    assert costs["continued"] == costs["whole"]
+    assert costs["begun again"] == (twins, examples + 60, seconds + 5.0)
+    assert costs["unreported"] == (twins, examples + 60, seconds + 2.0)
 
 
 def test_twins_of_one_sampler_are_queued_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import optuna
 import pytest
@@ -14,14 +15,9 @@ from hpo_mab.search._space import suggest
 
 
 def test_constants_stay_as_they_are() -> None:
-    for constant in (3, 0.5, "sgd", True, [1, 2]):
+    for constant in (3, 0.5, "sgd", "none", True, [1, 2]):
         assert parse_value("x", constant) == constant
         assert list(ranges("x", parse_value("x", constant))) == []
-
-
-def test_a_text_stays_text() -> None:
-    assert parse_value("x", "none") == "none"
-    assert parse_value("x", {"choices": ["none", 50]}) == CategoricalDistribution(["none", 50])
 
 
 def test_items_of_a_list_may_be_ranges() -> None:
@@ -63,23 +59,20 @@ def test_a_choice_may_be_a_list() -> None:
     assert [2.5, 1] in found
 
 
-def test_a_fractional_step_makes_a_float_range() -> None:
-    found = parse_value("x", {"low": 1, "high": 3, "step": 0.5})
-    assert found == FloatDistribution(1.0, 3.0, step=0.5)
-    assert parse_value("x", {"low": 1, "high": 9, "step": 2.0}) == IntDistribution(1, 9, step=2)
-
-
-def test_integer_bounds_make_an_integer_range() -> None:
-    assert parse_value("x", {"low": 1, "high": 8, "log": True}) == IntDistribution(1, 8, log=True)
-
-
-def test_a_float_bound_or_type_makes_a_float_range() -> None:
-    assert parse_value("x", {"low": 0, "high": 1.0}) == FloatDistribution(0.0, 1.0)
-    assert parse_value("x", {"low": 0, "high": 1, "type": "float"}) == FloatDistribution(0.0, 1.0)
-
-
-def test_choices_make_a_categorical() -> None:
-    assert parse_value("x", {"choices": [1, "a"]}) == CategoricalDistribution([1, "a"])
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"choices": ["none", 50]}, CategoricalDistribution(["none", 50])),
+        ({"choices": [1, "a"]}, CategoricalDistribution([1, "a"])),
+        ({"low": 1, "high": 8, "log": True}, IntDistribution(1, 8, log=True)),
+        ({"low": 1, "high": 9, "step": 2.0}, IntDistribution(1, 9, step=2)),
+        ({"low": 1, "high": 3, "step": 0.5}, FloatDistribution(1.0, 3.0, step=0.5)),
+        ({"low": 0, "high": 1.0}, FloatDistribution(0.0, 1.0)),
+        ({"low": 0, "high": 1, "type": "float"}, FloatDistribution(0.0, 1.0)),
+    ],
+)
+def test_bounds_or_choices_give_a_distribution(raw: Any, expected: Any) -> None:
+    assert parse_value("x", raw) == expected
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,14 @@ import types
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
-from PIL import Image
 from small_studies import essence, tiny
+from tools import photo
 
-from hpo_mab._attributes import LEARNED_KEY
+from hpo_mab._attributes import USED_RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyFailedError, StudyRunner, join_study, replay
@@ -245,7 +244,7 @@ def test_each_study_of_an_objective_has_its_own_record_of_examples(storage: Stor
     spec = tiny(sampler={"kind": "curriculum"}, budget={"trials": 6}, pruner={"kind": "none"})
     runner = StudyRunner(spec, storage)
     learned = [
-        [trial.attrs[LEARNED_KEY] for trial in runner.run(name, score=False).run.trials]
+        [trial.attrs[USED_RECORD_KEY] for trial in runner.run(name, score=False).run.trials]
         for name in ("one", "two")
     ]
     assert learned[0] == learned[1]
@@ -305,7 +304,7 @@ def test_the_pruner_never_touches_the_first_configurations(storage: Storage) -> 
 def test_a_study_does_not_continue_on_other_data(storage: Storage, tmp_path: Path) -> None:
     for number, name in enumerate(("cat", "dog")):
         for index in range(40):
-            _photo(tmp_path / "photos" / name / f"{index}.png", 100 * number + index)
+            photo(tmp_path / "photos" / name / f"{index}.png", 100 * number + index)
     spec = tiny(
         data={"name": "image_folder", "root": str(tmp_path / "photos"), "size": 8},
         budget={"trials": 1},
@@ -314,7 +313,7 @@ def test_a_study_does_not_continue_on_other_data(storage: Storage, tmp_path: Pat
     StudyRunner(spec, storage).run("study", score=False)
     StudyRunner(spec, storage).run("study", score=False)
     # As many files, one of them another picture.
-    _photo(tmp_path / "photos" / "cat" / "7.png", 999)
+    photo(tmp_path / "photos" / "cat" / "7.png", 999)
     for go_on in (
         lambda: StudyRunner(spec, storage).run("study", score=False),
         lambda: join_study(storage, "study"),
@@ -324,7 +323,7 @@ def test_a_study_does_not_continue_on_other_data(storage: Storage, tmp_path: Pat
             go_on()
     # Another class.
     for index in range(40):
-        _photo(tmp_path / "photos" / "owl" / f"{index}.png", 300 + index)
+        photo(tmp_path / "photos" / "owl" / f"{index}.png", 300 + index)
     with pytest.raises(StorageError, match=r"51 training examples there, \d+ here"):
         StudyRunner(spec, storage).run("study", score=False)
     with pytest.raises(StorageError, match=r"51 training examples there.*--data-root"):
@@ -400,12 +399,6 @@ def test_a_database_that_fails_again_is_waited_for_again(
     run = StudyRunner(tiny(budget={"trials": 1}), storage).run(score=False).run
     assert [trial.state for trial in run.trials] == ["fail", "complete"]
     assert waited == [300.0] * 2
-
-
-def _photo(path: Path, value: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(value).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 def test_a_trial_comes_out_the_same_from_its_record_alone(storage: Storage) -> None:

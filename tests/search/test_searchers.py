@@ -373,3 +373,9 @@ def test_a_retry_keeps_its_point_of_a_grid() -> None:
     study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=1)
     point = storage.get_all_trials(study._study_id)[0].system_attrs["grid_id"]
     assert study.trials[1].system_attrs["grid_id"] == point
+
+
+def test_an_option_that_optuna_will_remove_is_warned_of_once_and_not_for_each_trial() -> None:
+    with pytest.warns(FutureWarning, match="consider_endpoints"):
+        factory = sampler_factory("tpe", {"consider_endpoints": True})
+    factory(seed=1)  # A warning is an error here.

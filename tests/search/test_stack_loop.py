@@ -28,7 +28,7 @@ from hpo_mab._attributes import (
     RESUMED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
-    STACK_KEY,
+    STACK_SLOTS_KEY,
     TWIN_KEY,
 )
 from hpo_mab.data import ImageSplits
@@ -38,7 +38,7 @@ from hpo_mab.search import (
     TrainingObjective,
     make_objective,
 )
-from hpo_mab.search._checkpoint import CheckpointWarning, SlotCheckpoint
+from hpo_mab.search._checkpoint import CheckpointWarning, TrialCheckpoint
 from hpo_mab.search._recorder import TrialRecord
 from hpo_mab.search._slots import _most_slots, choose_slots, seconds_alone, seconds_stacked
 from hpo_mab.search._stack_loop import StackLoop
@@ -47,6 +47,7 @@ from hpo_mab.search._target import Target
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import (
     Storage,
+    StoredDefinition,
     StudyRun,
     _process,
     files_folder,
@@ -77,7 +78,7 @@ def test_a_study_in_slots_is_the_study_one_after_the_other(
     }
     alone = run_tiny(name="alone", **changes)
     stacked = run_tiny(name="stacked", training={"slots": 3}, **changes)
-    assert all(trial.attrs[STACK_KEY] == 3 for trial in stacked.trials)
+    assert all(trial.attrs[STACK_SLOTS_KEY] == 3 for trial in stacked.trials)
     assert [trial.params for trial in stacked.trials] == [trial.params for trial in alone.trials]
     one, other = _values(alone), _values(stacked)
     assert one.keys() == other.keys() == set(range(5))
@@ -89,9 +90,14 @@ def test_a_study_in_slots_is_the_study_one_after_the_other(
         assert trial.curve[-1].loss == pytest.approx(twin.curve[-1].loss, rel=0.02)
 
 
-def test_trials_in_slots_show_how_far_they_are(tiny_runner: Runner, progress: Any) -> None:
+@pytest.mark.parametrize(
+    "budget", [{"evaluations": 2}, {"epochs": None, "steps": 2, "evaluations": 8}]
+)
+def test_trials_in_slots_show_how_far_they_are(
+    tiny_runner: Runner, progress: Any, budget: dict[str, Any]
+) -> None:
     runner = tiny_runner(
-        training={"slots": 2}, pruner={"kind": "none"}, budget={"trials": 2, "evaluations": 2}
+        training={"slots": 2}, pruner={"kind": "none"}, budget={"trials": 2, **budget}
     )
     runner.run(score=False, on_trial=progress)
     assert progress.shares == [{0: 0.5, 1: 0.5}, {}]
@@ -132,7 +138,7 @@ def test_twins_that_choose_among_candidates_have_slots(run_tiny: Run) -> None:
     )
     twins = [trial for trial in run.trials if TWIN_KEY in trial.attrs]
     assert [trial.attrs[SAMPLER_KEY] for trial in twins] == ["hard_half"] * 5
-    assert all(STACK_KEY in trial.attrs for trial in run.trials)
+    assert all(STACK_SLOTS_KEY in trial.attrs for trial in run.trials)
 
 
 def test_out_of_memory_where_trials_end_halves_the_slots(
@@ -213,7 +219,11 @@ def test_slots_are_no_more_than_the_trials_that_are_left(storage: Storage, run_t
     for trials in (3, 5, 40, 1000):
         Target(trials=trials, total=None, epoch_examples=100).save(study)
         found.append(_most_slots(study))
-    assert found == [0, 1, 10, 32]
+    length = StoredDefinition.load(study).trial_examples
+    for total in (f"{20 * length}examples", "30m"):
+        Target(trials=1000, total=total, epoch_examples=100).save(study)
+        found.append(_most_slots(study))
+    assert found == [0, 1, 10, 32, 5, 32]
     Target(trials=40, total=None, epoch_examples=100).save(study)
     assert [_most_slots(study, workers=workers) for workers in (2, 4, 11)] == [5, 2, 0]
     Target(trials=136, total=None, epoch_examples=100).save(study)
@@ -238,7 +248,7 @@ def test_only_a_few_shapes_have_stacks_of_their_own(tiny_runner: Runner, widths:
         budget={"trials": 2},
         training={"slots": 2},
     ).run(score=False)
-    stacked = [STACK_KEY in trial.attrs for trial in outcome.run.trials]
+    stacked = [STACK_SLOTS_KEY in trial.attrs for trial in outcome.run.trials]
     assert (stacked, bool(outcome.loop_reasons)) == ([widths == 4] * 2, widths != 4)
 
 
@@ -277,7 +287,7 @@ def test_knobs_that_need_a_stack_each_have_no_stacks(
     outcome = tiny_runner(sampler=sampler, budget={"trials": 2}, training={"slots": 2}).run(
         score=False
     )
-    assert {STACK_KEY in trial.attrs for trial in outcome.run.trials} == {stacked}
+    assert {STACK_SLOTS_KEY in trial.attrs for trial in outcome.run.trials} == {stacked}
 
 
 def test_trials_in_slots_use_the_threads_of_the_definition(
@@ -332,7 +342,7 @@ def test_the_seconds_of_free_slots_count_for_the_study_alone(run_tiny: Run) -> N
 def test_samplers_that_no_stack_takes_are_trained_alone(run_tiny: Run) -> None:
     run = run_tiny(sampler={"kind": "gradnorm"}, budget={"trials": 2}, training={"slots": 3})
     assert [trial.state for trial in run.trials] == ["complete"] * 2
-    assert not any(STACK_KEY in trial.attrs for trial in run.trials)
+    assert not any(STACK_SLOTS_KEY in trial.attrs for trial in run.trials)
 
 
 def test_a_trial_that_diverges_does_not_affect_other_slots(run_tiny: Run) -> None:
@@ -379,7 +389,7 @@ def test_out_of_memory_halves_the_slots_and_loses_no_trial(
     done = [trial for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
     assert [trial.state for trial in done] == ["complete"] * 5
     # Without room for any stack, they are trained alone.
-    assert {STACK_KEY in trial.attrs for trial in done} == {room > 0}
+    assert {STACK_SLOTS_KEY in trial.attrs for trial in done} == {room > 0}
     assert outcome.loop_reasons == tuple(
         f"out of memory: {slots // 2} instead of {slots} trials at a time" for slots in tried
     )
@@ -758,7 +768,7 @@ def test_trials_continue_from_their_checkpoints(
 def test_a_checkpoint_that_does_not_fit_is_ignored(
     run_tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SlotCheckpoint, "load", lambda self: {"points": [], "tensors": {}})
+    monkeypatch.setattr(TrialCheckpoint, "load", lambda self: {"points": [], "tensors": {}})
     with pytest.warns(CheckpointWarning, match="does not fit its trial"):
         run = run_tiny(budget={"trials": 2}, training={"slots": 2, "checkpoint": 1e-9})
     assert len(_values(run)) + sum(trial.state == "pruned" for trial in run.trials) == 2
@@ -866,7 +876,7 @@ def test_a_trial_that_is_closed_during_its_stack_costs_no_other(
     rounds: list[Any] = []
 
     def refuse(trial: optuna.trial.Trial, *args: Any, **kwargs: Any) -> None:
-        if trial.number == 0 and (STACK_KEY in args if at_start else rounds):
+        if trial.number == 0 and (STACK_SLOTS_KEY in args if at_start else rounds):
             raise optuna.exceptions.UpdateFinishedTrialError("closed")
         write(trial, *args, **kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import math
 import sqlite3
 import threading
@@ -15,14 +16,14 @@ import pytest
 import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
+from optuna.storages import RDBStorage, _CachedStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from tools import statements_of
 
 from hpo_mab.storage import Storage, _lean
 from hpo_mab.storage._optuna import tell
-from hpo_mab.storage._tables import HEARTBEATS
+from hpo_mab.storage._tables import HEARTBEATS, frozen_trials
 
 MAX = [StudyDirection.MAXIMIZE]
 
@@ -104,6 +105,13 @@ def test_any_part_of_the_trials_is_read_as_by_optuna(
     storage: Storage, plain: RDBStorage, listed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_lean, "_LISTED", listed)
+    read: list[Any] = []
+
+    def frozen(rows: Any, children: Any) -> list[FrozenTrial]:
+        read.extend(kept := list(children))
+        return frozen_trials(rows, kept)
+
+    monkeypatch.setattr(_lean, "frozen_trials", frozen)
     studies = [plain.create_new_study(MAX, name) for name in ("one", "two")]
     # The studies' trials lie between one another.
     ids = [plain.create_new_trial(study, trial) for trial in _trials() for study in studies][::2]
@@ -113,6 +121,7 @@ def test_any_part_of_the_trials_is_read_as_by_optuna(
                 given = (studies[0], states, included, after)
                 expected = _plainly(plain._get_trials(*given))
                 assert _plainly(storage.optuna._get_trials(*given)) == expected
+    assert {child[1] for child in read} <= set(ids)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -126,6 +135,16 @@ def test_earlier_versions_of_sqlite_take_fewer_parameters(storage: Storage) -> N
         study.add_trials([optuna.create_trial(state=TrialState.WAITING) for _ in range(100)])
         found = optuna.load_study(study_name="study", storage=storage.optuna)
         assert len(found.trials) == len(study.trials) == count
+
+
+def test_a_read_takes_one_connection(storage: Storage) -> None:
+    lean = storage.optuna
+    study = lean.create_new_study(MAX, "study")
+    pool: Any = lean.engine.pool
+    taken: list[int] = []
+    sa.event.listen(pool, "checkout", lambda *_: taken.append(pool.checkedout()))
+    assert lean.get_all_trials(study) == []
+    assert set(taken) == {1}
 
 
 def test_only_a_recent_heartbeat_is_recent(storage: Storage, plain: RDBStorage) -> None:
@@ -453,3 +472,11 @@ def test_a_database_that_fails_is_an_error_of_storage(tmp_path: Path) -> None:
         lean.set_trial_user_attr(trial_id, "a", 1)
     assert "trial_user_attributes" in str(storage.error(caught.value))
     storage.close()
+
+
+@pytest.mark.parametrize("name", ["_set_trial_param", "_create_new_trial", "_get_trials"])
+def test_optunas_cache_calls_the_private_methods_that_are_replaced(name: str) -> None:
+    assert f"self._backend.{name}(" in inspect.getsource(_CachedStorage)
+    ours, theirs = (getattr(kind, name) for kind in (_lean.LeanStorage, RDBStorage))
+    assert ours is not theirs
+    assert [*inspect.signature(ours).parameters] == [*inspect.signature(theirs).parameters]

@@ -51,6 +51,11 @@ def test_a_study_in_memory_outlives_the_storage_it_was_made_with() -> None:
     kept.engine.dispose()
 
 
+def test_a_line_break_at_the_end_is_no_part_of_the_name(tmp_path: Path) -> None:
+    assert Storage("postgresql://me@127.0.0.1:1/db\n").url.database == "db"
+    assert Storage(f"{tmp_path / 'x.db'}\r\n").file == tmp_path / "x.db"
+
+
 def test_a_uri_is_refused() -> None:
     with pytest.raises(StorageError, match=r"must name a file, sqlite:///studies\.db"):
         Storage("sqlite:///file:studies.db?uri=true")
@@ -173,14 +178,29 @@ def test_odd_signs_in_a_path_are_plain_letters(tmp_path: Path, name: str, prefix
     storage.close()
 
 
-@pytest.mark.parametrize(("query", "seconds"), [("", "10"), ("&connect_timeout=30", "30")])
-def test_a_server_is_waited_for_ten_seconds_or_as_the_url_says(
-    postgres_url: str, query: str, seconds: str
+@pytest.mark.parametrize(
+    ("query", "seconds"),
+    [("", ("10", "60")), ("&connect_timeout=30&keepalives_idle=5", ("30", "5"))],
+)
+def test_a_server_is_waited_for_not_long_or_as_the_url_says(
+    postgres_url: str, query: str, seconds: tuple[str, str]
 ) -> None:
     storage = Storage(postgres_url + query)
     with storage.optuna.engine.connect() as connection:
         driver: Any = connection.connection.dbapi_connection
-        assert driver.info.get_parameters()["connect_timeout"] == seconds
+        given = driver.info.get_parameters()
+        assert (given["connect_timeout"], given["keepalives_idle"]) == seconds
+    storage.close()
+
+
+@pytest.mark.parametrize(("query", "seconds"), [("", 660), ("&read_timeout=30", 30)])
+def test_an_answer_of_mysql_is_waited_for_longer_than_a_lock(
+    mariadb_url: str, query: str, seconds: int
+) -> None:
+    storage = Storage(mariadb_url + query)
+    with storage.optuna.engine.connect() as connection:
+        driver: Any = connection.connection.dbapi_connection
+        assert driver._read_timeout == seconds
     storage.close()
 
 
@@ -256,7 +276,7 @@ def test_a_retry_in_optunas_own_loop_has_no_results(storage: Storage) -> None:
     results = {"hpo_mab:examples": 400, "hpo_mab:interrupted": True, "hpo_mab:paired": True}
     for key, value in (kept | results).items():
         trial.set_user_attr(key, value)
-    for key in ("completed_rung_0", "hpo_mab:worker"):
+    for key in ("completed_rung_0", "hpo_mab:worker", "cma:optimizer:0"):
         storage.optuna.set_trial_system_attr(trial._trial_id, key, 0.5)
     storage.optuna.record_heartbeat(trial._trial_id)
     with storage.optuna.engine.begin() as connection:

@@ -196,10 +196,23 @@ def test_too_long_a_wait_is_an_error(
         pass
 
 
-def test_limits_of_a_server_end_neither_the_wait_for_a_lock_nor_its_hold(postgres_url: str) -> None:
-    limits = "-c statement_timeout=1000 -c idle_in_transaction_session_timeout=1000"
-    url = Storage(postgres_url).secret_url
-    engine = sa.create_engine(url, connect_args={"options": limits})
+_LIMITS = {
+    "postgresql": {
+        "options": "-c statement_timeout=1000 -c idle_in_transaction_session_timeout=1000 "
+        "-c transaction_timeout=1000"
+    },
+    "mariadb": {"init_command": "SET SESSION wait_timeout = 1, max_statement_time = 1"},
+}
+
+
+@pytest.mark.parametrize(
+    ("database_url", "limits"), _LIMITS.items(), indirect=["database_url"], ids=_LIMITS
+)
+def test_limits_of_a_server_end_neither_the_wait_for_a_lock_nor_its_hold(
+    database_url: str, limits: dict[str, str]
+) -> None:
+    url = Storage(database_url).secret_url
+    engine = sa.create_engine(url, connect_args=limits)
     got = threading.Event()
 
     def wait() -> None:
@@ -228,13 +241,35 @@ def test_databases_of_one_server_have_their_own_locks(mariadb_url: str) -> None:
     other.close()
 
 
-def test_a_missing_role_is_not_taken_for_a_missing_database() -> None:
-    role = _process.diagnose(Exception('FATAL:  role "me" does not exist'))
-    assert "Check the user in the URL" in role
-    certificate = 'root certificate file "/root/.postgresql/root.crt" does not exist'
-    assert "sslrootcert" in _process.diagnose(Exception(certificate))
-    assert "createdb" in _process.diagnose(Exception('FATAL:  database "mine" does not exist'))
-    assert "GRANT CREATE" in _process.diagnose(Exception("permission denied for schema public"))
+@pytest.mark.parametrize(
+    ("message", "hint"),
+    [
+        ('FATAL:  role "me" does not exist', "Check the user in the URL"),
+        ('root certificate file "/root/.postgresql/root.crt" does not exist', "sslrootcert"),
+        ('FATAL:  database "mine" does not exist', "createdb"),
+        ('no pg_hba.conf entry for host "::1", user "me", database "mine"', "sslmode"),
+        ('permission denied for database "mine"', "GRANT CONNECT"),
+        ("permission denied for schema public", "GRANT USAGE ON SCHEMA"),
+        ("no schema has been selected to create in", "search_path"),
+        ("permission denied for sequence trials_trial_id_seq", "reading needs SELECT"),
+        ("INSERT command denied to user 'me'", "reading needs SELECT"),
+        ("ALTER command denied to user 'me'", "owner"),
+        ("REFERENCES command denied to user 'me'", "owner"),
+        ("must be owner of table hpo_mab_curves", "hpo-mab studies"),
+        ('FATAL:  database "mine" is not currently accepting connections', "is closed"),
+        ("User 'me' has exceeded the 'max_user_connections' resource", "fewer workers"),
+        ("canceling statement due to statement timeout", "Raise statement_timeout"),
+    ],
+)
+def test_a_message_of_the_server_gets_its_own_hint(message: str, hint: str) -> None:
+    said = _process.diagnose(Exception(message))
+    assert said.startswith(f"{message}. ")
+    assert hint in said.removeprefix(message)
+
+
+def test_an_error_without_a_hint_is_shown_alone() -> None:
+    missing = 'relation "trials" does not exist'
+    assert _process.diagnose(Exception(missing)) == f"{missing}."
     # As of a MySQL connection that the server has closed.
     assert _process.diagnose(ConnectionError(0, "")).endswith(".")
     assert _process.diagnose(RuntimeError(0, "")) == "RuntimeError without a message."

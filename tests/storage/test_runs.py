@@ -10,8 +10,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import BUDGET_KEY, SECONDS_KEY, WORKER_KEY
+from hpo_mab._errors import StorageError
 from hpo_mab.storage import MissingCurvesWarning, Storage, read_run
-from hpo_mab.storage._runs import _most_processes
+from hpo_mab.storage._runs import _most_processes, deletion_is_an_error
 
 
 def _trial(
@@ -55,3 +56,12 @@ def test_a_trial_that_breaks_a_constraint_is_not_the_best(storage: Storage) -> N
     with pytest.warns(MissingCurvesWarning, match="2 of 2 trials"):
         run = read_run(storage, "own")
     assert run.best == run.trials[0]
+
+
+def test_a_trial_that_a_failover_has_lost_is_an_error_of_one_line(storage: Storage) -> None:
+    optuna.create_study(study_name="study", storage=storage.optuna)
+    with pytest.raises(StorageError, match="no longer in"), deletion_is_an_error(storage, "study"):
+        storage.optuna.get_trial(999)
+    # Of a user's own code.
+    with pytest.raises(KeyError, match="own"), deletion_is_an_error(storage, "study"):
+        raise KeyError("own")

@@ -10,10 +10,11 @@ import optuna
 import pytest
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from simulation import CurveTable, Simulation, false_prunings, saving, simulate
+from small_studies import tiny
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import PairedCurves
-from hpo_mab.search import StudyRunner, make_spec
+from hpo_mab.search import StudyRunner
 from hpo_mab.storage import Storage
 
 _COMMITTED = Path(__file__).parents[2] / "studies" / "replay" / "digits.json"
@@ -96,6 +97,13 @@ def test_the_committed_table_can_be_simulated_with() -> None:
     assert done.incumbent[-1] >= table.bandit[:, -1].max() - 0.05
 
 
+def test_the_table_of_digits_is_recorded_on_trained_weights() -> None:
+    page = _COMMITTED.with_name("README.md").read_text(encoding="utf-8")
+    command = page.partition("hpo-mab compare digits")[2].partition("\npython")[0]
+    # The pruners of run.py are for trained weights; the definition averages them.
+    assert "--set training.average=0 " in command
+
+
 def test_hyperband_is_simulated_equally_under_one_name() -> None:
     curves = np.random.default_rng(0).random((40, 8))
 
@@ -108,15 +116,11 @@ def test_hyperband_is_simulated_equally_under_one_name() -> None:
 
 
 def _runner(storage: Storage, **sections: Any) -> StudyRunner:
-    raw: dict[str, Any] = {
-        "name": "tiny",
-        "budget": {"epochs": 1, "evaluations": 4, "trials": 10},
-        "model": {"name": "mlp"},
-        "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
-        "training": {"batch_size": 64},
-        "search": {"sampler": "random", "initial": 3},
-    }
-    return StudyRunner(make_spec({**raw, **sections}), storage)
+    # TPE is random until ten trials: which are pruned does not change the others.
+    search = {"initial": 3, "n_startup_trials": 10}
+    return StudyRunner(
+        tiny(budget={"evaluations": 4, "trials": 10}, search=search, **sections), storage
+    )
 
 
 def test_a_pruned_trial_is_finished_as_without_pruning(storage: Storage) -> None:

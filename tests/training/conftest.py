@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import functools
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +13,26 @@ from hpo_mab import data, models, samplers, training
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.training import DeviceBatches, DeviceSweep, LoaderBatches, Training
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """The same kernels for the same arithmetic, none of them in TF32."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    chosen = {"deterministic": True, "benchmark": False}
+    settings = {name: getattr(torch.backends.cudnn, name) for name in chosen}
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        for name, value in chosen.items():
+            setattr(torch.backends.cudnn, name, value)
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+        for name, value in settings.items():
+            setattr(torch.backends.cudnn, name, value)
 
 
 @pytest.fixture(scope="session")
@@ -29,19 +48,6 @@ def parts(splits: ImageSplits) -> dict[str, Any]:
         "batches": DeviceBatches(splits.train, normalization=scale),
         "validation": DeviceSweep(splits.validation, normalization=scale),
     }
-
-
-@pytest.fixture(scope="session")
-def saved() -> Callable[[Any], Any]:
-    """Writes a state to a file and reads it again."""
-
-    def reread(state: Any) -> Any:
-        file = io.BytesIO()
-        torch.save(state, file)
-        file.seek(0)
-        return torch.load(file, weights_only=True)
-
-    return reread
 
 
 @pytest.fixture

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import random
+import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 
 from hpo_mab.training import _captured
 from hpo_mab.training._captured import WARM_UP_CALLS, Captured
-
-
-@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(1), np.random.rand])
-def test_a_network_that_decides_at_random_on_the_host_is_not_captured(
-    draw: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = Captured(device=torch.device("cpu"))
-    step._may_capture = True
-    monkeypatch.setattr(step, "_try_capture", lambda *_: pytest.fail("captured"))
-    for _ in range(WARM_UP_CALLS + 1):
-        step(draw)
-    assert step.reason == "the network draws random numbers on the host"
 
 
 def test_an_error_that_ends_a_capture_does_not_hide_its_cause(
@@ -70,6 +56,19 @@ def test_live_functions_have_their_own_streams_and_later_ones_use_them_again(
     del first
     third = Captured(device=torch.device("cuda"))
     assert {third._stream, third._side} == streams - {second._stream, second._side}
+
+
+def test_after_an_error_later_work_waits_for_what_was_launched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current = mock.Mock()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    step = Captured(device=torch.device("cpu"))
+    step._stream, step._side = streams = [mock.Mock(), mock.Mock()]
+    with pytest.raises(ValueError, match="broken"), step._on_capture_stream():
+        raise ValueError("broken")
+    assert current.wait_stream.call_args_list == [mock.call(stream) for stream in streams]
 
 
 @pytest.mark.cuda

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -217,7 +217,7 @@ class _Filling(torch.nn.Module):
 
 
 class _Drawing(torch.nn.Linear):
-    """Draws from a random generator of its own, or only has one."""
+    """Draws from a random generator of its own or a global one, or only has one."""
 
     def __init__(self, generator: Any, draw: Callable[[Any], Any]) -> None:
         super().__init__(64, 10)
@@ -243,6 +243,9 @@ DRAWS = "the network draws random numbers on the host"
         # Of a class that cannot be pickled, as one within a function.
         (_Drawing(type("Own", (random.Random,), {})(0), random.Random.random), DRAWS),
         (_Drawing(torch.Generator(), lambda own: torch.rand((), generator=own)), DRAWS),
+        (_Drawing(None, lambda _: random.random()), DRAWS),
+        (_Drawing(None, lambda _: np.random.rand()), DRAWS),
+        (_Drawing(None, lambda _: torch.rand(1)), DRAWS),
         (_Drawing(np.random.default_rng(0), str), None),
     ],
 )
@@ -278,26 +281,6 @@ def test_weights_that_follow_from_losses_have_no_device_step(
     monkeypatch.setattr(UniformSampler, "weighs_by_losses", True)
     with pytest.raises(ArgumentError, match="weighs a batch by its own losses"):
         parts.train(graph=True)
-
-
-@pytest.fixture
-def exact() -> Iterator[None]:
-    """The same kernels for the same arithmetic, none of them in TF32."""
-    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
-    chosen = {"deterministic": True, "benchmark": False}
-    settings = {name: getattr(torch.backends.cudnn, name) for name in chosen}
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False
-        for name, value in chosen.items():
-            setattr(torch.backends.cudnn, name, value)
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
-        for name, value in settings.items():
-            setattr(torch.backends.cudnn, name, value)
 
 
 #: Everything that a step changes, by name.

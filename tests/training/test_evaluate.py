@@ -155,14 +155,6 @@ def test_small_networks_keep_whole_batches() -> None:
     assert examples_at_once(model, torch.zeros(2, 3, 32, 32)) >= 1024
 
 
-def test_examples_of_a_loader_are_evaluated_in_parts_too() -> None:
-    inputs, targets = torch.randn(40, 3), torch.arange(40) % 3
-    model = _Wide()
-    sweep = LoaderSweep(torch.utils.data.TensorDataset(inputs, targets))
-    assert evaluate(model, sweep)[0] == evaluate(nn.Identity(), [(inputs, targets)])[0]
-    assert max(model.seen) == 16
-
-
 def test_a_network_that_needs_several_examples_is_evaluated() -> None:
     # Without running statistics it normalises by those of the batch.
     network = nn.Sequential(

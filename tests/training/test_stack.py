@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -508,6 +509,18 @@ def test_a_stopped_training_has_no_more_evaluations(task: _Task) -> None:
     assert {slot for slot, _ in (*stack.advance(), *stack.advance())} == {1}
 
 
+def test_no_training_continues_after_an_interruption(
+    task: _Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = task.stack(1)
+    task.start(stack, 0)
+    monkeypatch.setattr(stack._optimizer, "step", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        stack.advance()
+    assert stack.free == (0,)
+    assert stack.advance() == []
+
+
 def test_weights_of_a_slot_are_those_evaluated(task: _Task) -> None:
     stack = task.stack(2)
     task.start(stack, 1, evaluations=2, average=0.3)
@@ -539,6 +552,8 @@ def test_what_does_not_fit_is_refused(task: _Task) -> None:
         task.stack(0)
     with pytest.raises(UnknownNameError, match="precision 'float16'"):
         task.stack(1, precision="float16")
+    with pytest.raises(UnknownNameError, match=r"optimizer .*'name': 'adam'"):
+        task.stack(1, optimizer={"name": "adam"})
     stack = task.stack(2)
     start: dict[str, Any] = {"sampler": task.sampler("mab", 0), "steps": 20}
     stack.start(0, task.network(0), **start)
@@ -547,18 +562,25 @@ def test_what_does_not_fit_is_refused(task: _Task) -> None:
     wide = models.create("small_cnn", in_channels=1, num_classes=10, image_size=8, width=5)
     with pytest.raises(ArgumentError, match="buffers of the stack's networks"):
         stack.start(1, wide, **start)
-    small = MABSampler(task.splits.train.labels, batch_size=8)
+    dropped = task.network(0)
+    dropped.dropout = nn.Dropout(0.5)
+    with pytest.raises(ArgumentError, match=r"stack has .*p=0\.0.*, the model .*Dropout\(p=0\.5"):
+        stack.start(1, dropped, **start)
+    labels = task.splits.train.labels
+    small = MABSampler(labels, batch_size=8)
     with pytest.raises(ArgumentError, match="batches of 32, got 8"):
         stack.start(1, task.network(0), **start | {"sampler": small})
-    greedy = task.sampler("mab", 0, policy="softmax")
-    with pytest.raises(ArgumentError, match="MABSampler does not fit"):
-        stack.start(1, task.network(0), **start | {"sampler": greedy})
+    fewer = MABSampler(labels[:-5], batch_size=BATCH)
+    for other in (task.sampler("mab", 0, policy="softmax"), fewer):
+        with pytest.raises(ArgumentError, match="MABSampler does not fit"):
+            stack.start(1, task.network(0), **start | {"sampler": other})
     with pytest.raises(ArgumentError, match="momentum of optimizer 'sgd' must be in"):
         stack.start(1, task.network(0), optimizer={"momentum": 2}, **start)
     assert stack.free == (1,)
 
 
 @pytest.mark.cuda
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["uniform", "mab", "psgd", "hard_mining"])
 def test_a_captured_stack_equals_the_eager_one_on_cuda(
@@ -660,15 +682,6 @@ def test_a_subclass_of_the_bandit_learns_itself(task: _Task) -> None:
     stack.start(0, task.network(0), sampler=sampler, steps=4, evaluations=2)
     _finish(stack)
     assert _Own.learned >= 2
-
-
-def test_bandits_over_another_number_of_examples_are_refused(task: _Task) -> None:
-    stack = task.stack(2)
-    labels = task.splits.train.labels
-    stack.start(0, task.network(0), sampler=task.sampler("mab", 0), steps=4, evaluations=2)
-    fewer = MABSampler(labels[:-5], batch_size=BATCH, seed=0)
-    with pytest.raises(ArgumentError, match="MABSampler does not fit"):
-        stack.start(1, task.network(1), sampler=fewer, steps=4, evaluations=2)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

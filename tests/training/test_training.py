@@ -14,7 +14,7 @@ from tools import saved
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from hpo_mab import data, samplers, training
+from hpo_mab import samplers
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.training import (
@@ -184,24 +184,15 @@ class _Tied(nn.Module):
     "options", [{}, {"average": 0.2}, {"average": 0.2, "schedule": "constant"}], ids=str
 )
 def test_the_networks_state_is_what_was_evaluated_last(
-    splits: ImageSplits, parts: dict[str, Any], options: dict[str, Any]
+    start: Start, parts: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    model = _Tied()
-    running = training.Training(
-        model,
-        **parts,
-        sampler=samplers.create("mab", splits.train.labels, batch_size=64),
-        optimizer=training.create_optimizer("sgd", model.parameters(), lr=0.05),
-        steps=24,
-        evaluations=4,
-        **options,
-    )
+    running = start(network=_Tied, **options)
     for point in running:
         same = _Tied()
         same.load_state_dict(running.network_state())
         found = evaluate(same, parts["validation"])
         assert found == (point.accuracy, pytest.approx(point.loss))
-    held = {name: one.clone() for name, one in model.state_dict().items()}
+    held = {name: one.clone() for name, one in running.model.state_dict().items()}
     averaged = options.get("schedule") == "constant"
     assert torch.equal(running.network_state()["head.bias"], held["head.bias"]) != averaged
 
@@ -268,19 +259,10 @@ def test_numbers_may_be_numpys(start: Start, splits: ImageSplits) -> None:
     assert [len(next(iter(sweep))[1]) for sweep in sweeps] == [64, 4]
 
 
-def test_a_sampler_of_more_examples_than_there_are_is_refused() -> None:
-    splits = data.load_splits("digits")
-    normalization = Normalization(splits.mean, splits.std)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+def test_a_sampler_of_more_examples_than_there_are_is_refused(start: Start) -> None:
+    many = samplers.UniformSampler([0, 1] * 1_000, batch_size=10)
     with pytest.raises(ArgumentError, match="at most 1221 examples, got 2000"):
-        Training(
-            network,
-            batches=DeviceBatches(splits.train, normalization=normalization),
-            validation=DeviceSweep(splits.validation, normalization=normalization),
-            sampler=samplers.UniformSampler([0, 1] * 1_000, batch_size=10),
-            optimizer=training.create_optimizer("sgd", network.parameters()),
-            steps=2,
-        )
+        start(sampler=many)
 
 
 def test_networks_of_other_dimensions_train_channels_last() -> None:

@@ -14,10 +14,10 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo_mab import _machine
-from hpo_mab._attributes import DEFINITION_KEY, LOST_KEY, WORKER_KEY
+from hpo_mab._attributes import LOST_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search._target import Target
-from hpo_mab.storage import Storage
+from hpo_mab.storage import Storage, StoredDefinition
 from hpo_mab.storage._process import machine, this_process
 from hpo_mab.workers import ProcessLauncher, RayLauncher, WorkerWarning, _processes
 from hpo_mab.workers._processes import WorkerProcess
@@ -477,11 +477,21 @@ def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: opt
     assert finished == [2]
 
 
-def test_running_trials_of_workers_show_the_share_of_their_budget(progress: Any) -> None:
+@pytest.mark.parametrize("budget", [{"evaluations": 4}, {"steps": 4, "evaluations": 8}])
+def test_running_trials_of_workers_show_the_share_of_their_budget(
+    progress: Any, budget: dict[str, int]
+) -> None:
     from hpo_mab.search._trial_loop import FinishedTrials
 
     study = optuna.create_study(direction="maximize")
-    study.set_user_attr(DEFINITION_KEY, {"spec": {"budget": {"evaluations": 4}}})
+    StoredDefinition(
+        arm="uniform",
+        seed=0,
+        trial_examples=100,
+        epoch_examples=100,
+        spec={"budget": budget},
+        environment={},
+    ).save(study)
     watch = FinishedTrials(study, progress)
     first, _ = study.ask(), study.ask()
     first.report(0.5, step=1)

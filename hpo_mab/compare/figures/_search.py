@@ -51,7 +51,8 @@ def anytime_incumbent(
 
     From 6 seeds on, the band is the distribution-free 95% interval of the median (order
     statistics). Below that it is the seeds' range. A curve starts where all its seeds have an
-    incumbent and ends where the first of its studies ends.
+    incumbent and ends where the first of its studies ends. An arm with a seed that has none is left
+    out.
 
     Args:
         runs: Studies of any arms and seeds.
@@ -64,10 +65,12 @@ def anytime_incumbent(
         x=f"training {currency}, all trials so far",
         y="validation accuracy (%)",
     )
+    left_out: list[str] = []
     for arm in arms:
         curves = [incumbent_curve(run, currency) for run in runs if run.arm == arm]
         # A median over fewer seeds could not be compared with those of the other arms.
         if any(not len(curve.spent) for curve in curves):
+            left_out.append(arm)
             continue
         # One study may end before another has an incumbent: the curve is then a single point.
         spent = np.linspace(
@@ -94,6 +97,8 @@ def anytime_incumbent(
         mode = "lines" if spent[0] < spent[-1] else "markers"
         middle = np.median(values, axis=0)
         add_line(made, spent, middle, name=arm, arms=arms, mode=mode, line={"shape": "hv"})
+    if left_out and made.data:
+        explain(made, f"without {', '.join(left_out)}: a seed has no complete trial of known cost")
     return note_if_empty(made, "No arm has a complete trial of known cost for every seed.")
 
 
@@ -127,17 +132,19 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
         x=f"ratio of {currency} (below 1 = cheaper; log scale)",
         y="target",
     )
-    for contrast in summary.contrasts:
+    targets = list(TARGETS)
+    for number, contrast in enumerate(summary.contrasts):
         costs = [
             cost
             for cost in contrast.cost
             if cost.currency == currency and math.isfinite(cost.ratio.value)
         ]
+        # Next to each other. Plotly's own grouping of points would change the ratios.
+        shift = 0.6 * ((number + 0.5) / len(summary.contrasts) - 0.5)
         if costs:
             made.add_scatter(
                 x=[cost.ratio.value for cost in costs],
-                # Two lines each: a telephone has no room for one.
-                y=["<br>".join(textwrap.wrap(TARGETS[cost.target], 14)) for cost in costs],
+                y=[targets.index(cost.target) + shift for cost in costs],
                 name=contrast.arm,
                 legendgroup=contrast.arm,
                 mode="markers",
@@ -155,12 +162,17 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
             _explain_marks(made, [cost.ratio for cost in costs])
     made.update_layout(
         xaxis={"type": "log"},
-        yaxis={"title": {"standoff": 12}},
-        scattermode="group",
+        yaxis={
+            "title": {"standoff": 12},
+            "zeroline": False,
+            "tickvals": list(range(len(targets))),
+            # Two lines each: a telephone has no room for one.
+            "ticktext": ["<br>".join(textwrap.wrap(text, 14)) for text in TARGETS.values()],
+        },
     )
     if made.data:
-        targets = list(dict.fromkeys(y for trace in made.data for y in trace.y))
-        add_reference_arm(made, summary, [1] * len(targets), targets)
+        places = [y for trace in made.data for y in trace.y]
+        add_reference_arm(made, summary, [1, 1], [min(places) - 0.4, max(places) + 0.4])
     return note_if_empty(made, "No seed has complete trials of known cost in both arms.")
 
 
@@ -328,7 +340,7 @@ def knob_slices(
     title = "Accuracy against the sampler's knobs" if prefix else "Accuracy against parameters"
     made = figure(title=title, x="value of the knob", y="final accuracy (%)")
     if not knobs:
-        return note_if_empty(made, "No knob of the sampler was searched.")
+        return note_if_empty(made, "No such parameter was searched.")
     panels = make_subplots(rows=1, cols=len(knobs), shared_yaxes=True, figure=made)
     chosen, shown = colours(arms), set[str]()
     for column, knob in enumerate(knobs, start=1):
@@ -337,6 +349,9 @@ def knob_slices(
         if not numeric:
             # Plotly infers an axis of numbers from mixed values, and drops the texts.
             panels.update_xaxes(type="category", row=1, col=column)
+        # A value that a user has enqueued may be 0, which a logarithmic axis lacks.
+        elif _is_log(runs, knob) and all(trial.params[knob] > 0 for trial in searched):
+            panels.update_xaxes(type="log", row=1, col=column)
         for arm in arms:
             points = [trial for trial in trials[arm] if knob in trial.params]
             kept = [points[position] for position in thin(len(points), max_points)]
@@ -356,6 +371,12 @@ def knob_slices(
                 shown.add(arm)
         panels.update_xaxes(title_text=f"{knob} (as searched)", row=1, col=column)
     return panels
+
+
+def _is_log(runs: Sequence[StudyRun], parameter: str) -> bool:
+    """Whether a study searches a parameter on a logarithmic scale."""
+    found = (run.settings.ranges.get(parameter, {}) for run in runs)
+    return any(one.get("log", False) for one in found)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The choice of an earlier study, which ``"auto"`` takes from a file of evidence."""
+"""Evidence from a file: what a study takes of it for its pruner, and for the choice of "auto"."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hpo_mab._attributes import (
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Evidence
 from hpo_mab.advantage._evidence import difference_of_task, read_evidence
-from hpo_mab.search._choice import Choice, judged_at, stored_choice
+from hpo_mab.search._choice import Choice, race_unit, stored_choice
 from hpo_mab.search._portfolio import parse_portfolio, uses_record
 from hpo_mab.storage import StoredDefinition
 
@@ -41,7 +41,7 @@ _LONGEST_SHOWN = 30
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Raced:
+class RaceOutcome:
     """Outcome of a race, which evidence passes on to later studies.
 
     Attributes:
@@ -100,7 +100,7 @@ class Raced:
                 return f"{key} {values}"
         if self.choice.data != data:
             return "its data have other images, labels or sizes"
-        judged = judged_at(StudySettings.of(spec).total)
+        judged = race_unit(StudySettings.of(spec).total)
         if self.choice.judged != judged:
             return (
                 f"it was made at equal {self.choice.judged}, samplers race at equal {judged} here"
@@ -139,7 +139,7 @@ def is_its_evidence(study: optuna.Study, path: Any) -> bool:
     return found.digest == given or found.to_json() == attrs.get(EVIDENCE_KEY)
 
 
-def take_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
+def store_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
     """Store what a study uses of its evidence, because the file may be moved afterwards."""
     attr: dict[str, Any] = {"digest": "", "pruner": False, "unused": ""}
     if "evidence" in spec.sources:
@@ -156,7 +156,7 @@ def take_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
         attr["pruner"] = of_task and evidence.pairs > 0
         if attr["pruner"]:
             study.set_user_attr(EVIDENCE_KEY, evidence.to_json())
-    given = given_race(spec)
+    given = race_in_file(spec)
     if given is not None:
         attr["digest"], raced = given
         why = _why_unused(raced, spec, source)
@@ -169,7 +169,7 @@ def take_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
         study.set_user_attr(GIVEN_KEY, attr)
 
 
-def given_race(spec: StudySpec) -> tuple[str, Raced] | None:
+def race_in_file(spec: StudySpec) -> tuple[str, RaceOutcome] | None:
     """Digest of the evidence that ``auto`` is given, and the race in it; None if there is none."""
     if spec.sampler.kind != AUTO:
         return None
@@ -179,7 +179,7 @@ def given_race(spec: StudySpec) -> tuple[str, Raced] | None:
         return None
     evidence = read_evidence(given)
     if evidence.race is not None:
-        return evidence.digest, Raced.from_json(evidence.race)
+        return evidence.digest, RaceOutcome.from_json(evidence.race)
     if named is None:
         return None
     raise ArgumentError(
@@ -188,7 +188,7 @@ def given_race(spec: StudySpec) -> tuple[str, Raced] | None:
     )
 
 
-def _why_unused(raced: Raced, spec: StudySpec, source: str) -> str:
+def _why_unused(raced: RaceOutcome, spec: StudySpec, source: str) -> str:
     """Why the choice of another study does not apply to this one; empty if it does."""
     different = raced.difference(spec.model_dump(mode="json"), data=source)
     if different:
