@@ -161,7 +161,7 @@ class MABSampler(BatchSampler):
 
     @functools.cached_property
     def _engine(self) -> BanditEngine:
-        # Made at the first use: a stack has bandits of its own, and only takes shares and settings.
+        # Made at the first use: a stack has its own bandits, and only takes shares and settings.
         return _make_engine(self._shares, self.settings, self.device, self._rng)
 
     @property
