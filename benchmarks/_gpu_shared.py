@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hpo_mab.training._captured import register
+from hpo_mab.training._captured import register_generators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Place:
         if not self.cuda:
             return work
         graph = torch.cuda.CUDAGraph()
-        register(graph, *generators)
+        register_generators(graph, *generators)
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
             output = work()

@@ -16,7 +16,7 @@ from _gpu_shared import Place, Row
 
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyRunner, make_objective, make_spec
-from hpo_mab.search._slots import ROUNDS
+from hpo_mab.search._slots import FEWEST_ROUNDS
 from hpo_mab.storage import Storage
 from hpo_mab.training import StackedTrainer, Training
 
@@ -71,7 +71,7 @@ def _study(
     inside = _Inside()
     with tempfile.TemporaryDirectory() as folder, inside:
         storage = Storage(f"sqlite:///{Path(folder, 'study.db')}")
-        for count in (2 * ROUNDS, trials):
+        for count in (2 * FEWEST_ROUNDS, trials):
             # The first study loads libraries and kernels, those of a stack included.
             spec = _spec(place, task, kind=kind, trials=count)
             runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))

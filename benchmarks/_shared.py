@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from hpo_mab import models, samplers, training
-from hpo_mab.data import Augmentation, ImageData, ImageSplits, Normalization, load, split
+from hpo_mab.data import Augmentation, ImageData, ImageSplits, Normalization, load_splits, split
 
 #: Shape [channels, height, width] and classes of the data sets that are imitated.
 SHAPES = {"fashion_mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10)}
@@ -59,8 +59,7 @@ def real(name: str, *, seed: int = 0) -> ImageSplits | None:
     root = os.environ.get("HPO_MAB_DATA")
     if not root:
         return None
-    train, test = load(name, root=root, download=False)
-    return split(train, test, validation=0.1, seed=seed)
+    return load_splits(name, root=root, download=False, validation=0.1, seed=seed)
 
 
 def start(
@@ -179,6 +178,28 @@ def wait_for_go() -> None:
     """Say to `rates` that this process is ready, and wait until all are."""
     print("ready", flush=True)
     sys.stdin.readline()
+
+
+def draw_and_update(
+    sampler: samplers.BatchSampler,
+    losses: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    clock: Callable[[], float] = time.process_time,
+) -> float:
+    """Seconds of a draw and its update; computing the losses between the two is not counted.
+
+    Args:
+        sampler: The sampler.
+        losses: From indices [B] to losses [B].
+        clock: What measures.
+    """
+    started = clock()
+    indices = sampler.draw()
+    drawn = clock()
+    given = losses(indices)
+    answered = clock()
+    sampler.update(given)
+    return clock() - answered + drawn - started
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

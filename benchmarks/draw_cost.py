@@ -8,7 +8,15 @@ its window is full: each example has its own mean loss, with noise::
 
     python benchmarks/draw_cost.py
 
-Ends with status 1 if a target is missed.
+With ``--epochs``, the cost of a step in the epochs of a training of bandits that forget nothing:
+with ``memory=None``, the paper's sampler, the number of its arms' states has no bound. On the CPU
+arms of few pulls are counted by state, the others are drawn one by one; "dense" draws every arm in
+tensors. The figures are means of CPU time::
+
+    python benchmarks/draw_cost.py --epochs 50
+
+Ends with status 1 if a target is missed; with ``--epochs``, if the sampler as it ships takes more
+than four times as long in any epoch as in its first.
 """
 
 from __future__ import annotations
@@ -23,23 +31,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from _shared import draw_and_update
 
-from hpo_mab.samplers import BatchSampler, create
+from hpo_mab.bandits import DeviceEngine
+from hpo_mab.samplers import BatchSampler, MABSampler, create
 
 BANDITS = 128
 ARMS = 390
 MANY_ARMS = 10_000
 #: Steps of a turn.
 STEPS = 10
+SHIPPED = "shipped"
+EPOCHS = (1, 2, 4, 8, 16, 32, 50, 100, 200)
 
 #: One step of a contestant; returns the seconds that count.
 Step = Callable[[], float]
 
 
 class SamplerStep:
-    """A sampler with a history; a step is a draw and its update, the losses between not counted."""
+    """A sampler with a history; a step is a draw and its update."""
 
-    def __init__(self, *, arms: int = ARMS, kind: str = "mab", **knobs: Any) -> None:
+    def __init__(
+        self, *, arms: int = ARMS, kind: str = "mab", history: int | None = None, **knobs: Any
+    ) -> None:
         rng = np.random.default_rng(0)
         self.examples = arms * BANDITS
         labels = torch.from_numpy(rng.integers(0, 10, self.examples))
@@ -47,19 +61,16 @@ class SamplerStep:
         self.noise = torch.Generator().manual_seed(0)
         self.sampler: BatchSampler = create(kind, labels, batch_size=BANDITS, **knobs)
         # A quarter of the arms is the default window.
-        for _ in range(max(600, arms // 3)):
+        for _ in range(max(600, arms // 3) if history is None else history):
             self()
 
-    def __call__(self) -> float:
+    def __call__(self, clock: Callable[[], float] = time.perf_counter) -> float:
         """Draw and update; returns the seconds of these two."""
-        started = time.perf_counter()
-        indices = self.sampler.draw()
-        drawn = time.perf_counter()
+        return draw_and_update(self.sampler, self._losses, clock=clock)
+
+    def _losses(self, indices: torch.Tensor) -> torch.Tensor:
         noise = torch.empty(BANDITS).exponential_(generator=self.noise)
-        losses = 0.7 * self.losses[indices] + 0.3 * noise
-        answered = time.perf_counter()
-        self.sampler.update(losses)
-        return time.perf_counter() - answered + drawn - started
+        return 0.7 * self.losses[indices] + 0.3 * noise
 
     def bytes_an_example(self) -> float:
         """Memory of the sampler per example, without the labels, which the caller has."""
@@ -115,8 +126,12 @@ def contestants() -> tuple[dict[str, Step], dict[str, SamplerStep]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--epochs", type=int, help="cost by epoch, with memory=None")
+    parser.add_argument("--arms", type=int, default=80, help="of each bandit, with --epochs")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.epochs is not None:
+        return by_epoch(options.arms, epochs=options.epochs)
     dense, samplers = contestants()
     first, medians = in_turns({**dense, **samplers}, rounds=options.rounds)
     print(f"{BANDITS} bandits of {ARMS} arms unless said; medians of {options.rounds} rounds")
@@ -125,6 +140,35 @@ def main() -> int:
         size = f"{samplers[name].bytes_an_example():11.1f} B" if name in samplers else ""
         print(f"{name:40s} {1e3 * first[name]:7.3f} ms {1e3 * seconds:11.3f} ms {size}")
     return verdict(medians, samplers)
+
+
+def by_epoch(arms: int, *, epochs: int) -> int:
+    """Print milliseconds a step in the epochs of `EPOCHS`; 1 if the bound is missed."""
+    shown = [epoch for epoch in EPOCHS if epoch <= epochs]
+    print(f"{BANDITS} bandits of {arms} arms, ms a step in epoch")
+    print(f"{'':20s}" + "".join(f"{epoch:8d}" for epoch in shown))
+    SamplerStep(arms=2, history=2, memory=None)  # SciPy is imported at the first table.
+    slower = 0.0
+    for contestant in (SHIPPED, "dense"):
+        step = SamplerStep(arms=arms, history=0, memory=None)
+        if contestant == "dense":
+            make_dense(step.sampler)
+        found = []
+        for _ in range(epochs):
+            seconds = [step(time.process_time) for _ in range(len(step.sampler))]
+            found.append(1e3 * statistics.fmean(seconds))
+        figures = [found[epoch - 1] for epoch in shown]
+        print(f"{contestant:20s}" + "".join(f"{figure:8.3f}" for figure in figures), flush=True)
+        if contestant == SHIPPED:
+            slower = max(figures) / figures[0]
+    print(f"{SHIPPED}: at most {slower:.1f} times its first epoch, bound 4")
+    return int(slower > 4)
+
+
+def make_dense(sampler: MABSampler) -> None:
+    """Replace a sampler's engine by the one that draws every arm in tensors."""
+    generator = torch.Generator().manual_seed(0)
+    sampler._engine = DeviceEngine(sampler._shares, sampler.settings, generator)
 
 
 def in_turns(steps: dict[str, Step], *, rounds: int) -> tuple[dict[str, float], dict[str, float]]:

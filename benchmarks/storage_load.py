@@ -226,20 +226,17 @@ class _NoWork:
 class _NoTraining(Iterator[Evaluation]):
     """A training whose evaluations are ready from the start."""
 
-    resumed_at = 0
+    resumed = ()
+    evaluations = EVALUATIONS
     evaluation_seconds = 0.0
-    examples = None
+    tally = None
     loop_reason = None
 
     def __init__(self) -> None:
         self._index = 0
 
-    @property
-    def ended(self) -> bool:
-        return self._index == EVALUATIONS
-
     def __next__(self) -> Evaluation:
-        if self.ended:
+        if self._index == EVALUATIONS:
             raise StopIteration
         self._index += 1
         return evaluation(self._index, 0.5)

@@ -10,23 +10,40 @@ evaluations by `hpo_mab.storage`. `hpo_mab.advantage`, `hpo_mab.pruners`, `hpo_m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
+    from hpo_mab._errors import HpoMabError
     from hpo_mab.pruners import AdvantagePruner
     from hpo_mab.samplers import MABSampler, UniformSampler
     from hpo_mab.search import TrainingObjective, TrialReporter
     from hpo_mab.training import Budget
 
+    #: None where the package is not installed, as in a checkout on the path.
+    __version__: str | None
+
 __all__ = [
     "AdvantagePruner",
     "Budget",
+    "HpoMabError",
     "MABSampler",
     "TrainingObjective",
     "TrialReporter",
     "UniformSampler",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__)
+_load, __dir__ = lazy_names(__name__)
+
+
+def _attribute(name: str) -> Any:
+    if name != "__version__":
+        return _load(name)
+    from hpo_mab._machine import version_of
+
+    return version_of(__name__)
+
+
+# Not ``def __getattr__``: type checkers would then accept every name.
+__getattr__ = _attribute

@@ -1,21 +1,14 @@
-"""When Ctrl-C is raised, and how a signal ends a command."""
+"""When Ctrl-C is raised: deferred while the database is in use, at once in waits and training."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-
-#: Signals that end a command.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: How long the process may take to end in order after the second Ctrl-C.
-_SECONDS_TO_TIDY = 3.0
 
 
 @dataclasses.dataclass
@@ -59,7 +52,9 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
     mine = outer or _Interrupts()
     before, mine.raised_at_once = mine.raised_at_once, False
     deferred = [
-        number for number in _SIGNALS if signal.getsignal(number) is signal.default_int_handler
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is signal.default_int_handler
     ]
     try:
         _interrupts = mine
@@ -109,92 +104,15 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Treat the termination signal, which schedulers and containers send, like Ctrl-C.
-
-    The second signal ends the process within seconds. Python alone cannot do that while a library's
-    or a driver's call does not return.
-    """
+    """Treat the termination signal, which schedulers and containers send, like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _watch_forks()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    hook = sys.unraisablehook
-
-    def on_unraisable(lost: sys.UnraisableHookArgs) -> None:
-        # Python discards a Ctrl-C that is raised in a finaliser. Where it is deferred, it has been
-        # noted before; elsewhere it must be pressed again.
-        if lost.exc_type is not KeyboardInterrupt:
-            hook(lost)
-
-    try:
-        sys.unraisablehook = on_unraisable
-        with _second_is_final():
-            yield
-    finally:
-        sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, before)
-
-
-#: Where Python writes the signals within `stoppable`; None outside.
-_write_end: int | None = None
-
-
-def _forget_signals() -> None:
-    """In a forked child: let SIGTERM end it, and do not report its signals to the command."""
-    global _write_end
-    if _write_end is not None:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.close(_write_end)
-        _write_end = None
-
-
-@functools.cache
-def _watch_forks() -> None:
-    if hasattr(os, "register_at_fork"):  # Not on Windows.
-        os.register_at_fork(after_in_child=_forget_signals)
-
-
-@contextlib.contextmanager
-def _second_is_final() -> Iterator[None]:
-    global _write_end
-    read_end, write_end = os.pipe()
-    # Python's handlers wait for the main thread; Python writes to this pipe when the signal comes.
-    if hasattr(os, "set_blocking"):  # Not on Windows before Python 3.12.
-        os.set_blocking(write_end, False)
-    _write_end = write_end
-    wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    over = threading.Event()
-    listener = threading.Thread(
-        target=_end_after_second, args=(read_end, over), name="second-ctrl-c", daemon=True
-    )
-    listener.start()
     try:
         yield
     finally:
-        over.set()
-        signal.set_wakeup_fd(wakeup)
-        if _write_end is not None:  # A forked child has closed it.
-            os.close(write_end)
-        _write_end = None
-        listener.join()
-        os.close(read_end)
-
-
-def _end_after_second(read_end: int, over: threading.Event) -> None:
-    """End the process some seconds after the second signal, unless it is over before."""
-    received = 0
-    while received < 2:
-        number = os.read(read_end, 1)
-        if not number:
-            return
-        received += number[0] in _SIGNALS
-    if over.wait(_SECONDS_TO_TIDY):
-        return
-    if sys.stderr.isatty():
-        os.write(2, b"\x1b[?25h")  # Progress hides the cursor.
-    os._exit(130)
+        signal.signal(signal.SIGTERM, before)
 
 
 def interrupt_at_eof() -> None:

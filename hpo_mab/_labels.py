@@ -214,14 +214,11 @@ def _kept_labels(dataset: Any, size: int) -> Any:
 
 
 def _first_not_whole(array: np.ndarray[Any, Any]) -> int | None:
-    """Place of the first value that is no whole number of 64 bits; None if all are."""
+    """Place of the first value that is no whole number; None if all are."""
     if array.dtype.kind in "iubf":
         # A value that int64 cannot hold, such as NaN, comes back as another.
         with np.errstate(invalid="ignore", over="ignore"):
             wrong = array.astype(np.int64) != array
-            if array.dtype.kind == "f":
-                # Some processors convert 2**63 to the largest int64, which as a float is 2**63.
-                wrong |= array >= 2.0**63
     else:
         wrong = np.array([not _is_whole(value) for value in array.tolist()])
     return int(wrong.argmax()) if wrong.any() else None
@@ -229,7 +226,7 @@ def _first_not_whole(array: np.ndarray[Any, Any]) -> int | None:
 
 def _is_whole(value: Any) -> bool:
     try:
-        return not isinstance(value, str | bytes) and int(value) == value and abs(value) < 2**63
+        return not isinstance(value, str | bytes) and int(value) == value
     except (TypeError, ValueError, OverflowError):
         return False
 

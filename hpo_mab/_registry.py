@@ -9,6 +9,7 @@ import ast
 import collections.abc
 import functools
 import importlib
+import importlib.util
 import inspect
 import sys
 import types
@@ -314,7 +315,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     """``__getattr__`` and ``__dir__`` of a package whose names are imported on first use.
 
     The names are those that its block ``if TYPE_CHECKING`` imports, which type checkers and editors
-    read, too. Its imports must be absolute, and its source must be installed.
+    read, too. Its imports must be absolute, and its source must be installed. Modules of the
+    package are imported on first use as well.
 
     Args:
         package: Its ``__name__``.
@@ -335,11 +337,14 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
     def load(name: str) -> Any:
         # `inspect.getsource` asks for `__wrapped__`, which must not read the source again.
-        if name.startswith("_") or name not in modules():
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(modules()[name]), name)
-        # The next access finds the attribute and does not call this function.
-        setattr(this, name, value)
-        return value
+        if not name.startswith("_"):
+            if name in modules():
+                value = getattr(importlib.import_module(modules()[name]), name)
+                # The next access finds the attribute and does not call this function.
+                setattr(this, name, value)
+                return value
+            if importlib.util.find_spec(f"{package}.{name}") is not None:
+                return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return load, lambda: list(this.__all__)

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments, require
 from hpo_mab._registry import Named, Registry, parameters
 
-__all__ = ["MLP", "SmallCNN", "available", "create", "options", "resnet18"]
+__all__ = ["MLP", "SmallCNN", "available", "create", "resnet18"]
 
 
 class MLP(nn.Sequential):
@@ -34,7 +34,7 @@ class MLP(nn.Sequential):
         dropout: Probability of dropping a hidden unit, in [0, 1).
 
     Raises:
-        ArgumentError: An argument outside its bound.
+        ArgumentError: ``width``, ``depth`` or ``dropout`` outside its bound.
 
     Examples:
         >>> import torch
@@ -87,7 +87,7 @@ class SmallCNN(nn.Sequential):
         dropout: Probability of dropping a feature before the linear layer, in [0, 1).
 
     Raises:
-        ArgumentError: An argument outside its bound.
+        ArgumentError: ``image_size``, ``width`` or ``dropout`` outside its bound.
 
     Examples:
         >>> import torch
@@ -304,16 +304,6 @@ def available() -> tuple[str, ...]:
     return tuple(NETWORKS)
 
 
-def options(name: Named) -> dict[str, Any]:
-    """Knobs of a network with their defaults.
-
-    Raises:
-        UnknownNameError: No such network.
-        ArgumentError: It cannot be imported.
-    """
-    return {knob: option.default for knob, option in NETWORKS.options(name).items()}
-
-
 @plain_arguments
 def create(
     name: Named,
@@ -332,7 +322,7 @@ def create(
         in_channels: Channels of an image, at least 1.
         num_classes: Classes, ``C``, at least 2.
         image_size: Height and width in pixels, or one number for both.
-        **knobs: The network's own, see `options`.
+        **knobs: The network's own.
 
     Returns:
         Network from float [B, in_channels, height, width] to logits [B, C].

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from hpo_mab.samplers import BatchSampler, FeedbackError
-from hpo_mab.training._schedule import SAMPLER_FIGURES
+from hpo_mab.training._schedule import SAMPLER_STATISTICS
 
 __all__ = ["SamplerContract"]
 
@@ -399,12 +399,12 @@ class SamplerContract:
         assert max(lags) == (1 if num_workers == 0 else 2 * num_workers + 1)
 
     def test_statistics_are_finite(self, model: TableModel) -> None:
-        """Figures for learning curves are plain numbers of promised names and ranges."""
+        """Statistics for learning curves are plain numbers of promised names and ranges."""
         sampler = self._make(model)
         model.run(sampler, 20)
-        figures = sampler.statistics()
-        assert set(figures) <= set(SAMPLER_FIGURES)
-        for value in figures.values():
+        statistics = sampler.statistics()
+        assert set(statistics) <= set(SAMPLER_STATISTICS)
+        for value in statistics.values():
             assert type(value) is float
             assert 0 <= value <= 1
 

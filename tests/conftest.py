@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import tempfile
 import time
@@ -18,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    import optuna
+
     from hpo_mab.storage import Storage
 
 # A background job of a shell ignores SIGINT, and the commands of tests would inherit that.
@@ -95,6 +95,18 @@ def storage(tmp_path: Path) -> Iterator[Storage]:
     opened = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def study(storage: Storage) -> optuna.Study:
+    """A study of three trials."""
+    import optuna
+
+    from hpo_mab.search._target import Target
+
+    made = optuna.create_study(study_name="plain", storage=storage.optuna, direction="maximize")
+    Target(trials=3, total=None, epoch_examples=100).save(made)
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -237,37 +249,6 @@ def python_handler() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-class Deaf:
-    """A call that does not return to Python, so that its process cannot handle signals."""
-
-    #: SQLite counts without end; the table exists once it counts.
-    call = (
-        'sqlite3.connect("deaf.db").executescript("CREATE TABLE deaf(x); WITH RECURSIVE n(x) AS '
-        '(SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n")'
-    )
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "deaf.db"
-
-    def has_begun(self) -> bool:
-        if not self._file.exists():
-            return False
-        with contextlib.closing(sqlite3.connect(self._file)) as connection:
-            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-
-    def has_taken_signals(self, pid: int) -> bool:
-        """Whether a process has no signal pending."""
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        pending = [line.split()[1] for line in lines if line[:6] in ("SigPnd", "ShdPnd")]
-        return all(int(signals, 16) == 0 for signals in pending)
-
-
-@pytest.fixture
-def deaf(tmp_path: Path) -> Deaf:
-    """A call that never returns, for a process whose folder is the test's."""
-    return Deaf(tmp_path)
 
 
 _mariadb_databases = itertools.count()

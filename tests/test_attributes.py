@@ -40,6 +40,11 @@ def test_a_definition_is_read_whole() -> None:
     assert settings.ranges.keys() == {"model.width", "lr", "sampler.prior_alpha"}
 
 
+def test_a_trial_of_few_steps_has_an_evaluation_after_each() -> None:
+    few = {**_FULL, "budget": {"steps": 4, "evaluations": 8, "trials": 5}}
+    assert StudySettings.of(make_spec(few).model_dump(mode="json")).evaluations_of(800) == 4
+
+
 #: What the first records hold: no average, no early validation.
 _FIRST: dict[str, Any] = {
     "name": "old",

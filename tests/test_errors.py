@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,38 @@ import numpy as np
 import pytest
 import torch
 
+import hpo_mab
 from hpo_mab._errors import (
+    ArgumentError,
+    DataError,
+    SpecError,
+    StorageError,
     UnknownNameError,
     failure_reason,
     hide_passwords,
     place_of,
     plain,
-    stored_arguments,
 )
+from hpo_mab.samplers import FeedbackError
+from hpo_mab.search import StudyFailedError
+from hpo_mab.training import TrainingDiverged
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ArgumentError,
+        DataError,
+        FeedbackError,
+        SpecError,
+        StorageError,
+        StudyFailedError,
+        TrainingDiverged,
+        UnknownNameError,
+    ],
+)
+def test_one_public_name_catches_every_error_of_the_package(error: type[Exception]) -> None:
+    assert issubclass(error, hpo_mab.HpoMabError)
 
 
 def test_an_unknown_name_can_be_sent_to_another_process() -> None:
@@ -48,14 +71,6 @@ def test_the_place_of_an_error_is_in_a_users_own_file(tmp_path: Path) -> None:
 def test_numpys_numbers_are_replaced_in_lists_of_a_definition() -> None:
     found = plain({"choices": [[np.float64(1.0), 1.0], [np.int64(1), (np.bool_(True),)]]})
     assert repr(found) == "{'choices': [[1.0, 1.0], [1, (True,)]]}"
-
-
-def test_nan_is_stored_in_a_form_that_equals_itself() -> None:
-    def made(*, scale: float) -> None:
-        """Takes a number."""
-
-    one, other = (stored_arguments(signature(made), (), {"scale": float("nan")}) for _ in "12")
-    assert one == other
 
 
 def test_an_unknown_name_is_shown_in_one_line() -> None:

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+import hpo_mab
+from hpo_mab._machine import version_of
+
 _LIGHT = (
     "hpo_mab._plan",
     "hpo_mab.samplers",
@@ -31,6 +34,19 @@ _CHAINS = (
     ),
     (("hpo_mab.samplers._mab", {"scipy"}),),
 )
+
+
+def test_the_packages_are_found_by_their_dotted_names() -> None:
+    # In a new process, where nothing has imported them.
+    code = "import hpo_mab; print(hpo_mab.data.labels_of, hpo_mab.compare.figures, hpo_mab.storage)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="'hpo_mab' has no attribute 'nope'"):
+        hpo_mab.nope  # noqa: B018
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert hpo_mab.__version__ == version_of("hpo_mab")
 
 
 @pytest.mark.parametrize("chain", _CHAINS, ids=["light", "bandits"])

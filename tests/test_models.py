@@ -143,7 +143,7 @@ def test_without_timm_its_networks_name_the_extra(monkeypatch: pytest.MonkeyPatc
 
 
 def test_options_of_torchvisions_networks_are_those_of_their_class() -> None:
-    assert models.options("torchvision:efficientnet_b0").keys() == {
+    assert models.NETWORKS.options("torchvision:efficientnet_b0").keys() == {
         "dropout",
         "stochastic_depth_prob",
     }
@@ -178,8 +178,9 @@ def test_what_torchvision_cannot_make_is_said(name: str, message: str) -> None:
 
 
 def test_options_are_those_of_the_network() -> None:
-    assert set(models.options("mlp")) == {"width", "depth", "dropout"}
-    assert models.options("resnet18") == {"dropout": 0.0}
+    assert set(models.NETWORKS.options("mlp")) == {"width", "depth", "dropout"}
+    (dropout,) = models.NETWORKS.options("resnet18").values()
+    assert (dropout.name, dropout.default) == ("dropout", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +204,6 @@ def test_options_out_of_bounds_are_refused(
 ) -> None:
     with pytest.raises(ArgumentError, match=message):
         _create(name, **changes)
-
-
-def test_unknown_names_offer_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"model 'small_cn'.*'small_cnn'"):
-        models.create("small_cn", in_channels=1, num_classes=2, image_size=8)
-    with pytest.raises(UnknownNameError, match=r"option of model 'mlp' 'widht'.*'width'"):
-        _create("mlp", widht=3)
 
 
 class _Activated(nn.BatchNorm2d):

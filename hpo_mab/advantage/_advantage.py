@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -29,11 +29,6 @@ class Estimate:
         n: Number of observations: pairs, configurations or seeds.
         confidence: Coverage the interval was made for, in (0, 1).
         censored: Whether ``value`` is a lower bound: the true value lies beyond the observed range.
-
-    Examples:
-        >>> from hpo_mab.advantage import Estimate
-        >>> Estimate(value=0.8, low=0.2, high=1.4, n=30).above(0.0)
-        True
     """
 
     value: float
@@ -172,7 +167,7 @@ def _studentised_quantile(scaled: Floats, confidence: float, resamples: int) -> 
 
 
 def advantage(pairs: PairedCurves, *, resamples: int = 2000) -> list[Estimate]:
-    """Advantage ``D(t)``: mean over pairs of ``bandit(t) - uniform(t)``.
+    """Advantage ``D(t)``: mean over pairs of ``arm(t) - reference(t)``.
 
     The interval is that of `mean_limits`: a bootstrap over pairs from 8 pairs on, below that one of
     Student's t. Where trials were stopped, ``n`` falls with ``t``: only pairs whose two trials have
@@ -200,18 +195,18 @@ def acceleration(
     *,
     resamples: int = 2000,
 ) -> list[Estimate]:
-    """Acceleration ``k(t)``: the budget at which uniform reaches what the bandit has at t, over t.
+    """Acceleration ``k(t)``: the reference's budget for what the arm has at t, over t.
 
-    The estimate inverts uniform's mean curve, made monotone by isotonic regression. Between
+    The estimate inverts the reference's mean curve, made monotone by isotonic regression. Between
     evaluations, and a little below the first, the curve is linear in ``log t`` (`interpolate`). The
     interval inverts a test, a bootstrap over pairs (`mean_limits`). It holds each ``b / t`` at
-    which the mean of ``bandit(t) - uniform(b)`` is not distinguishable from zero. Its coverage is
+    which the mean of ``arm(t) - reference(b)`` is not distinguishable from zero. Its coverage is
     therefore that of `advantage`, also with few pairs. With budgets that double and curves that
     flatten, straight lines between evaluations overstate a ``k`` of 1.5 by 2 to 3% (simulated). At
     ``k`` of 1 and 2 the crossing falls on an evaluation, and this bias is zero.
 
-    Where uniform never reaches the accuracy, ``censored`` is set, ``value`` is the observed lower
-    bound and ``high`` is infinite. At the last budget no ``k`` above 1 can be observed.
+    Where the reference never reaches the accuracy, ``censored`` is set, ``value`` is the observed
+    lower bound and ``high`` is infinite. At the last budget no ``k`` above 1 can be observed.
 
     Only pairs whose reference curve runs to the last budget count, so that all budgets compare
     the same configurations.
@@ -228,18 +223,18 @@ def acceleration(
     """
     check_resampling(confidence=0.95, resamples=resamples)
     estimates = []
-    complete = np.isfinite(pairs.uniform).all(axis=1)
+    complete = np.isfinite(pairs.reference).all(axis=1)
     for column, budget in enumerate(pairs.budgets):
-        rows = complete & np.isfinite(pairs.bandit[:, column])
-        reached, uniform = pairs.bandit[rows, column], pairs.uniform[rows]
+        rows = complete & np.isfinite(pairs.arm[:, column])
+        reached, reference = pairs.arm[rows, column], pairs.reference[rows]
         if not rows.any():
             estimates.append(Estimate(value=math.nan, low=0.0, high=math.inf, n=0))
             continue
         grid = _fine_grid(pairs.budgets)
-        curves = interpolate(pairs.budgets, uniform, grid)
+        curves = interpolate(pairs.budgets, reference, grid)
         low, high = mean_limits(reached[:, None] - curves, resamples=resamples)
         point, censored = _first_reached(
-            pairs.budgets, uniform.mean(axis=0), float(reached.mean()), grid
+            pairs.budgets, reference.mean(axis=0), float(reached.mean()), grid
         )
         # The estimate is of the isotonic mean curve, the interval of the curves as they are. So the
         # interval is widened to contain the estimate.
@@ -337,20 +332,3 @@ def _crossing(grid: Floats, values: Floats, right: int) -> float:
         return float(grid[right])
     share = before / (before - after)
     return float(grid[right - 1] + (grid[right] - grid[right - 1]) * share)
-
-
-def positive_rank_sums(ranks: Iterable[int]) -> Floats:
-    """Probability of each sum of the positive ranks, from 0, of Wilcoxon's signed-rank test.
-
-    Under symmetry about 0 each rank is positive with probability 1/2, independently.
-
-    Args:
-        ranks: Ranks of the differences, integers of at least 1, [n].
-
-    Returns:
-        Probabilities [sum of the ranks + 1].
-    """
-    chances = np.ones(1)
-    for rank in ranks:
-        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
-    return chances

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from hpo_mab._errors import ArgumentError, require
 from hpo_mab.advantage._advantage import Estimate, acceleration, advantage, equivalent_budget
@@ -29,22 +29,14 @@ class Rung:
         decided_at: Where a bandit-trained trial is compared instead; ``budget`` if not moved.
         equivalent: Uniform-equivalent budget ``e(decided_at)``, as a share.
         fidelity: Kendall tau under the bandit at ``decided_at`` minus uniform's at ``budget``, with
-            a paired interval. Of a refused rung: at the budget that came nearest to a move; None
-            where no earlier budget was equivalent.
-        refused: Which condition no earlier budget met: ``"advantage"`` (none is
-            uniform-equivalent to the rung) or ``"fidelity"``; None if the rung is moved.
-
-    Examples:
-        >>> from hpo_mab.advantage import Rung
-        >>> Rung(budget=0.5, decided_at=0.25, equivalent=0.6).moved
-        True
+            a paired interval. Of a rung that is not moved: at the budget that came nearest to a
+            move; None where no earlier budget was equivalent.
     """
 
     budget: float
     decided_at: float
     equivalent: float
     fidelity: Estimate | None = None
-    refused: Literal["advantage", "fidelity"] | None = None
 
     @property
     def moved(self) -> bool:
@@ -144,10 +136,6 @@ class Evidence:
         except (KeyError, TypeError, ValueError) as error:
             raise ArgumentError(f"evidence cannot be read: {error!r}.") from error
 
-    def save(self, path: str | Path) -> None:
-        """Write the evidence to a JSON file."""
-        Path(path).write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
-
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """The evidence in a JSON file.
@@ -207,13 +195,17 @@ def _pack_rung(rung: Rung) -> dict[str, Any]:
         "decided_at": round(rung.decided_at, _DIGITS),
         "equivalent": round(rung.equivalent, _DIGITS),
         "fidelity": None if rung.fidelity is None else _pack(rung.fidelity),
-        "refused": rung.refused,
     }
 
 
 def _unpack_rung(packed: Mapping[str, Any]) -> Rung:
     fidelity = packed["fidelity"]
-    return Rung(**{**packed, "fidelity": None if fidelity is None else _unpack(fidelity)})
+    return Rung(
+        budget=packed["budget"],
+        decided_at=packed["decided_at"],
+        equivalent=packed["equivalent"],
+        fidelity=None if fidelity is None else _unpack(fidelity),
+    )
 
 
 #: With fewer pairs there is no ranking to compare.
@@ -261,12 +253,12 @@ def measure_evidence(
     ahead = advantage(relative, resamples=resamples)
     faster = acceleration(relative, resamples=resamples)
 
-    def difference(early: int, rung: int, final: Floats = relative.uniform[:, -1]) -> Estimate:
+    def difference(early: int, rung: int, final: Floats = relative.reference[:, -1]) -> Estimate:
         return compare_fidelity(
-            relative.bandit[:, early],
-            relative.uniform[:, rung],
+            relative.arm[:, early],
+            relative.reference[:, rung],
             final,
-            other_final=relative.uniform[:, -1],
+            other_final=relative.reference[:, -1],
             resamples=resamples,
         ).difference
 
@@ -277,7 +269,7 @@ def measure_evidence(
         budgets=tuple(budgets),
         advantage=tuple(ahead),
         acceleration=tuple(faster),
-        fidelity=tuple(difference(one, one, relative.bandit[:, -1]) for one in columns),
+        fidelity=tuple(difference(c, c, relative.arm[:, -1]) for c in columns),
         rungs=tuple(
             _placed_rung(column, budgets, equivalent, difference, margin) for column in columns
         ),
@@ -301,18 +293,16 @@ def _placed_rung(
     # Products of budgets and accelerations are rounded, hence the tolerance.
     reaching = [early for early in range(rung) if equivalent[early] >= budget * (1 - 1e-9)]
     if not reaching:
-        return Rung(budget=budget, decided_at=budget, equivalent=budget, refused="advantage")
+        return Rung(budget=budget, decided_at=budget, equivalent=budget)
     tried = []
     for early in reaching:
-        tried.append(found := difference(early, rung))
-        if found.low >= -margin:
+        tried.append(loss := difference(early, rung))
+        if loss.low >= -margin:
             return Rung(
                 budget=budget,
                 decided_at=budgets[early],
                 equivalent=equivalent[early],
-                fidelity=found,
+                fidelity=loss,
             )
-    nearest = max(tried, key=lambda one: one.low)
-    return Rung(
-        budget=budget, decided_at=budget, equivalent=budget, fidelity=nearest, refused="fidelity"
-    )
+    nearest = max(tried, key=lambda loss: loss.low)
+    return Rung(budget=budget, decided_at=budget, equivalent=budget, fidelity=nearest)

@@ -104,13 +104,6 @@ class FidelityComparison(NamedTuple):
         own: Fidelity of the first arm.
         other: Fidelity of the second arm.
         difference: ``own - other``, with a paired interval.
-
-    Examples:
-        >>> from hpo_mab.advantage import compare_fidelity
-        >>> final = [0.7, 0.8, 0.85, 0.9]
-        >>> compared = compare_fidelity(early=final, other=final[::-1], final=final, resamples=100)
-        >>> compared.own.value, compared.other.value
-        (1.0, -1.0)
     """
 
     own: Estimate
@@ -243,18 +236,18 @@ def _estimates(
     # If early and final accuracies are equal, the statistic is exact.
     exact = [enough and np.array_equal(early, final) for early, final in sides]
     if len(sides) == 2:
-        (first, second), (one, other) = supports, sides
+        (first, second), (arm, reference) = supports, sides
         values.append(values[0] - values[1])
         draws.append(draws[0] - draws[1])
         supports.append((first[0] - second[1], first[1] - second[0]))
         # The difference of two arms with the same trainings is exactly 0.
-        same = enough and all(map(np.array_equal, one, other))
+        same = enough and all(map(np.array_equal, arm, reference))
         exact.append(math.isfinite(values[2]) and (all(exact) or same))
-    found = []
-    for value, drawn, support, known in zip(values, draws, supports, exact, strict=True):
-        low, high = (value, value) if known else _interval(drawn, size, support, confidence)
-        found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
-    return found
+    estimates = []
+    for value, drawn, support, is_exact in zip(values, draws, supports, exact, strict=True):
+        low, high = (value, value) if is_exact else _interval(drawn, size, support, confidence)
+        estimates.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
+    return estimates
 
 
 def _statistic_function(statistic: Statistic, *, k: int, size: int) -> _Function:

@@ -23,16 +23,14 @@ _Read = Callable[["TrialRun", Floats], tuple[Floats, Floats]]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PairedCurves:
-    """Accuracy of P pairs at T budgets; a pair is one configuration trained with both samplers.
-
-    ``bandit`` may be any arm, and ``uniform`` any reference.
+    """Accuracy of P pairs at T budgets; a pair is one configuration trained in both arms.
 
     Attributes:
         budgets: Training examples, positive and increasing [T].
-        bandit: Validation accuracy [P, T], in [0, 1]; NaN from where a trial was stopped.
-        uniform: The reference's validation accuracy [P, T], likewise.
-        bandit_seconds: Training seconds spent at each budget [P, T], if known.
-        uniform_seconds: The reference's training seconds [P, T], if known.
+        arm: Validation accuracy [P, T], in [0, 1]; NaN from where a trial was stopped.
+        reference: The reference's validation accuracy [P, T], likewise.
+        arm_seconds: Training seconds spent at each budget [P, T], if known.
+        reference_seconds: The reference's training seconds [P, T], if known.
 
     Raises:
         ArgumentError: Shapes differ, or budgets do not increase.
@@ -41,48 +39,48 @@ class PairedCurves:
         >>> import numpy as np
         >>> from hpo_mab.advantage import PairedCurves
         >>> budgets = np.array([100.0, 200.0])
-        >>> bandit, uniform = np.array([[0.6, 0.75]]), np.array([[0.5, 0.75]])
-        >>> pairs = PairedCurves(budgets=budgets, bandit=bandit, uniform=uniform)
+        >>> arm, reference = np.array([[0.6, 0.75]]), np.array([[0.5, 0.75]])
+        >>> pairs = PairedCurves(budgets=budgets, arm=arm, reference=reference)
         >>> pairs.difference.round(2).tolist()
         [[0.1, 0.0]]
     """
 
     budgets: Floats
-    bandit: Floats
-    uniform: Floats
-    bandit_seconds: Floats | None = None
-    uniform_seconds: Floats | None = None
+    arm: Floats
+    reference: Floats
+    arm_seconds: Floats | None = None
+    reference_seconds: Floats | None = None
 
     def __post_init__(self) -> None:
-        for name in ("budgets", "bandit", "uniform", "bandit_seconds", "uniform_seconds"):
-            given = getattr(self, name)
-            if given is not None:
-                object.__setattr__(self, name, np.asarray(given, dtype=np.float64))
+        for name in ("budgets", "arm", "reference", "arm_seconds", "reference_seconds"):
+            values = getattr(self, name)
+            if values is not None:
+                object.__setattr__(self, name, np.asarray(values, dtype=np.float64))
         increases = np.all(np.diff(self.budgets, prepend=0.0) > 0.0) if self.budgets.ndim else False
         if self.budgets.ndim != 1 or not increases or not np.isfinite(self.budgets).all():
             raise ArgumentError(
                 "budgets must be one-dimensional, positive, finite and increasing, "
                 f"got {self.budgets}."
             )
-        shape = (len(self.bandit), len(self.budgets))
-        for name in ("bandit", "uniform", "bandit_seconds", "uniform_seconds"):
-            given = getattr(self, name)
-            if given is not None and given.shape != shape:
+        shape = (len(self.arm), len(self.budgets))
+        for name in ("arm", "reference", "arm_seconds", "reference_seconds"):
+            values = getattr(self, name)
+            if values is not None and values.shape != shape:
                 raise ArgumentError(
                     f"{name} must have shape {list(shape)}, pairs by budgets, "
-                    f"got {list(given.shape)}."
+                    f"got {list(values.shape)}."
                 )
-            if given is not None and np.isinf(given).any():
+            if values is not None and np.isinf(values).any():
                 raise ArgumentError(f"{name} must be finite, or NaN where a trial was stopped.")
 
     def __len__(self) -> int:
         """Number of pairs P."""
-        return len(self.bandit)
+        return len(self.arm)
 
     @property
     def difference(self) -> Floats:
-        """``bandit - uniform`` [P, T], NaN where either was stopped."""
-        return self.bandit - self.uniform
+        """``arm - reference`` [P, T], NaN where either was stopped."""
+        return self.arm - self.reference
 
     @property
     def ended(self) -> int:
@@ -91,7 +89,7 @@ class PairedCurves:
 
     @property
     def cost(self) -> float:
-        """Geometric mean over pairs of the bandit's seconds divided by the reference's.
+        """Geometric mean over pairs of the arm's seconds divided by the reference's.
 
         NaN if they are not known.
         """
@@ -99,9 +97,9 @@ class PairedCurves:
 
     def _log_costs(self) -> tuple[Floats, float]:
         """Logarithms of each pair's ratio of seconds [P], and their mean."""
-        if self.bandit_seconds is None or self.uniform_seconds is None:
+        if self.arm_seconds is None or self.reference_seconds is None:
             return np.full(len(self), np.nan), math.nan
-        costs = _log_costs(self.bandit_seconds, self.uniform_seconds)
+        costs = _log_costs(self.arm_seconds, self.reference_seconds)
         if not np.isfinite(costs).any():
             return costs, math.nan
         # Of whole trainings, if there are any: a stopped pair has the pace of its beginning.
@@ -111,9 +109,9 @@ class PairedCurves:
     def in_seconds(self) -> Self:
         """The same pairs at equal training seconds instead of equal examples.
 
-        With ``c`` the geometric mean over pairs of the bandit's seconds divided by the reference's,
-        the bandit's accuracy at budget ``t`` becomes that at ``t / c``. `advantage` and
-        `acceleration` of the result then include the sampler's cost. A bandit that costs less keeps
+        With ``c`` the geometric mean over pairs of the arm's seconds divided by the reference's,
+        the arm's accuracy at budget ``t`` becomes that at ``t / c``. `advantage` and
+        `acceleration` of the result then include the sampler's cost. An arm that costs less keeps
         its last accuracy; one that was stopped is NaN from there.
 
         One pair's seconds are noisy, so ``c`` is that of all pairs. With ``c_p`` the ratio of pair
@@ -125,20 +123,20 @@ class PairedCurves:
         Raises:
             ArgumentError: The seconds are not known.
         """
-        if self.bandit_seconds is None or self.uniform_seconds is None:
-            raise ArgumentError("in_seconds needs bandit_seconds and uniform_seconds, got None.")
+        if self.arm_seconds is None or self.reference_seconds is None:
+            raise ArgumentError("in_seconds needs arm_seconds and reference_seconds, got None.")
         costs, cost = self._log_costs()
         if len(self.budgets) < 2 or math.isnan(cost):
-            bandit = np.full_like(self.bandit, np.nan)
-            return dataclasses.replace(self, bandit=bandit, bandit_seconds=self.uniform_seconds)
+            accuracy = np.full_like(self.arm, np.nan)
+            return dataclasses.replace(self, arm=accuracy, arm_seconds=self.reference_seconds)
         at = self.budgets * np.exp(-cost)
-        read = interpolate(self.budgets, self.bandit, at)
-        # From the left, so that the slope is 0 once the bandit has ended.
-        slopes = (read - interpolate(self.budgets, self.bandit, at * np.exp(-_SMALL))) / _SMALL
-        known = np.isfinite(slopes)
-        slope = np.where(known, slopes, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-        bandit = read - slope * (costs - cost)[:, None]
-        return dataclasses.replace(self, bandit=bandit, bandit_seconds=self.uniform_seconds)
+        read = interpolate(self.budgets, self.arm, at)
+        # From the left, so that the slope is 0 once the arm has ended.
+        slopes = (read - interpolate(self.budgets, self.arm, at * np.exp(-_SMALL))) / _SMALL
+        finite = np.isfinite(slopes)
+        slope = np.where(finite, slopes, 0.0).sum(axis=0) / np.maximum(finite.sum(axis=0), 1)
+        accuracy = read - slope * (costs - cost)[:, None]
+        return dataclasses.replace(self, arm=accuracy, arm_seconds=self.reference_seconds)
 
 
 def interpolate(budgets: Floats, values: Floats, at: Floats) -> Floats:
@@ -191,22 +189,22 @@ _SMALL = 0.01
 _OUTLIER = 3.0
 
 
-def _log_costs(own: Floats, other: Floats) -> Floats:
+def _log_costs(arm: Floats, reference: Floats) -> Floats:
     """Logarithm of the ratio of each pair's seconds [P, T] at its last common budget, [P].
 
     Outliers are moved to three deviations from the median; NaN where seconds are not known.
     """
-    known = (own > 0.0) & (other > 0.0)
-    found = np.full(len(own), np.nan)
-    for row in np.flatnonzero(known.any(axis=1)):
-        last = np.flatnonzero(known[row])[-1]
-        found[row] = np.log(own[row, last] / other[row, last])
-    if not known.any():
-        return found
+    positive = (arm > 0.0) & (reference > 0.0)
+    logs = np.full(len(arm), np.nan)
+    for row in np.flatnonzero(positive.any(axis=1)):
+        last = np.flatnonzero(positive[row])[-1]
+        logs[row] = np.log(arm[row, last] / reference[row, last])
+    if not positive.any():
+        return logs
     # A training during which the machine did other work counts as one that is a little slow.
-    centre = np.nanmedian(found)
-    room = _OUTLIER * 1.4826 * np.nanmedian(np.abs(found - centre))
-    return np.asarray(np.clip(found, centre - room, centre + room), dtype=np.float64)
+    centre = np.nanmedian(logs)
+    room = _OUTLIER * 1.4826 * np.nanmedian(np.abs(logs - centre))
+    return np.asarray(np.clip(logs, centre - room, centre + room), dtype=np.float64)
 
 
 #: Batches round budgets to whole steps, so a budget counts as reached within this share of it.
@@ -214,8 +212,8 @@ _SLACK = 0.01
 
 
 def pair_curves(
-    bandit: Sequence[StudyRun],
-    uniform: Sequence[StudyRun],
+    arm: Sequence[StudyRun],
+    reference: Sequence[StudyRun],
 ) -> PairedCurves:
     """Pair the trials of two arms: same study seed, same slot, same common parameters.
 
@@ -229,8 +227,8 @@ def pair_curves(
     evaluation and before its first one.
 
     Args:
-        bandit: Studies of the arm in question, one a seed.
-        uniform: Studies of the reference, one a seed.
+        arm: Studies of the arm in question, one a seed.
+        reference: Studies of the reference, one a seed.
 
     Returns:
         The pairs in order of seed and slot; may be none, or have no budgets.
@@ -238,22 +236,22 @@ def pair_curves(
     Raises:
         ArgumentError: Two studies of one arm and seed, or trials of different full budgets.
     """
-    refuse_other_budgets((*bandit, *uniform))
-    ours, theirs = _trials_by_slot(bandit), _trials_by_slot(uniform)
-    keys = paired_slots(ours, theirs, bandit, uniform)
+    refuse_other_budgets((*arm, *reference))
+    ours, theirs = _trials_by_slot(arm), _trials_by_slot(reference)
+    keys = paired_slots(ours, theirs, arm, reference)
     # The last evaluation of a running trial is not the end of its budget.
     complete = [theirs[key] for key in keys if theirs[key].state == "complete"]
     longest = max(complete, key=lambda trial: trial.examples, default=None)
-    grid, read = _grid(longest, (*bandit, *uniform), (*ours.values(), *theirs.values()))
-    left = [read(ours[key], grid) for key in keys]
-    right = [read(theirs[key], grid) for key in keys]
+    grid, read = _grid(longest, (*arm, *reference), (*ours.values(), *theirs.values()))
+    arm_curves = [read(ours[key], grid) for key in keys]
+    reference_curves = [read(theirs[key], grid) for key in keys]
     shape = (len(keys), len(grid))
     return PairedCurves(
         budgets=grid,
-        bandit=np.reshape([accuracy for accuracy, _ in left], shape),
-        uniform=np.reshape([accuracy for accuracy, _ in right], shape),
-        bandit_seconds=np.reshape([seconds for _, seconds in left], shape),
-        uniform_seconds=np.reshape([seconds for _, seconds in right], shape),
+        arm=np.reshape([accuracy for accuracy, _ in arm_curves], shape),
+        reference=np.reshape([accuracy for accuracy, _ in reference_curves], shape),
+        arm_seconds=np.reshape([seconds for _, seconds in arm_curves], shape),
+        reference_seconds=np.reshape([seconds for _, seconds in reference_curves], shape),
     )
 
 
@@ -280,11 +278,11 @@ def _grid(
 def paired_slots(
     ours: Mapping[tuple[int, int], TrialRun],
     theirs: Mapping[tuple[int, int], TrialRun],
-    bandit: Sequence[StudyRun],
-    uniform: Sequence[StudyRun],
+    arm: Sequence[StudyRun],
+    reference: Sequence[StudyRun],
 ) -> list[tuple[int, int]]:
     """Seed and slot of each pair: one configuration, trained with the samplers of both arms."""
-    samplers = [{run.seed: _sampler_of(run) for run in runs} for runs in (bandit, uniform)]
+    samplers = [{run.seed: _sampler_of(run) for run in runs} for runs in (arm, reference)]
     return sorted(
         key
         for key in ours.keys() & theirs.keys()
@@ -359,16 +357,16 @@ def _trials_by_slot(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds):
         raise ArgumentError(f"Studies of one arm must differ in seed, got seeds {sorted(seeds)}.")
-    found: dict[tuple[int, int], TrialRun] = {}
+    trials: dict[tuple[int, int], TrialRun] = {}
     for run in runs:
         for trial in run.trials:
             key = (run.seed, trial.slot)
             usable = trial.state != "fail" and trial.curve and trial.paired
             # A uniform twin in a bandit's study is paired with its original, not across arms.
             usable = usable and not trial.twin and trial.budgets == 1
-            if usable and (key not in found or trial.examples > found[key].examples):
-                found[key] = trial
-    return found
+            if usable and (key not in trials or trial.examples > trials[key].examples):
+                trials[key] = trial
+    return trials
 
 
 def _examples(trial: TrialRun, *, budget: int = 0, to_end: bool = False) -> Floats:
@@ -378,10 +376,10 @@ def _examples(trial: TrialRun, *, budget: int = 0, to_end: bool = False) -> Floa
     ``to_end`` the budget of a complete trial is where it ends.
     """
     examples = np.asarray([point.examples for point in trial.curve], dtype=np.float64)
-    own = trial.attrs.get(BUDGET_KEY)
-    if own is None and to_end and trial.state == "complete":
-        own = trial.examples
-    return examples * (budget / own) if budget and own else examples
+    own_budget = trial.attrs.get(BUDGET_KEY)
+    if own_budget is None and to_end and trial.state == "complete":
+        own_budget = trial.examples
+    return examples * (budget / own_budget) if budget and own_budget else examples
 
 
 def _curve_by_number(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:

@@ -18,7 +18,7 @@ from hpo_mab.bandits._settings import (
     BanditSettings,
     MovingAverage,
     checked_rewards,
-    draw_figures,
+    draw_statistics,
 )
 from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs, TensorPasses
 
@@ -74,15 +74,15 @@ class TensorCounts:
         self, memory: Tensor, arms: Tensor, rewards: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Write pulls to the ring; returns old arms, old rewards and where a pull was replaced."""
-        slots = (self._pushed % memory)[:, None]
-        old_arms = self._ring_arms.gather(1, slots)[:, 0]
-        old_rewards = self._ring_rewards.gather(1, slots)[:, 0]
+        positions = (self._pushed % memory)[:, None]
+        old_arms = self._ring_arms.gather(1, positions)[:, 0]
+        old_rewards = self._ring_rewards.gather(1, positions)[:, 0]
         full = valid & (self._pushed >= memory)
         # All rows are written, some with what they hold: choosing rows would wait for the device.
         kept_arms = torch.where(valid, arms.to(torch.int32), old_arms)
         kept_rewards = torch.where(valid, rewards.to(torch.uint8), old_rewards)
-        self._ring_arms.scatter_(1, slots, kept_arms[:, None])
-        self._ring_rewards.scatter_(1, slots, kept_rewards[:, None])
+        self._ring_arms.scatter_(1, positions, kept_arms[:, None])
+        self._ring_rewards.scatter_(1, positions, kept_rewards[:, None])
         self._pushed.add_(valid)
         return old_arms.long(), old_rewards.bool(), full
 
@@ -171,7 +171,7 @@ class DeviceEngine(BanditEngine):
         self._rule = settings.rule
         self._average = MovingAverage(self._knobs.loss_decay)
         self._draws = torch.zeros(shares.shape, dtype=torch.int32, device=device)
-        #: Pulls rewarded, and pulls judged, since `figures`.
+        #: Pulls rewarded, and pulls judged, since `statistics`.
         self._tally = torch.zeros(stack, 2, dtype=torch.int64, device=device)
         # Whether uniform picks are drawn. With a `capacity`, `begin` may give a network a floor
         # later; the engine of a `MABSampler` keeps its settings.
@@ -220,11 +220,6 @@ class DeviceEngine(BanditEngine):
         """The device's random generator."""
         return self._generator
 
-    @property
-    def shares(self) -> Tensor:
-        """Examples of each bandit, int32 [B, A]."""
-        return self._shares
-
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Draw one arm of each bandit."""
         arms = self._uniform_passes.select() if uniform else self._select()
@@ -256,16 +251,16 @@ class DeviceEngine(BanditEngine):
         share = self._knobs.uniform[:, None]
         return share * self._policy.held / self._sizes[:, None].double() + (1 - share) * policy
 
-    def figures(self) -> dict[str, float]:
-        """Figures of the first network; waits for the device."""
-        (figures,) = self.figures_of([0])
-        return figures
+    def statistics(self) -> dict[str, float]:
+        """Statistics of the first network; waits for the device."""
+        (statistics,) = self.statistics_of([0])
+        return statistics
 
-    def figures_of(self, slots: Sequence[int]) -> list[dict[str, float]]:
-        """Figures of some networks of the stack, in order; reads them together from the device."""
+    def statistics_of(self, slots: Sequence[int]) -> list[dict[str, float]]:
+        """Statistics of some networks of the stack, in order, read together from the device."""
         rows = torch.tensor(slots, device=self._tally.device)
         draws = self._draws.view(self._stack, -1)[rows]
-        found = draw_figures(draws, self._tally[rows], examples=self._examples)
+        found = draw_statistics(draws, self._tally[rows], examples=self._examples)
         self._tally.index_fill_(0, rows, 0)
         return found
 

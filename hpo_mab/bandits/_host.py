@@ -24,7 +24,7 @@ from hpo_mab.bandits._settings import (
     LossBinarizer,
     Rewards,
     coprime_strides,
-    draw_figures,
+    draw_statistics,
 )
 from hpo_mab.bandits._thompson import (
     MOST_PULLS,
@@ -205,11 +205,6 @@ class HostEngine(BanditEngine):
         self._rewarded = 0
         self._judged = 0
 
-    @property
-    def shares(self) -> Tensor:
-        """Examples of each bandit, int32 [B, A]."""
-        return torch.from_numpy(self._shares)
-
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Draw one arm of each bandit."""
         arms = self._uniform_passes.select() if uniform else self._select()
@@ -247,13 +242,13 @@ class HostEngine(BanditEngine):
         mixed = self._mixed(np.where(held, found, 0.0), held / self._sizes[:, None])
         return torch.from_numpy(mixed)
 
-    def figures(self) -> dict[str, float]:
+    def statistics(self) -> dict[str, float]:
         """``reward_rate`` since the last call, and ``concentration``."""
         draws = torch.from_numpy(self._draws.astype(np.int32))
         rewards = torch.tensor([[self._rewarded, self._judged]], device="cpu")
-        (figures,) = draw_figures(draws[None], rewards, examples=int(self._sizes.sum()))
+        (statistics,) = draw_statistics(draws[None], rewards, examples=int(self._sizes.sum()))
         self._rewarded = self._judged = 0
-        return figures
+        return statistics
 
     def state(self) -> dict[str, Any]:
         """State as tensors and plain values."""

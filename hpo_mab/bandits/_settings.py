@@ -291,7 +291,7 @@ def coprime_strides(size: int) -> Ints:
     return coprime
 
 
-def draw_figures(draws: Tensor, rewards: Tensor, *, examples: int) -> list[dict[str, float]]:
+def draw_statistics(draws: Tensor, rewards: Tensor, *, examples: int) -> list[dict[str, float]]:
     """``reward_rate`` and ``concentration`` of each network, left out where they have no value.
 
     Waits for the device once, however many networks there are.
@@ -306,10 +306,10 @@ def draw_figures(draws: Tensor, rewards: Tensor, *, examples: int) -> list[dict[
     sums = torch.stack([draws.sum(dim=1), most.sum(dim=1)], dim=1)
     found = []
     for rewarded, judged, total, highest in torch.cat([rewards.long(), sums], dim=1).tolist():
-        figures = {"reward_rate": rewarded / judged} if judged else {}
+        statistics = {"reward_rate": rewarded / judged} if judged else {}
         if total:
-            figures["concentration"] = highest / total
-        found.append(figures)
+            statistics["concentration"] = highest / total
+        found.append(statistics)
     return found
 
 
@@ -330,11 +330,6 @@ class BanditEngine(abc.ABC):
     def generator(self) -> torch.Generator | None:
         """The device's random generator; None where there is none."""
         return None
-
-    @property
-    @abc.abstractmethod
-    def shares(self) -> Tensor:
-        """Examples of each bandit, int32 [B, A]; shorter shares end in -1."""
 
     @abc.abstractmethod
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
@@ -361,7 +356,7 @@ class BanditEngine(abc.ABC):
         """Probability of each arm in the next draw by the policy, float64 [B, A]; 0 for padding."""
 
     @abc.abstractmethod
-    def figures(self) -> dict[str, float]:
+    def statistics(self) -> dict[str, float]:
         """``reward_rate`` since the last call, and ``concentration``; may wait for the device."""
 
     @abc.abstractmethod

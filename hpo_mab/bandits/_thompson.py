@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hpo_mab.bandits._settings import Columns, Counts, Floats, Ints
 
 #: Most pulls of an arm that is counted by state. Each state costs time at every draw, and without
-#: forgetting, arms of more pulls rarely share a state. ``benchmarks/long_memory.py`` measures
+#: forgetting, arms of more pulls rarely share a state. ``benchmarks/draw_cost.py`` measures
 #: a step's cost by epoch.
 MOST_PULLS = 12
 
@@ -176,9 +176,6 @@ QUANTILE_POINTS = 1024
 #: SciPy's inverse is computed for one point in four; cubic interpolation gives the others.
 COARSE = 4
 
-#: Most distribution functions that a grid keeps in memory, of some kilobytes each.
-MOST_COLUMNS = 4096
-
 Column = NDArray[np.float32]
 
 
@@ -259,17 +256,11 @@ class LogitGrid:
         low = -self.TAIL / min(1.0, prior[0])
         high = (self.TAIL + float(np.log(arms))) / min(1.0, prior[1])
         self.points = np.linspace(low, high, 1 + int((high - low) / self.STEP))
-        self._columns: dict[tuple[float, float], tuple[Column, Column]] = {}
+        # They take some kilobytes each.
+        self.columns = functools.lru_cache(maxsize=4096)(self._columns)
 
-    def columns(self, a: float, b: float) -> tuple[Column, Column]:
+    def _columns(self, a: float, b: float) -> tuple[Column, Column]:
         """Log of the distribution function of Beta(a, b), and its derivative in ``z``, [Q]."""
-        if (a, b) not in self._columns:
-            if len(self._columns) >= MOST_COLUMNS:
-                self._columns.clear()
-            self._columns[a, b] = self._compute(a, b)
-        return self._columns[a, b]
-
-    def _compute(self, a: float, b: float) -> tuple[Column, Column]:
         from scipy import special
 
         # expit(-z) is 1 - x; the subtraction would lose all digits for x near 1.

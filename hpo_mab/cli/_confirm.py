@@ -10,6 +10,7 @@ import typer
 from hpo_mab._interrupts import stoppable
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import command_line
+from hpo_mab.cli._replay import replay
 
 if TYPE_CHECKING:
     from hpo_mab.search import Candidate, Confirmation
@@ -48,8 +49,8 @@ def confirm(
 
     opt.silence_optuna()
     store = Storage(storage, create=False)
-    with stoppable(), opt.prints_aside(as_json):
-        found = train_again(
+    with stoppable(), opt.user_prints_to_stderr(when=as_json):
+        confirmation = train_again(
             store,
             study,
             trainings=trainings,
@@ -59,14 +60,13 @@ def confirm(
             on_training=None if quiet or as_json else _print_training,
         )
     if as_json:
-        typer.echo(_json(study, found))
+        typer.echo(_json(study, confirmation))
     elif not quiet:
         from hpo_mab.cli._output import print_next
-        from hpo_mab.cli._study import replay
 
-        _print(found)
-        shown = opt.shown_storage(context, store)
-        best = found.repeated[0].trial.number
+        _print(confirmation)
+        shown = opt.storage_option(context, store)
+        best = confirmation.repeated[0].trial.number
         replayed = f"{command_line(context, replay, shown)} {best} --save best.pt"
         print_next([(replayed, "train that trial again, keep its network")])
 
@@ -75,21 +75,21 @@ def _print_training(candidate: Candidate) -> None:
     from hpo_mab.compare._text import repeats_text
 
     number, value = candidate.trial.number, candidate.trial.value or 0.0
-    again = repeats_text(candidate.repeats)
-    typer.echo(f"Trial {number}, {value:.2%}: trained again {again}", err=True)
+    repeats = repeats_text(candidate.repeats)
+    typer.echo(f"Trial {number}, {value:.2%}: trained again {repeats}", err=True)
 
 
-def _print(found: Confirmation) -> None:
+def _print(confirmation: Confirmation) -> None:
     from rich.table import Table
 
     from hpo_mab.cli._output import console
     from hpo_mab.compare._text import repeats_text, trial_text
 
     table = Table("trial", "value", "trained again", "mean", box=None, padding=(0, 2, 0, 0))
-    for one in found.repeated:
-        cells = (f"{one.trial.value:.2%}", repeats_text(one.repeats), f"{one.accuracy:.2%}")
-        table.add_row(trial_text(one.trial), *cells)
-    out, best, deviation = console(), found.repeated[0], found.deviation
+    for candidate in confirmation.repeated:
+        trial, repeats = candidate.trial, repeats_text(candidate.repeats)
+        table.add_row(trial_text(trial), f"{trial.value:.2%}", repeats, f"{candidate.accuracy:.2%}")
+    out, best, deviation = console(), confirmation.repeated[0], confirmation.deviation
     out.print(table)
     out.print()
     error = ""
@@ -104,31 +104,31 @@ def _print(found: Confirmation) -> None:
         f"trained again{error}. This mean is still a little too high, "
         "because the trial was chosen for it."
     )
-    if not found.finished:
-        leader = found.candidates[0]
+    if not confirmation.finished:
+        leader = confirmation.candidates[0]
         number = leader.trial.number
         lead = f"trial {number} may be better, with {leader.accuracy:.2%}; "
         out.print(
             f"Not finished: {'' if leader is best else lead}trial {number} was trained again "
-            f"{len(leader.repeats)} of {found.trainings} times. The same command continues."
+            f"{len(leader.repeats)} of {confirmation.trainings} times. The same command continues."
         )
 
 
-def _json(study: str, found: Confirmation) -> str:
+def _json(study: str, confirmation: Confirmation) -> str:
     rows = [
         {
-            "trial": one.trial.number,
-            "validation_accuracy": one.trial.value,
-            "repeats": list(one.repeats),
-            "mean": one.accuracy,
-            "params": dict(one.trial.params),
+            "trial": candidate.trial.number,
+            "validation_accuracy": candidate.trial.value,
+            "repeats": list(candidate.repeats),
+            "mean": candidate.accuracy,
+            "params": dict(candidate.trial.params),
         }
-        for one in found.repeated
+        for candidate in confirmation.repeated
     ]
     facts = {
         "study": study,
-        "finished": found.finished,
-        "standard_deviation": found.deviation,
+        "finished": confirmation.finished,
+        "standard_deviation": confirmation.deviation,
         "candidates": rows,
     }
     return opt.json_text(facts)

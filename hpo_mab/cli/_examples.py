@@ -78,21 +78,21 @@ def examples(
         raise ArgumentError(f"--output needs --drop N, got --output {output} alone.")
     output = None if drop is None else output or _default_list()
     refuse_unwritable(page, table, output)
-    with opt.prints_aside(as_json):
-        found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
-    _refuse_own_list(found, output)
-    lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
+    with opt.user_prints_to_stderr(when=as_json):
+        ranked = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
+    _refuse_own_list(ranked, output)
+    lists = {ranking: ranked.top(ranking, top) for ranking in RANKINGS}
     # These may raise: before any file is written.
-    pictures = "" if page is None else _examples_page(found, lists)
-    dropped = "" if drop is None or output is None else _write_exclusion(found, drop, output)
+    pictures = "" if page is None else _examples_page(ranked, lists)
+    dropped = "" if drop is None or output is None else _write_exclusion(ranked, drop, output)
     if table is not None:
-        write_file(table, _examples_csv(found))
+        write_file(table, _examples_csv(ranked))
     if page is not None:
         write_file(page, pictures)
     if as_json:
-        typer.echo(_examples_json(found, lists))
+        typer.echo(_examples_json(ranked, lists))
         return
-    _print_examples(found, lists)
+    _print_examples(ranked, lists)
     for path in (page, table):
         if path is not None:
             typer.echo(f"\nWritten: {path}")
@@ -109,24 +109,24 @@ def _default_list() -> Path:
     return path
 
 
-def _refuse_own_list(found: StudyExamples, path: Path | None) -> None:
+def _refuse_own_list(ranked: StudyExamples, path: Path | None) -> None:
     """Refuse to replace the list of the study, which needs it as it is."""
-    own = found.excluded
-    if path is not None and own is not None and path.resolve() == expanded(own.path).resolve():
+    current = ranked.excluded
+    if path is not None and current and path.resolve() == expanded(current.path).resolve():
         raise ArgumentError(
-            f"--output must be another file: study '{found.name}' leaves out what {path} lists."
+            f"--output must be another file: study '{ranked.name}' leaves out what {path} lists."
         )
 
 
-def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
+def _write_exclusion(ranked: StudyExamples, drop: int, path: Path) -> str:
     """Write the most suspicious examples to a file; returns what to do with it."""
-    before = found.excluded
-    listed = found.exclusion(drop)
+    before = ranked.excluded
+    listed = ranked.exclusion(drop)
     write_file(path, listed.to_json())
     count = len(listed.indices) - (0 if before is None else len(before.indices))
     kept = "" if count == drop else f" (without {drop - count}: the last one of a class stays)"
     more = "" if before is None else f", and {len(before.indices)} that the study leaves out"
-    doubtful = min(count, found.record.suspicious)
+    doubtful = min(count, ranked.record.suspicious)
     option = shlex.quote(f"data.exclude={path}")
     return (
         f"\n{count} examples in {path}{kept}, {doubtful} of them with a score above 0{more}. To "
@@ -134,14 +134,14 @@ def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
     )
 
 
-def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> None:
+def _print_examples(ranked: StudyExamples, lists: dict[str, list[Example]]) -> None:
     from rich.table import Column, Table
 
     from hpo_mab.cli._output import console
     from hpo_mab.search._examples import RANKINGS, SCORES
 
     out = console()
-    out.print(f"{found.name}: {found.record.summary()}")
+    out.print(f"{ranked.name}: {ranked.record.summary()}")
     for ranking, listed in lists.items():
         rows = [
             (str(e.index), e.label, e.predicted, f"{e.score:.3f}", str(e.visits), e.file)
@@ -159,31 +159,31 @@ def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> No
         out.print(shown)
 
 
-def _examples_json(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
+def _examples_json(ranked: StudyExamples, lists: dict[str, list[Example]]) -> str:
     facts = {
-        "study": found.name,
-        "trials": found.record.trials,
-        "examples": len(found.record.examples),
-        "total": found.record.total,
-        **{name: [dataclasses.asdict(one) for one in listed] for name, listed in lists.items()},
+        "study": ranked.name,
+        "trials": ranked.record.trials,
+        "examples": len(ranked.record.examples),
+        "total": ranked.record.total,
+        **{name: list(map(dataclasses.asdict, listed)) for name, listed in lists.items()},
     }
     return opt.json_text(facts)
 
 
-def _examples_csv(found: StudyExamples) -> str:
+def _examples_csv(ranked: StudyExamples) -> str:
     """Every recorded example that was drawn, in order of suspicion."""
     from hpo_mab.search._examples import RANKINGS
 
-    scores = {ranking: found.scores(ranking) for ranking in RANKINGS}
-    everything = found.top("suspicious", len(found.record.examples))
+    scores = {ranking: ranked.scores(ranking) for ranking in RANKINGS}
+    examples = ranked.top("suspicious", len(ranked.record.examples))
     # The record may be of a sample, so a row of the training part is not a row of the scores.
-    place = {int(row): place for place, row in enumerate(found.record.examples)}
+    place = {int(row): place for place, row in enumerate(ranked.record.examples)}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow((*_COLUMNS[:3], *RANKINGS, *_COLUMNS[4:]))
-    for one in everything:
-        values = (f"{scores[ranking][place[one.row]]:.6g}" for ranking in RANKINGS)
-        rows.writerow((one.index, one.label, one.predicted, *values, one.visits, one.file))
+    for e in examples:
+        values = (f"{scores[ranking][place[e.row]]:.6g}" for ranking in RANKINGS)
+        rows.writerow((e.index, e.label, e.predicted, *values, e.visits, e.file))
     return text.getvalue()
 
 
@@ -195,43 +195,43 @@ figcaption { font-size: 13px; overflow-wrap: anywhere; }
 """
 
 
-def _examples_page(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
+def _examples_page(ranked: StudyExamples, lists: dict[str, list[Example]]) -> str:
     """The lists with pictures, one self-contained page."""
     from hpo_mab.search._examples import RANKINGS, SCORES
 
     parts = []
     for ranking, listed in lists.items():
-        figures = "".join(_figure_html(found, one) for one in listed)
+        figures = "".join(_figure_html(ranked, example) for example in listed)
         parts.append(
             f"<h2>{RANKINGS[ranking].capitalize()}</h2><p>score: {SCORES[ranking]}</p>"
             f"<section>{figures}</section>"
         )
-    title = html.escape(f"Examples of {found.name}")
+    title = html.escape(f"Examples of {ranked.name}")
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
-        f"<p>{html.escape(found.record.summary())}</p>{''.join(parts)}</body></html>\n"
+        f"<p>{html.escape(ranked.record.summary())}</p>{''.join(parts)}</body></html>\n"
     )
 
 
-def _figure_html(found: StudyExamples, one: Example) -> str:
-    predicted = f"predicted {one.predicted}" if one.predicted else ""
-    score, index = f"score {one.score:.3f}", str(one.index)
-    lines = (f"label {one.label}", predicted, score, index, one.file)
+def _figure_html(ranked: StudyExamples, example: Example) -> str:
+    predicted = f"predicted {example.predicted}" if example.predicted else ""
+    score, index = f"score {example.score:.3f}", str(example.index)
+    lines = (f"label {example.label}", predicted, score, index, example.file)
     caption = "<br>".join(html.escape(line) for line in lines if line)
     return (
-        f'<figure><img alt="example {one.index}" src="{_data_url(found, one)}">'
+        f'<figure><img alt="example {example.index}" src="{_data_url(ranked, example)}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
-def _data_url(found: StudyExamples, one: Example) -> str:
+def _data_url(ranked: StudyExamples, example: Example) -> str:
     from PIL import Image
 
-    pixels = found.picture(one).permute(1, 2, 0).numpy()
+    pixels = ranked.picture(example).permute(1, 2, 0).numpy()
     if pixels.shape[2] not in (1, 3):
         raise ArgumentError(f"--html needs grey or RGB images, got {pixels.shape[2]} channels.")
-    held = io.BytesIO()
+    png = io.BytesIO()
     # Pillow takes grey images without a channel axis.
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(held, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(png, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"

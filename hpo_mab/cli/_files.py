@@ -7,7 +7,6 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from hpo_mab._errors import ArgumentError
@@ -49,23 +48,9 @@ def _is_database(path: Path) -> bool:
     return False
 
 
-def _refuse_repeated(paths: Sequence[Path]) -> None:
-    """Refuse a file that is given twice; a device, such as /dev/null, may be."""
-    known = set()
-    for path in paths:
-        where = path.resolve()
-        if where in known and (path.is_file() or not path.exists()):
-            raise ArgumentError(f"{path} is given for two outputs; give each a file.")
-        known.add(where)
-
-
-def refuse_unwritable(*paths: Path | None, read: Sequence[str] = ()) -> None:
-    """Refuse, before anything runs, output files that cannot be written, or that ``read`` names."""
-    records = [Path(name) for name in read if name.endswith(".json") and Path(name).is_file()]
-    _refuse_repeated([path for path in paths if path is not None])
+def refuse_unwritable(*paths: Path | None) -> None:
+    """Refuse, before anything runs, output files that cannot be written."""
     for path in filter(None, paths):
-        if path.is_file() and any(map(path.samefile, records)):
-            raise ArgumentError(f"{path} is the record that is read; give another file.")
         if path.is_dir():
             raise ArgumentError(f"{path} is a folder; give a file to write.")
         if path.exists() and not os.access(path, os.W_OK):

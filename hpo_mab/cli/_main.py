@@ -15,12 +15,17 @@ import typer
 from typer.core import TyperGroup
 
 from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason, printable
+from hpo_mab.cli._compare import compare
 from hpo_mab.cli._confirm import confirm
+from hpo_mab.cli._copy import copy
+from hpo_mab.cli._dashboard import dashboard
+from hpo_mab.cli._evidence import evidence
 from hpo_mab.cli._examples import examples
-from hpo_mab.cli._report import dashboard, evidence, report
-from hpo_mab.cli._run import compare, run
+from hpo_mab.cli._replay import replay
+from hpo_mab.cli._report import report
+from hpo_mab.cli._run import run
 from hpo_mab.cli._studies import studies
-from hpo_mab.cli._study import copy, replay, worker
+from hpo_mab.cli._worker import worker
 
 #: What `sys.excepthook` is.
 _Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]

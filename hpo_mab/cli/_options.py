@@ -6,11 +6,10 @@ import contextlib
 import importlib
 import inspect
 import json
-import os
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,8 +30,8 @@ def _names(module: str, name: str, *more: str) -> Callable[[], list[str]]:
     """
 
     def complete() -> list[str]:
-        found = getattr(importlib.import_module(module), name)
-        return [*more, *(found() if callable(found) else found)]
+        names = getattr(importlib.import_module(module), name)
+        return [*more, *(names() if callable(names) else names)]
 
     return complete
 
@@ -43,16 +42,10 @@ def study_names(ctx: typer.Context) -> list[str]:
     from hpo_mab.storage import Storage
     from hpo_mab.storage import study_names as stored
 
-    given = ctx.params.get("storage")
-    # Some commands take several storages.
-    urls = [given] if isinstance(given, str) else storages(given) or [DEFAULT_URL]
-    found: list[str] = []
-    for url in urls:
-        try:
-            found += stored(Storage(url, create=False))
-        except HpoMabError:
-            continue
-    return found
+    try:
+        return list(stored(Storage(ctx.params["storage"], create=False)))
+    except HpoMabError:
+        return []
 
 
 def within(low: int, high: int | None = None) -> Callable[..., Any]:
@@ -85,16 +78,6 @@ StorageUrl = Annotated[
         "--storage",
         envvar="HPO_MAB_STORAGE",
         help="Database URL in SQLAlchemy's format, or path of an SQLite file.",
-    ),
-]
-Storages = Annotated[
-    list[str] | None,
-    # Not `envvar`, whose value would be split at spaces; see `storages`.
-    typer.Option(
-        "--storage",
-        help="Database URL or path; repeat it to read studies from several. [env var: "
-        "HPO_MAB_STORAGE]",
-        show_default=DEFAULT_URL,
     ),
 ]
 Study = Annotated[
@@ -234,42 +217,37 @@ _KEYS = {
 }
 
 
-def definition(context: typer.Context) -> StudySpec:
+def spec_of(context: typer.Context) -> StudySpec:
     """The definition on a command line: a file or name, and the options that replace its values."""
-    given = context.params
+    params = context.params
     # Options that were not given must not replace values of the file.
-    named = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
-    if "training.slots" in named:
-        named["training.slots"] = slots_of(named["training.slots"])
+    changes = {key: params[name] for name, key in _KEYS.items() if params.get(name) is not None}
+    if "training.slots" in changes:
+        changes["training.slots"] = slots_of(changes["training.slots"])
     # A typed option replaces the same key of --set, because suggested commands add options. An
     # option from the environment does not.
-    typed = {key for name, key in _KEYS.items() if is_given(context, name)}
-    texts = given["assignments"] or []
+    typed = {key for name, key in _KEYS.items() if is_typed(context, name)}
+    texts = params["assignments"] or []
     left = [text for text in texts if text.partition("=")[0].strip() not in typed]
     from hpo_mab.search import load_spec
 
-    return load_spec(given["spec"], {**named, **dict(map(_assignment, left))})
+    return load_spec(params["source"], {**changes, **dict(map(_assignment, left))})
 
 
-def is_set(context: typer.Context, section: str) -> bool:
+def names_section(context: typer.Context, section: str) -> bool:
     """Whether a command line names a section of the definition, by its option or by ``--set``."""
     texts = context.params["assignments"] or []
-    return is_given(context, section) or any(
+    return is_typed(context, section) or any(
         text.partition("=")[0].strip().partition(".")[0] == section for text in texts
     )
 
 
-def shown_storage(context: typer.Context, store: Storage) -> dict[str, str]:
+def storage_option(context: typer.Context, store: Storage) -> dict[str, str]:
     """``--storage`` of a printed command, if it was given: a URL without its password."""
-    return {"storage": store.shown_url} if is_given(context, "storage") else {}
+    return {"storage": store.shown_url} if is_typed(context, "storage") else {}
 
 
-def storages(given: Sequence[str] | None) -> list[str]:
-    """The storages of a command that reads several; without any, that of the environment."""
-    return list(given or filter(None, [os.environ.get("HPO_MAB_STORAGE")]))
-
-
-def count(option: str, text: str) -> int | None:
+def number_or_auto(option: str, text: str) -> int | None:
     """The number that an option has; None for ``auto``."""
     try:
         return None if text == "auto" else int(text)
@@ -279,7 +257,7 @@ def count(option: str, text: str) -> int | None:
 
 def slots_of(text: str) -> int | Literal["auto"]:
     """The value of ``--slots``; the definition checks its bound."""
-    slots = count("--slots", text)
+    slots = number_or_auto("--slots", text)
     return "auto" if slots is None else slots
 
 
@@ -305,32 +283,32 @@ def _assignment(text: str) -> tuple[str, Any]:
         return key.strip(), raw.strip()
 
 
-def is_given(context: typer.Context, name: str) -> bool:
-    """Whether an argument is on the command line, not from the environment or by default."""
+def is_typed(context: typer.Context, name: str) -> bool:
+    """Whether an argument is typed on the command line, not from the environment or a default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def prints_aside(as_json: bool) -> contextlib.AbstractContextManager[object]:
-    """Send a user's own prints to standard error, if standard output is for JSON."""
-    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+def user_prints_to_stderr(*, when: bool) -> contextlib.AbstractContextManager[object]:
+    """Send a user's own prints to standard error, as where standard output is for JSON."""
+    return contextlib.redirect_stdout(sys.stderr) if when else contextlib.nullcontext()
 
 
 def command_line(
     context: typer.Context, command: Callable[..., None], changes: Mapping[str, str] | None = None
 ) -> str:
     """A command with those of the current arguments that it has; ``changes`` replaces values."""
-    known = inspect.signature(command).parameters
+    taken = inspect.signature(command).parameters
     words: list[str] = []
     for parameter in context.command.params:
         name = str(parameter.name)
         if changes and name in changes:
             value: Any = changes[name]
-        elif is_given(context, name):
+        elif is_typed(context, name):
             value = context.params[name]
         else:
             continue
-        words += _arguments(parameter, value) if name in known else ()
+        words += _arguments(parameter, value) if name in taken else ()
     return shlex.join(["hpo-mab", command.__name__, *words])
 
 

@@ -16,7 +16,6 @@ from hpo_mab.compare._text import details_text, parameters, twins_text
 
 if TYPE_CHECKING:
     from hpo_mab.compare import ComparisonSummary
-    from hpo_mab.dashboard import Published
     from hpo_mab.search import RunOutcome, StudySpec
 
 
@@ -82,12 +81,12 @@ def print_next(steps: Sequence[tuple[str, str]]) -> None:
         out.print(line, soft_wrap=True)
 
 
-def warn_unpublished(published: Published) -> None:
-    """Print on standard error why the dashboard's pages could not be updated, if so."""
-    if published.problem:
+def warn_unpublished(problem: str) -> None:
+    """Print on standard error why the dashboard's pages could not be updated; "" prints nothing."""
+    if problem:
         print(
             "hpo-mab: notes and figures for the dashboard could not be written "
-            f"({printable(published.problem)}). The studies are stored; the next 'hpo-mab "
+            f"({printable(problem)}). The studies are stored; the next 'hpo-mab "
             "dashboard' tries again.",
             file=sys.stderr,
         )

@@ -7,7 +7,7 @@ import datetime
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -43,7 +43,6 @@ class StudyProgress:
         quiet: Show nothing.
         curves: The storage's learning curves, from which the share of the total budget spent is
             computed; None ignores that budget in the time left.
-        limited: Whether a total budget may end the study before its trials do.
     """
 
     def __init__(
@@ -53,13 +52,11 @@ class StudyProgress:
         label: str,
         quiet: bool = False,
         curves: CurveStore | None = None,
-        limited: bool = False,
     ) -> None:
         self._trials = trials
         self._label = label
         self._quiet = quiet
         self._curves = curves
-        self._limited = limited
         self._console = console(stderr=True)
         self._live: Progress | None = None
         self._task = self._trial_task = TaskID(0)
@@ -182,11 +179,6 @@ class StudyProgress:
             # Seconds of a whole trial at the pace since it was first seen.
             whole = (now - since) / (share - at_first)
             text += f", {duration(whole * (1 - share))} left of it"
-            # Of a study that is continued, others are done already. What a budget pays for is not
-            # known before a trial has ended.
-            first = self._done_before is None and len(shares) == 1 and number == 0
-            if first and not (again or self._limited):
-                text += f", up to {duration(whole * self._trials)} for all"
         return text
 
     def _describe(self, study: optuna.Study, trials: Sequence[FrozenTrial], plan: Plan) -> str:
@@ -202,9 +194,9 @@ class StudyProgress:
         by_trials = 0.0 if left == 0 else math.inf
         if new > 0 and left > 0:
             # Wall time by trials of all workers, so it is the pace of them together.
-            each = (time.monotonic() - self._began) / new
-            parts.append(f"{60 / max(each, 1e-9):.3g} per minute")
-            by_trials = each * left
+            seconds_each = (time.monotonic() - self._began) / new
+            parts.append(f"{60 / max(seconds_each, 1e-9):.3g} per minute")
+            by_trials = seconds_each * left
         seconds = self._seconds_left(study, by_trials)
         if 0 < seconds < math.inf:
             parts.append(f"{duration(seconds)} left")
@@ -226,8 +218,9 @@ class StudyProgress:
         self._spent_first = self._spent_first or (now, spent)
         # Since the first trial ended here: what was spent before has another pace.
         since, before = self._spent_first
-        known = spent > before
-        budget = max(1 - spent, 0.0) * (now - since) / (spent - before) if known else math.inf
+        budget = math.inf
+        if spent > before:
+            budget = max(1 - spent, 0.0) * (now - since) / (spent - before)
         # Of trials that were paused, how many will continue is not known.
         only_paused = target.continues(study) and by_trials == 0
         return budget if only_paused or target.spends_all(study) else min(budget, by_trials)
@@ -268,11 +261,11 @@ class _DataLines(logging.Handler):
 
 
 @contextlib.contextmanager
-def shown_data(*, quiet: bool) -> Iterator[Callable[[], None]]:
+def data_lines(*, quiet: bool) -> Iterator[_DataLines]:
     """Show the composition of the data sets loaded in this context, each line once.
 
-    Yields a function that shows it. The end of the context also shows it, except after an error,
-    which must be the only line.
+    They are shown by ``show`` and at the end of the context, except after an error, which must be
+    the only line.
     """
     log, lines = logging.getLogger("hpo_mab.data"), _DataLines()
     before = log.level
@@ -281,7 +274,7 @@ def shown_data(*, quiet: bool) -> Iterator[Callable[[], None]]:
     if not quiet:
         log.addHandler(lines)
     try:
-        yield lines.show
+        yield lines
         lines.show()
     finally:
         log.removeHandler(lines)

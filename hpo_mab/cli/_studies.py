@@ -180,8 +180,8 @@ def _why_failed(attrs: Mapping[str, Any]) -> str | None:
 def _promoted(trials: Sequence[FrozenTrial]) -> list[str]:
     """Of each trial, which one continues it or trains it in full; empty if none does."""
     promoted = Plan(trials).promoted
-    after = {one.promotes: f", see trial {one.number}" for one in map(Attempt.of, trials)}
-    return [after[one.number] if one.number in promoted else "" for one in trials]
+    texts = {one.promotes: f", see trial {one.number}" for one in map(Attempt.of, trials)}
+    return [texts[t.number] if t.number in promoted else "" for t in trials]
 
 
 def _value_form(study_attrs: Mapping[str, Any]) -> str:

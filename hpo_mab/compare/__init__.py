@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from hpo_mab._machine import environment
 from hpo_mab._registry import lazy_names
 from hpo_mab.compare._answers import Answer, answers, caveats, verdict
+from hpo_mab.compare._html import report_html
 from hpo_mab.compare._incumbents import IncumbentCurve, incumbent_curve
+from hpo_mab.compare._record_file import ComparisonRuns, comparison_record, read_record
 from hpo_mab.compare._records import (
     ArmSummary,
     ComparisonSummary,
@@ -20,7 +22,6 @@ from hpo_mab.compare._records import (
     FidelityRow,
     PairedRow,
 )
-from hpo_mab.compare._report import ComparisonRuns, comparison_record, read_record, report_html
 from hpo_mab.compare._summary import summarise
 
 if TYPE_CHECKING:

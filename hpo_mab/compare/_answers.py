@@ -69,14 +69,6 @@ class Answer:
         reply: The answer.
         estimate: The difference of accuracies that it rests on; None if it was not measured.
         reason: Why the reply is ``"cannot tell"``, if not because of the interval.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from hpo_mab.compare import answers, read_record
-        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [contrast] = record.summarise().contrasts
-        >>> [answer.reply for answer in answers(contrast)]
-        ['yes', 'yes', 'cannot tell', 'cannot tell', 'cannot tell']
     """
 
     arm: str
@@ -100,21 +92,21 @@ class Answer:
     def __str__(self) -> str:
         """The answer as one line."""
         at = "" if self.currency is None else f" at equal {self.currency}"
-        why = "; ".join(part for part in (self.reason, self._figures_text()) if part)
+        why = "; ".join(part for part in (self.reason, self._estimate_text()) if part)
         return f"{self.arm}: {self.statement}{at}? {self.shown_reply} ({why})."
 
-    def _figures_text(self) -> str:
-        found = self.estimate
-        if found is None or math.isnan(found.value):
+    def _estimate_text(self) -> str:
+        gain = self.estimate
+        if gain is None or math.isnan(gain.value):
             return "" if self.reason else "not measured"
         unit = "pair" if self.question == "learns" else "seed"
-        counted = f"{found.n} {unit}{'' if found.n == 1 else 's'}"
+        counted = f"{gain.n} {unit}{'' if gain.n == 1 else 's'}"
         interval = (
-            f"{found.confidence:.0%} interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
-            if found.bounded
+            f"{gain.confidence:.0%} interval {100 * gain.low:+.2f} to {100 * gain.high:+.2f}"
+            if gain.bounded
             else "no interval"
         )
-        return f"{100 * found.value:+.2f} points, {interval}, n = {counted}"
+        return f"{100 * gain.value:+.2f} points, {interval}, n = {counted}"
 
     def to_json(self) -> dict[str, Any]:
         """The answer as JSON values."""
@@ -136,8 +128,8 @@ def answers(contrast: Contrast) -> tuple[Answer, ...]:
 
 
 def _answer(contrast: Contrast, question: Question, currency: Currency | None) -> Answer:
-    estimate = _measure(contrast, question, currency)
-    reason = _reason(contrast, question, currency, estimate)
+    estimate = _estimate_of(contrast, question, currency)
+    reason = _why_no_answer(contrast, question, currency, estimate)
     return Answer(
         arm=contrast.arm,
         reference=contrast.reference,
@@ -149,16 +141,16 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
     )
 
 
-def _reason(
+def _why_no_answer(
     contrast: Contrast, question: Question, currency: Currency | None, estimate: Estimate | None
 ) -> str:
     """Why a question has no answer, whatever the interval; empty if it may have one."""
     if currency == "seconds" and (why := _why_no_seconds(contrast)):
         return why
-    if _is_equal(estimate):
+    if _all_zero(estimate):
         return "all differences are 0"
     if question == "learns":
-        return _reason_of_pairs(contrast, _reply(estimate), at_seconds=currency == "seconds")
+        return _why_not_by_pairs(contrast, _reply(estimate), at_seconds=currency == "seconds")
     # Seeds in which the arms cannot be compared would be left out.
     of = len(contrast.seeds)
     if estimate is not None and 0 < estimate.n < of:
@@ -173,13 +165,13 @@ def _why_no_seconds(contrast: Contrast) -> str:
     return "" if contrast.same_hardware else _OTHER_HARDWARE
 
 
-def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> str:
+def _why_not_by_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> str:
     """Why a reply of pairs does not count; empty if it does."""
     if contrast.seeds and not contrast.pairs:
         return _NO_PAIRS
-    at_examples = _measure(contrast, "learns")
+    at_examples = _estimate_of(contrast, "learns")
     # At equal seconds, equal trainings differ by the noise of the clock alone.
-    if _is_equal(at_examples):
+    if _all_zero(at_examples):
         return "the same trainings in both arms"
     if reply == "cannot tell":
         return ""
@@ -187,12 +179,12 @@ def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> s
         return (
             f"a pruner stopped {contrast.stopped} of the pairs; those left are a biased selection"
         )
-    own, other = contrast.diverged
+    in_arm, in_reference = contrast.diverged
     # The pairs leave out configurations that diverged, which would count against their arm.
-    ahead, behind = (own, other) if reply == "yes" else (other, own)
+    ahead, behind = (in_arm, in_reference) if reply == "yes" else (in_reference, in_arm)
     if ahead > behind:
         return (
-            f"{own} configurations diverged or failed in {contrast.arm}, {other} in "
+            f"{in_arm} configurations diverged or failed in {contrast.arm}, {in_reference} in "
             f"{contrast.reference}"
         )
     if _reply(at_examples) != reply:
@@ -201,14 +193,14 @@ def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> s
     return _CUT_OFF if at_seconds and reply == "no" and cheaper else ""
 
 
-def _is_equal(estimate: Estimate | None) -> bool:
+def _all_zero(estimate: Estimate | None) -> bool:
     """Whether all observations are zero, as they are if both arms train the same."""
     if estimate is None:
         return False
     return estimate.value == 0.0 and estimate.n > 1 and not estimate.bounded
 
 
-def _measure(
+def _estimate_of(
     contrast: Contrast, question: Question, currency: Currency | None = None
 ) -> Estimate | None:
     if question == "hyperparameters":
@@ -248,10 +240,10 @@ def caveats(summary: ComparisonSummary) -> Iterator[str]:
             f"There are {len(replies)} answers, each with a {summary.confidence:.0%} interval: "
             "some yes and no may be chance."
         )
-    for one in summary.arms:
-        if one.retrained_diverged:
+    for arm in summary.arms:
+        if arm.retrained_diverged:
             yield (
-                f"Of the trainings of {one.arm}'s best configurations {one.retrained_diverged} "
+                f"Of the trainings of {arm.arm}'s best configurations {arm.retrained_diverged} "
                 "diverged; each counts as a test accuracy of 0."
             )
     for contrast in summary.contrasts:
@@ -266,15 +258,14 @@ def _caveats_of(contrast: Contrast, arms: Mapping[str, ArmSummary]) -> Iterator[
             "compared."
         )
         return
-    lengths = [
-        _finished_trials(arms[one], contrast.seeds) for one in (contrast.arm, contrast.reference)
-    ]
-    if lengths[0] != lengths[1]:
-        own, other = (", ".join(map(str, each)) for each in lengths)
+    in_arm, in_reference = (
+        _finished_trials(arms[name], contrast.seeds) for name in (contrast.arm, contrast.reference)
+    )
+    if in_arm != in_reference:
         yield (
-            f"Unequal studies; finished trials by seed: {own} in {contrast.arm}, {other} in "
-            f"{contrast.reference}. Best validation accuracies are compared after what the "
-            "cheaper study spent; hyperparameters as each study ended."
+            f"Unequal studies; finished trials by seed: {in_arm} in {contrast.arm}, "
+            f"{in_reference} in {contrast.reference}. Best validation accuracies are compared "
+            "after what the cheaper study spent; hyperparameters as each study ended."
         )
     elif contrast.retrained_gain and abs(contrast.examples - 1) > 0.1:
         yield (
@@ -303,7 +294,7 @@ def _caveats_of(contrast: Contrast, arms: Mapping[str, ArmSummary]) -> Iterator[
         )
 
 
-def _finished_trials(arm: ArmSummary, seeds: tuple[int, ...]) -> list[int]:
-    """Finished trials of an arm's studies."""
-    known = dict(zip(arm.seeds, arm.finished_by_seed, strict=True))
-    return [known[seed] for seed in seeds]
+def _finished_trials(arm: ArmSummary, seeds: tuple[int, ...]) -> str:
+    """Finished trials of an arm's studies, by seed."""
+    finished = dict(zip(arm.seeds, arm.finished_by_seed, strict=True))
+    return ", ".join(str(finished[seed]) for seed in seeds)

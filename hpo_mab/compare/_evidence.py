@@ -37,22 +37,28 @@ def evidence_of(
         margin: See `hpo_mab.advantage.measure_evidence`.
 
     Raises:
-        ArgumentError: Fewer than 4 pairs, pairs that a pruner has stopped, or studies of several
-            networks.
+        ArgumentError: Studies of one arm, fewer than 4 pairs, pairs that a pruner has stopped, or
+            studies of several networks.
         UnknownNameError: No study of an arm.
     """
-    own, other = (_of_arm(runs, name) for name in (arm, reference))
-    both = [*own, *other]
-    seeds = f"{len(own)} seed{'' if len(own) == 1 else 's'}"
-    source = f"{own[0].title}, {seeds}, {arm}/{reference}"
-    pairs = pair_curves(own, other)
-    if stopped := stopped_pairs(own, other):
+    arms = {run.arm for run in runs}
+    if len(arms) == 1:
+        raise ArgumentError(
+            f"Evidence needs studies of two arms, and these are all of '{arms.pop()}'. Name those "
+            "of uniform sampling, or of another reference, too."
+        )
+    arm_runs, reference_runs = _of_arm(runs, "arm", arm), _of_arm(runs, "reference", reference)
+    all_runs = [*arm_runs, *reference_runs]
+    seeds = f"{len(arm_runs)} seed{'' if len(arm_runs) == 1 else 's'}"
+    source = f"{arm_runs[0].title}, {seeds}, {arm}/{reference}"
+    pairs = pair_curves(arm_runs, reference_runs)
+    if stopped := stopped_pairs(arm_runs, reference_runs):
         raise ArgumentError(
             f"Evidence needs pairs that no pruner can stop; {stopped} of these were stopped, and "
             "those left are a biased selection. Run the studies without a pruner."
         )
     count = len(pairs.budgets)
-    if all(run.settings.evaluations == count for run in both):
+    if all(run.settings.evaluations == count for run in all_runs):
         # A pruner counts evaluations. Budgets in examples are rounded to whole steps, so a budget's
         # share may exceed that of its evaluation. A rung would then be decided one evaluation late.
         pairs = dataclasses.replace(pairs, budgets=np.arange(1.0, count + 1))
@@ -60,15 +66,15 @@ def evidence_of(
         pairs,
         margin=margin,
         source=source,
-        data=_common_name(both, "data"),
-        model=_common_name(both, "model"),
+        data=_common_name(all_runs, "data"),
+        model=_common_name(all_runs, "model"),
     )
 
 
-def _of_arm(runs: Sequence[StudyRun], arm: str) -> list[StudyRun]:
+def _of_arm(runs: Sequence[StudyRun], what: str, arm: str) -> list[StudyRun]:
     found = [run for run in runs if run.arm == arm]
     if not found:
-        raise UnknownNameError("arm", arm, list(dict.fromkeys(run.arm for run in runs)))
+        raise UnknownNameError(what, arm, list(dict.fromkeys(run.arm for run in runs)))
     return found
 
 
@@ -101,13 +107,13 @@ def race_evidence(
     Raises:
         ArgumentError: A study whose sampler is ``"auto"`` has no choice for later studies.
     """
-    found = []
+    measured = []
     for storage, name, _ in selected(studies, storages):
         study = open_study(storage, name)
         settings = StudySettings.stored_in(study.user_attrs)
         if settings.sampler.kind == AUTO:
-            found.append(_race_evidence(study, RaceOutcome.of(study), settings, margin))
-    return tuple(found)
+            measured.append(_race_evidence(study, RaceOutcome.of(study), settings, margin))
+    return tuple(measured)
 
 
 def _race_evidence(
@@ -118,11 +124,11 @@ def _race_evidence(
     pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=chosen)
     if chosen == UNIFORM or pairs.ended < FEWEST_PAIRS:
         # Nothing for a pruner: uniform sampling has no advantage, or there are too few pairs.
-        found = Evidence(pairs=0, margin=margin)
+        evidence = Evidence(pairs=0, margin=margin)
     else:
-        found = measure_evidence(pairs, margin=margin)
+        evidence = measure_evidence(pairs, margin=margin)
     return dataclasses.replace(
-        found,
+        evidence,
         source=f"study {study.study_name}",
         data=settings.data.kind,
         model=settings.model.kind,

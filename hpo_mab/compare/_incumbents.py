@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage._pairs import Floats
+from hpo_mab.advantage._signed_rank import signed_rank_p
 from hpo_mab.compare._records import (
     CURRENCIES,
     CostToTarget,
     Currency,
     Target,
     geometric_mean,
-    signed_rank_p,
 )
 
 if TYPE_CHECKING:
@@ -33,14 +33,6 @@ class IncumbentCurve:
         spent: What the study had spent when each complete trial finished [n], increasing.
         accuracy: Accuracy of the incumbent from then on [n], increasing.
         total: What the study spent in all; NaN if that is not known.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from hpo_mab.compare import incumbent_curve, read_record
-        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> curve = incumbent_curve(record.runs[0])
-        >>> bool(curve.at(curve.total) == curve.accuracy[-1])
-        True
     """
 
     spent: Floats
@@ -77,9 +69,9 @@ def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> Incumbent
         raise UnknownNameError("currency", currency, CURRENCIES)
     trials = [] if run.missing_curves else sorted(run.trials, key=lambda trial: trial.number)
     # Without what a resumed attempt took over from an earlier one, which counts there.
-    own = [t.own_examples if currency == "examples" else t.own_seconds for t in trials]
+    costs = [t.own_examples if currency == "examples" else t.own_seconds for t in trials]
     values = [math.nan if trial.value is None else trial.value for trial in trials]
-    spent = np.cumsum(np.asarray(own, dtype=np.float64))
+    spent = np.cumsum(np.asarray(costs, dtype=np.float64))
     finished = np.isfinite(np.asarray(values, dtype=np.float64))
     accuracy = np.maximum.accumulate(np.asarray(values, dtype=np.float64)[finished])
     return IncumbentCurve(
@@ -91,33 +83,40 @@ def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> Incumbent
 
 def gain_of_incumbent(arm: StudyRun, reference: StudyRun, currency: Currency) -> float:
     """Difference of the incumbents after what the cheaper study spent in all."""
-    own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
-    spent = min(own.total, other.total)
-    return float(own.at(spent) - other.at(spent))
+    curves = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
+    spent = min(curve.total for curve in curves)
+    return float(curves[0].at(spent) - curves[1].at(spent))
 
 
-Runs = Mapping[int, "StudyRun"]
-_Costs = tuple[float, float, bool]
+RunsBySeed = Mapping[int, "StudyRun"]
 
 
-def costs_to_target(arm: Runs, reference: Runs) -> tuple[CostToTarget, ...]:
+class _Costs(NamedTuple):
+    """What an arm and the reference spent, and whether the arm reached the target."""
+
+    arm: float
+    reference: float
+    reached: bool
+
+
+def costs_to_target(arm: RunsBySeed, reference: RunsBySeed) -> tuple[CostToTarget, ...]:
     """Every cost to target that the runs define; see `CostToTarget`."""
-    found = []
+    rows = []
     for target in ("reference", "common", "retrained"):
         for currency in CURRENCIES:
             costs = {
-                key: cost
-                for key in sorted(arm.keys() & reference.keys())
-                if (cost := _cost(target, arm[key], reference[key], currency))
+                seed: cost
+                for seed in sorted(arm.keys() & reference.keys())
+                if (cost := _costs(target, arm[seed], reference[seed], currency))
             }
             if costs:
-                found.append(_cost_row(target, currency, costs))
-    return tuple(found)
+                rows.append(_cost_row(target, currency, costs))
+    return tuple(rows)
 
 
 def _cost_row(target: Target, currency: Currency, costs: Mapping[int, _Costs]) -> CostToTarget:
-    ratios = tuple(own / other for own, other, _ in costs.values())
-    reached = tuple(got for _, _, got in costs.values())
+    ratios = tuple(cost.arm / cost.reference for cost in costs.values())
+    reached = tuple(cost.reached for cost in costs.values())
     return CostToTarget(
         target=target,
         currency=currency,
@@ -129,26 +128,29 @@ def _cost_row(target: Target, currency: Currency, costs: Mapping[int, _Costs]) -
     )
 
 
-def _cost(target: Target, arm: StudyRun, reference: StudyRun, currency: Currency) -> _Costs | None:
-    """Own cost, the reference's cost, and whether the arm reached the target; None if undefined."""
-    own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
+def _costs(target: Target, arm: StudyRun, reference: StudyRun, currency: Currency) -> _Costs | None:
+    """The costs of one seed; None if they are not defined."""
+    arm_curve, reference_curve = (incumbent_curve(run, currency) for run in (arm, reference))
     # An arm without a complete trial has not reached the reference's accuracy.
-    if not len(other.accuracy) or (target != "reference" and not len(own.accuracy)):
+    if not len(reference_curve.accuracy) or (target != "reference" and not len(arm_curve.accuracy)):
         return None
-    wanted = theirs = float(other.accuracy[-1])
+    target_of_arm = target_of_reference = float(reference_curve.accuracy[-1])
     if target == "common":
-        wanted = theirs = min(wanted, float(own.accuracy[-1]))
+        target_of_arm = target_of_reference = min(target_of_arm, float(arm_curve.accuracy[-1]))
     elif target == "retrained":
-        mine, needed = mean_retrained(arm), mean_retrained(reference)
-        if math.isnan(mine - needed):
+        gain = mean_retrained(arm) - mean_retrained(reference)
+        if math.isnan(gain):
             return None
         # Only the final incumbent was re-trained: its cost is what was spent until it was found.
-        wanted = float(own.accuracy[-1]) if mine >= needed else math.inf
-    spent, cost = own.first_reaching(wanted), other.first_reaching(theirs)
-    reached = math.isfinite(spent)
+        target_of_arm = float(arm_curve.accuracy[-1]) if gain >= 0 else math.inf
+    arm_cost = arm_curve.first_reaching(target_of_arm)
+    reference_cost = reference_curve.first_reaching(target_of_reference)
+    reached = math.isfinite(arm_cost)
     # An arm that did not reach the target needs at least all that it has spent.
-    spent = spent if reached else own.total
-    return (spent, cost, reached) if spent > 0.0 and cost > 0.0 else None
+    arm_cost = arm_cost if reached else arm_curve.total
+    if not (arm_cost > 0.0 and reference_cost > 0.0):
+        return None
+    return _Costs(arm_cost, reference_cost, reached)
 
 
 def mean_retrained(run: StudyRun) -> float:

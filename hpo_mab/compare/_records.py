@@ -1,4 +1,4 @@
-"""What a comparison found, as plain records for JSON, and the statistics over seeds."""
+"""What a comparison found, as plain records for JSON, and their means over seeds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from hpo_mab._errors import UnknownNameError, json_values
 from hpo_mab.advantage import Estimate, mean_estimate
-from hpo_mab.advantage._advantage import positive_rank_sums
 
 Currency = Literal["examples", "seconds"]
 Target = Literal["reference", "common", "retrained"]
@@ -43,13 +41,6 @@ class ArmSummary:
         retrained: Test accuracy of the incumbents trained again, over seeds (each seed's mean).
         retrained_diverged: How many of these trainings diverged; each counts as an accuracy of 0.
         finished_by_seed: Complete and pruned trials of each study.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from hpo_mab.compare import read_record
-        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [(arm.arm, len(arm.seeds)) for arm in record.summarise().arms]
-        [('uniform', 1), ('mab', 1)]
     """
 
     arm: str
@@ -87,14 +78,6 @@ class CostToTarget:
         reached: Whether the arm reached the target, by seed.
         p: Wilcoxon signed-rank p-value of the ratios' logarithms; None below 5 seeds, or if some
             seed did not reach the target, as its ratio is not known.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from hpo_mab.compare import read_record
-        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [contrast] = record.summarise().contrasts
-        >>> sorted({cost.target for cost in contrast.cost})
-        ['common', 'reference']
     """
 
     target: Target
@@ -121,14 +104,6 @@ class FidelityRow:
         arm: The arm's statistic.
         reference: The reference's statistic.
         difference: The arm's minus the reference's, over the same configurations.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from hpo_mab.compare import read_record
-        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [contrast] = record.summarise().contrasts
-        >>> contrast.paired[0].agreement("kendall").final
-        'reference'
     """
 
     statistic: str
@@ -146,25 +121,15 @@ class PairedRow:
         examples: Budget t, in training examples of one trial.
         advantage: ``D(t)`` at equal examples.
         advantage_p: Wilcoxon signed-rank p-value of the same differences; None below 5 pairs.
-        advantage_best: ``D(t)`` of the quarter of the pairs that ends best (mean of both arms).
         acceleration: ``k(t)`` in examples.
         advantage_seconds: ``D`` at equal seconds, see `PairedCurves.in_seconds`.
         acceleration_seconds: ``k`` in seconds.
         fidelity: Agreement with the final ranking, by statistic.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from hpo_mab.compare import read_record
-        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [contrast] = record.summarise().contrasts
-        >>> len(contrast.paired), contrast.paired[-1].advantage.n
-        (8, 40)
     """
 
     examples: float
     advantage: Estimate
     advantage_p: float | None
-    advantage_best: Estimate
     acceleration: Estimate
     advantage_seconds: Estimate
     acceleration_seconds: Estimate
@@ -214,14 +179,6 @@ class Contrast:
             biased selection.
         differs: Keys of the definitions, other than the batch sampler's, that decide the curve of a
             trial and whose values differ.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from hpo_mab.compare import read_record
-        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [contrast] = record.summarise().contrasts
-        >>> contrast.arm, contrast.reference, contrast.pairs
-        ('mab', 'uniform', 40)
     """
 
     arm: str
@@ -256,13 +213,6 @@ class ComparisonSummary:
         trial_examples: Budget of the longest unpruned trial, in examples.
         arms: One record an arm, the reference first, then by name.
         contrasts: One record an arm other than the reference, by name.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from hpo_mab.compare import read_record
-        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> record.summarise().reference, record.summarise().data
-        ('uniform', 'fashion_mnist')
     """
 
     reference: str
@@ -274,13 +224,9 @@ class ComparisonSummary:
     contrasts: tuple[Contrast, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The summary as JSON values; unbounded ends and missing figures are None."""
+        """The summary as JSON values; unbounded ends and missing numbers are None."""
         plain: dict[str, Any] = json_values(dataclasses.asdict(self))
         return plain
-
-
-#: With fewer differences the two-sided p-value is at least 0.125, above all usual levels.
-FEWEST_FOR_TEST = 5
 
 
 def geometric_mean(ratios: Sequence[float], *, censored: bool = False) -> Estimate:
@@ -304,32 +250,3 @@ def geometric_mean(ratios: Sequence[float], *, censored: bool = False) -> Estima
         confidence=logs.confidence,
         censored=censored,
     )
-
-
-#: Most differences of an exact signed-rank test, as in SciPy.
-_MOST_EXACT = 50
-
-
-def signed_rank_p(differences: ArrayLike) -> float | None:
-    """Two-sided p-value of Wilcoxon's signed-rank test; None below 5 differences.
-
-    Exact for up to 50 differences, also with ties; zeros are left out. The smallest p-value of five
-    seeds is 0.0625, of six 0.031.
-    """
-    from scipy import stats
-
-    observed = np.asarray(differences, dtype=np.float64)
-    # Pairs that one arm did not finish have no difference.
-    observed = observed[np.isfinite(observed)]
-    if len(observed) < FEWEST_FOR_TEST:
-        return None
-    # Equal differences of accuracies may differ in the last digit.
-    signed = np.round(observed, 12)
-    signed = signed[signed != 0]
-    if len(signed) > _MOST_EXACT:
-        return float(stats.wilcoxon(signed).pvalue)
-    # Twice the ranks are integers. SciPy's exact test of ties takes seconds.
-    ranks = np.rint(2 * stats.rankdata(np.abs(signed))).astype(int)
-    chances = positive_rank_sums(ranks)
-    positive = int(ranks[signed > 0].sum())
-    return min(1.0, 2 * float(min(chances[: positive + 1].sum(), chances[positive:].sum())))

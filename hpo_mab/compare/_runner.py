@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
 from hpo_mab._errors import ArgumentError, SpecError, failure_reason
 from hpo_mab._plan import derive_seed
-from hpo_mab.compare._report import ComparisonRuns
+from hpo_mab.compare._record_file import ComparisonRuns
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyRunner, StudySpec, load_splits, make_objective
 from hpo_mab.search._definition import ArmSection, PrunerSection, SamplerSection
@@ -44,12 +44,12 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
             )
         # A study under uniform sampling is compared with the default sampler.
         bandit = ArmSection(sampler=SamplerSection())
-        own = spec if spec.sampler.kind != "uniform" else spec.as_arm(bandit)
-        found = {own.sampler.kind: own, "uniform": spec.as_arm(ArmSection(sampler=uniform))}
+        study = spec if spec.sampler.kind != "uniform" else spec.as_arm(bandit)
+        arms = {study.sampler.kind: study, "uniform": spec.as_arm(ArmSection(sampler=uniform))}
         if spec.compare.unpruned and spec.pruner.kind != "none":
             whole = ArmSection(sampler=uniform, pruner=PrunerSection(kind="none"))
-            found["unpruned"] = spec.as_arm(whole)
-        return found
+            arms["unpruned"] = spec.as_arm(whole)
+        return arms
     arms = {name: spec.as_arm(arm) for name, arm in spec.compare.arms.items()}
     reference = spec.compare.reference
     if reference not in arms:
@@ -114,8 +114,7 @@ def run_comparison(
                 break
             scores = retrain(runner, outcome.run, on_retrain=on_retrain)
             runs[-1] = dataclasses.replace(runs[-1], retrained=scores)
-            # With its data, before those of the next seed are loaded.
-            del runner
+            del runner  # See `_runners`.
     except KeyboardInterrupt:
         interrupted = True
     return ComparisonRuns(
@@ -137,7 +136,7 @@ def comparison_names(
         UnknownNameError: The reference of an arm's pruner is neither stored nor planned before it.
     """
     studies = {
-        (arm, one.seed): one for seeded in _arms_by_seed(spec) for arm, one in seeded.items()
+        (arm, study.seed): study for arms in _arms_by_seed(spec) for arm, study in arms.items()
     }
     if spec.compare.seeds > 1 and any("reference" in s.sources for s in studies.values()):
         raise ArgumentError(
@@ -162,14 +161,18 @@ def _arms_by_seed(spec: StudySpec) -> Iterator[dict[str, StudySpec]]:
 def _runners(
     spec: StudySpec, storage: Storage, names: Mapping[tuple[str, int], str]
 ) -> Iterator[StudyRunner]:
-    """A runner for each arm of each seed; none is kept here, so that its data can be freed."""
+    """A runner for each arm of each seed.
+
+    They are popped, and deleted by the caller: data of one seed are freed before those of the next
+    are loaded.
+    """
     for arms in _arms_by_seed(spec):
-        runners = _checked_runners(arms, storage, names)
+        runners = _runners_of_seed(arms, storage, names)
         while runners:
             yield runners.pop(0)
 
 
-def _checked_runners(
+def _runners_of_seed(
     arms: Mapping[str, StudySpec], storage: Storage, names: Mapping[tuple[str, int], str]
 ) -> list[StudyRunner]:
     """Runners of the arms of a seed, checked before the first one runs."""
@@ -182,8 +185,8 @@ def _checked_runners(
         StudyRunner(arm_spec, storage, objective=make_objective(arm_spec, splits), arm=arm)
         for arm, arm_spec in arms.items()
     ]
-    for made in runners:
-        made.check(names[made.arm, made.spec.seed])
+    for runner in runners:
+        runner.check(names[runner.arm, runner.spec.seed])
     return runners
 
 
@@ -192,10 +195,10 @@ def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[flo
 
     None where there is nothing, or where the incumbent is another trial by now.
     """
-    known = study.user_attrs.get(RETRAINED_KEY, {})
-    if run.best is None or known.get("trial") != run.best.number or not known["accuracies"]:
+    stored = study.user_attrs.get(RETRAINED_KEY, {})
+    if run.best is None or stored.get("trial") != run.best.number or not stored["accuracies"]:
         return None
-    return Budget(**known["budget"]), tuple(known["accuracies"])
+    return Budget(**stored["budget"]), tuple(stored["accuracies"])
 
 
 def retrain(
@@ -222,9 +225,9 @@ def retrain(
     key = {"trial": run.best.number, "budget": dataclasses.asdict(final)}
     with deletion_is_an_error(runner.storage, run.name):
         study = open_study(runner.storage, run.name)
-        known = study.user_attrs.get(RETRAINED_KEY, {})
+        stored = study.user_attrs.get(RETRAINED_KEY, {})
         # Scores of another incumbent, or of another budget, do not count.
-        scores = known["accuracies"] if {**known, **key} == known else []
+        scores = stored["accuracies"] if {**stored, **key} == stored else []
         for index in range(len(scores), compare.retrain):
             if on_retrain is not None:
                 on_retrain(run.name, index + 1, compare.retrain)

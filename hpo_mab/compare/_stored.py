@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import itertools
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 from hpo_mab._attributes import SEED_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.compare._report import ComparisonRuns
+from hpo_mab.compare._record_file import ComparisonRuns
 from hpo_mab.compare._runner import stored_scores
 from hpo_mab.data import DataIdentity
 from hpo_mab.storage import DEFAULT_URL, Storage, StoredDefinition, StudyRun, open_study, read_run
@@ -36,18 +37,20 @@ def _parsed(text: str) -> tuple[str | None, str, str]:
 
 
 @contextlib.contextmanager
-def _opened(urls: Iterable[str]) -> Iterator[list[Storage]]:
-    """Databases, open within."""
+def _opened(storages: Iterable[str | Storage]) -> Iterator[list[Storage]]:
+    """Databases, open within; one that is given open stays open."""
     with contextlib.ExitStack() as stack:
-        opened = []
-        for url in dict.fromkeys(urls):
-            opened.append(Storage(url, create=False))
-            stack.callback(opened[-1].close)
-        yield opened
+        yield [
+            each if isinstance(each, Storage) else stack.enter_context(Storage(each, create=False))
+            for each in dict.fromkeys(storages)
+        ]
 
 
 def stored_comparison(
-    studies: Sequence[str], *, storages: Sequence[str] = (), reference: str | None = None
+    studies: Sequence[str],
+    *,
+    storages: Sequence[str | Storage] = (),
+    reference: str | None = None,
 ) -> ComparisonRuns:
     """A comparison of stored studies; nothing is trained.
 
@@ -58,7 +61,7 @@ def stored_comparison(
     Args:
         studies: Names or patterns, each ``[ARM=][DATABASE#]STUDY``, e.g. ``"digits-*"``,
             ``"one.db#digits-mab-seed0"`` or ``"old=one.db#digits-mab-*"``.
-        storages: Databases for the studies that name none; default the usual one.
+        storages: Databases for the studies that name none, open or by URL; default the usual one.
         reference: Arm the others are compared with; None takes that of the studies' definition,
             else uniform, else the first.
 
@@ -68,24 +71,23 @@ def stored_comparison(
         StorageError: A database that is not there or cannot be read.
         UnknownNameError: A name that no database holds, or an unknown reference.
     """
-    for name, given in (("studies", studies), ("storages", storages)):
-        if isinstance(given, str):
-            raise ArgumentError(f"{name} must be a list of names, got '{given}'.")
+    for name, value in (("studies", studies), ("storages", storages)):
+        if isinstance(value, str):
+            raise ArgumentError(f"{name} must be a list of names, got '{value}'.")
     if not studies:
         raise ArgumentError("studies must name at least one study, got none.")
-    found = (_Found.read(*one) for one in selected(studies, storages))
-    return _comparison(found, reference)
+    return _comparison(itertools.starmap(_StoredStudy.read, selected(studies, storages)), reference)
 
 
 def comparison_of(
     storage: Storage, names: Iterable[str], *, reference: str | None
 ) -> ComparisonRuns:
     """A comparison of the studies of an open database that have these names."""
-    return _comparison((_Found.read(storage, name, None) for name in names), reference)
+    return _comparison((_StoredStudy.read(storage, name, None) for name in names), reference)
 
 
 def selected(
-    studies: Sequence[str], storages: Sequence[str]
+    studies: Sequence[str], storages: Sequence[str | Storage]
 ) -> Iterator[tuple[Storage, str, str | None]]:
     """Database, name and arm of each named study, while its database is open."""
     chosen = [_parsed(text) for text in studies]
@@ -97,18 +99,18 @@ def selected(
                     yield storage, name, arm
 
 
-class _Found(NamedTuple):
-    """A study found.
+class _StoredStudy(NamedTuple):
+    """A study of a database.
 
     Attributes:
         run: The study.
-        place: Its database and name.
+        label: Its database and name.
         data: Identity of its data; None if not known.
         scores: Budget and test accuracies of its re-trainings; None if there are none.
     """
 
     run: StudyRun
-    place: str
+    label: str
     data: DataIdentity | None
     scores: tuple[Budget, tuple[float, ...]] | None
 
@@ -118,28 +120,29 @@ class _Found(NamedTuple):
         run, study = read_run(storage, name), open_study(storage, name)
         if arm is not None:
             run = dataclasses.replace(run, arm=arm)
-        place = f"{storage.shown_url}#{name}"
-        return cls(run, place, StoredDefinition.of(study).data, stored_scores(study, run))
+        label = f"{storage.shown_url}#{name}"
+        return cls(run, label, StoredDefinition.of(study).data, stored_scores(study, run))
 
 
-def _refuse_twice(one: _Found, other: _Found) -> None:
+def _refuse_twice(one: _StoredStudy, other: _StoredStudy) -> None:
     """Refuse two studies of one arm and seed."""
-    if one.place != other.place:
+    if one.label != other.label:
         raise ArgumentError(
-            f"'{one.place}' and '{other.place}' are both arm '{one.run.arm}', seed {one.run.seed}, "
+            f"'{one.label}' and '{other.label}' are both arm '{one.run.arm}', seed {one.run.seed}, "
             "and a comparison takes one study for each arm and seed. Name only one of them, or "
             "rename the arm of one: NAME=STUDY. In a study of your own loop, set the seed: "
             f"study.set_user_attr('{SEED_KEY}', 1)."
         )
 
 
-def _comparison(given: Iterable[_Found], reference: str | None) -> ComparisonRuns:
+def _comparison(studies: Iterable[_StoredStudy], reference: str | None) -> ComparisonRuns:
     """The comparison of some studies."""
-    kept: dict[tuple[str, int], _Found] = {}
-    for one in given:
-        _refuse_twice(kept.setdefault((one.run.arm, one.run.seed), one), one)
-    found = list(kept.values())
-    runs = [one.run for one in found]
+    by_arm_and_seed: dict[tuple[str, int], _StoredStudy] = {}
+    for study in studies:
+        key = study.run.arm, study.run.seed
+        _refuse_twice(by_arm_and_seed.setdefault(key, study), study)
+    chosen = list(by_arm_and_seed.values())
+    runs = [study.run for study in chosen]
     arms = list(dict.fromkeys(run.arm for run in runs))
     if not any(trial.curve or trial.value is not None for run in runs for trial in run.trials):
         names = ", ".join(f"'{run.name}'" for run in runs)
@@ -149,28 +152,28 @@ def _comparison(given: Iterable[_Found], reference: str | None) -> ComparisonRun
     # What `hpo-mab compare` compares with, if the studies were made by it.
     named = {run.settings.reference for run in runs} & set(arms)
     default = "uniform" if "uniform" in arms else arms[0]
-    chosen = reference or (named.pop() if len(named) == 1 else default)
-    if chosen not in arms:
-        raise UnknownNameError("arm", chosen, arms)
+    reference = reference or (named.pop() if len(named) == 1 else default)
+    if reference not in arms:
+        raise UnknownNameError("reference", reference, arms)
     _refuse_other_data(runs)
-    _refuse_other_files(found)
+    _refuse_other_files(chosen)
     # By seed: accuracies after other budgets cannot be compared with the reference's.
     budgets = {
-        one.run.seed: one.scores[0]
-        for one in found
-        if one.scores is not None and one.run.arm == chosen
+        study.run.seed: study.scores[0]
+        for study in chosen
+        if study.scores is not None and study.run.arm == reference
     }
     used = {
-        (one.run.arm, one.run.seed): one.scores[1]
-        for one in found
-        if one.scores is not None and budgets.get(one.run.seed) == one.scores[0]
+        (study.run.arm, study.run.seed): study.scores[1]
+        for study in chosen
+        if study.scores is not None and budgets.get(study.run.seed) == study.scores[0]
     }
     # Trainings are paired by number: of each seed, all arms count equally many.
     fewest: dict[int, int] = {}
     for (_, seed), scores in used.items():
         fewest[seed] = min(fewest.get(seed, len(scores)), len(scores))
     return ComparisonRuns(
-        reference=chosen,
+        reference=reference,
         runs=tuple(
             dataclasses.replace(
                 run, retrained=used.get((run.arm, run.seed), ())[: fewest.get(run.seed)]
@@ -180,14 +183,14 @@ def _comparison(given: Iterable[_Found], reference: str | None) -> ComparisonRun
     )
 
 
-def _refuse_other_files(found: Sequence[_Found]) -> None:
+def _refuse_other_files(studies: Sequence[_StoredStudy]) -> None:
     # Each seed has its own split, so only studies of one seed are compared.
     first: dict[int, tuple[str, DataIdentity]] = {}
-    for run, _, data, _ in found:
+    for run, _, data, _ in studies:
         if data is None:
             continue
-        name, known = first.setdefault(run.seed, (run.name, data))
-        if not data.is_same(known):
+        name, first_data = first.setdefault(run.seed, (run.name, data))
+        if not data.is_same(first_data):
             raise ArgumentError(
                 "Studies of one comparison must have the same data: those of "
                 f"'{name}' and '{run.name}' differ in labels, files or pixels. Name studies "
@@ -200,7 +203,7 @@ def _refuse_other_data(runs: Sequence[StudyRun]) -> None:
     first = runs[0]
     for run in runs[1:]:
         for key in ("name", "validation"):
-            one, other = (_data_of(each, key) for each in (first, run))
+            one, other = _data_of(first, key), _data_of(run, key)
             if one != other:
                 raise ArgumentError(
                     f"Studies of one comparison must have the same data.{key}: it is {one!r} in "
@@ -214,25 +217,24 @@ def _data_of(run: StudyRun, key: str) -> Any:
 
 
 def _matches(pattern: str, storages: Sequence[Storage]) -> Iterator[tuple[Storage, str]]:
-    databases = [(storage, name) for storage in storages for name in names_in(storage)]
-    known = [name for _, name in databases]
+    stored = [(storage, name) for storage in storages for name in names_in(storage)]
     # An exact name first: it may contain a bracket.
-    found = [place for place in databases if place[1] == pattern] or _made_here(
-        [place for place in databases if fnmatch.fnmatchcase(place[1], pattern)]
+    matching = [study for study in stored if study[1] == pattern] or _made_here(
+        [study for study in stored if fnmatch.fnmatchcase(study[1], pattern)]
     )
-    if not found:
-        _refuse_unmatched(pattern, known, storages)
-    yield from found
+    if not matching:
+        _refuse_unmatched(pattern, [name for _, name in stored], storages)
+    yield from matching
 
 
-def _made_here(databases: Sequence[tuple[Storage, str]]) -> list[tuple[Storage, str]]:
+def _made_here(stored: Sequence[tuple[Storage, str]]) -> list[tuple[Storage, str]]:
     """The studies that this product made; all of them if it made none."""
     made = [
         (storage, name)
-        for storage, name in databases
+        for storage, name in stored
         if StoredDefinition.is_in(open_study(storage, name).user_attrs)
     ]
-    others = [name for storage, name in databases if (storage, name) not in made]
+    others = [name for storage, name in stored if (storage, name) not in made]
     # A pattern takes studies of other programs only if it matches none of hpo-mab's.
     if made and others:
         text = (
@@ -240,15 +242,15 @@ def _made_here(databases: Sequence[tuple[Storage, str]]) -> list[tuple[Storage, 
             "studies of your own loop, name them exactly."
         )
         warnings.warn(text, ForeignStudyWarning, stacklevel=2)
-    return made or list(databases)
+    return made or list(stored)
 
 
-def _refuse_unmatched(pattern: str, known: Sequence[str], storages: Sequence[Storage]) -> None:
+def _refuse_unmatched(pattern: str, names: Sequence[str], storages: Sequence[Storage]) -> None:
     where = ", ".join(storage.shown_url for storage in storages)
-    if not known:
+    if not names:
         raise ArgumentError(f"There is no study in {where}; 'hpo-mab run' makes one.")
     if any(sign in pattern for sign in "*?["):
         raise ArgumentError(
             f"No study in {where} matches '{pattern}'; 'hpo-mab studies' lists them."
         )
-    raise UnknownNameError("study", pattern, known)
+    raise UnknownNameError("study", pattern, names)

@@ -23,8 +23,9 @@ from hpo_mab.advantage import (
     pair_curves,
 )
 from hpo_mab.advantage._pairs import paired_slots, refuse_other_budgets
+from hpo_mab.advantage._signed_rank import signed_rank_p
 from hpo_mab.compare._incumbents import (
-    Runs,
+    RunsBySeed,
     costs_to_target,
     gain_of_incumbent,
     mean_retrained,
@@ -39,7 +40,6 @@ from hpo_mab.compare._records import (
     Final,
     PairedRow,
     geometric_mean,
-    signed_rank_p,
 )
 
 if TYPE_CHECKING:
@@ -61,13 +61,11 @@ def paired_rows(pairs: PairedCurves) -> tuple[PairedRow, ...]:
         acceleration(clock),
         strict=True,
     )
-    best = _best_quarter(pairs)
     return tuple(
         PairedRow(
             examples=float(budget),
             advantage=ahead,
             advantage_p=signed_rank_p(pairs.difference[:, column]),
-            advantage_best=mean_estimate(pairs.difference[best, column]),
             acceleration=faster,
             advantage_seconds=ahead_seconds,
             acceleration_seconds=faster_seconds,
@@ -77,24 +75,14 @@ def paired_rows(pairs: PairedCurves) -> tuple[PairedRow, ...]:
     )
 
 
-def _best_quarter(pairs: PairedCurves) -> list[int]:
-    """The quarter of the pairs that ends best, by the mean of both arms."""
-    if not len(pairs.budgets):
-        return []
-    final = (pairs.bandit[:, -1] + pairs.uniform[:, -1]) / 2
-    ended = np.flatnonzero(np.isfinite(final))
-    order = ended[np.argsort(-final[ended], kind="stable")]
-    return [int(row) for row in order[: math.ceil(len(order) / 4)]]
-
-
 def _fidelities(pairs: PairedCurves, column: int) -> tuple[FidelityRow, ...]:
     """Fidelity to the reference's final ranking by each statistic, and to each arm's own by tau."""
-    finals = {"reference": pairs.uniform[:, -1], "own": pairs.bandit[:, -1]}
+    finals = {"reference": pairs.reference[:, -1], "own": pairs.arm[:, -1]}
 
     def row(statistic: Statistic, final: Final) -> FidelityRow:
-        found = compare_fidelity(
-            pairs.bandit[:, column],
-            pairs.uniform[:, column],
+        comparison = compare_fidelity(
+            pairs.arm[:, column],
+            pairs.reference[:, column],
             finals[final],
             other_final=finals["reference"],
             statistic=statistic,
@@ -104,9 +92,9 @@ def _fidelities(pairs: PairedCurves, column: int) -> tuple[FidelityRow, ...]:
         return FidelityRow(
             statistic=statistic,
             final=final,
-            arm=found.own,
-            reference=found.other,
-            difference=found.difference,
+            arm=comparison.own,
+            reference=comparison.other,
+            difference=comparison.difference,
         )
 
     return (*(row(statistic, "reference") for statistic in _STATISTICS), row("kendall", "own"))
@@ -131,7 +119,7 @@ def summarise(runs: Sequence[StudyRun], *, reference: str = "uniform") -> Compar
             raise ArgumentError(f"runs holds arm '{run.arm}', seed {run.seed} twice.")
         by_arm[run.arm][run.seed] = run
     if reference not in by_arm:
-        raise UnknownNameError("arm", reference, by_arm)
+        raise UnknownNameError("reference", reference, by_arm)
     names = [reference, *sorted(by_arm.keys() - {reference})]
     first = by_arm[reference][min(by_arm[reference])]
     refuse_other_budgets((first, *runs))
@@ -146,30 +134,30 @@ def summarise(runs: Sequence[StudyRun], *, reference: str = "uniform") -> Compar
     )
 
 
-def _arm(name: str, runs: Runs) -> ArmSummary:
+def _arm(name: str, runs: RunsBySeed) -> ArmSummary:
     seeds = tuple(sorted(runs))
-    incumbents = [runs[key].best for key in seeds]
+    incumbents = [runs[seed].best for seed in seeds]
     best = tuple(None if trial is None else trial.value for trial in incumbents)
-    known = [value for value in best if value is not None]
-    plans = [Plan(runs[key].trials) for key in seeds]
+    accuracies = [value for value in best if value is not None]
+    plans = [Plan(runs[seed].trials) for seed in seeds]
     saved = _total([run.saved_examples for run in runs.values()])
     examples = _total([run.examples for run in runs.values()])
-    again = mean_estimate(np.asarray([mean_retrained(runs[key]) for key in seeds]))
+    retrained = mean_estimate(np.asarray([mean_retrained(runs[seed]) for seed in seeds]))
     return ArmSummary(
         arm=name,
         seeds=seeds,
         best_by_seed=best,
-        best=mean_estimate(np.asarray(known, float)),
-        best_median=float(np.median(known)) if known else None,
+        best=mean_estimate(np.asarray(accuracies, float)),
+        best_median=float(np.median(accuracies)) if accuracies else None,
         trials=dict(sum((plan.states() for plan in plans), collections.Counter())),
         examples=examples,
         seconds=_total([run.seconds for run in runs.values()]),
         saved_examples=saved,
         saved_share=saved / (saved + (examples or 0)) if saved else 0.0,
         sampler_share=mean_estimate(
-            np.asarray([_sampler_share(runs[key]) for key in seeds]),
+            np.asarray([_sampler_share(runs[seed]) for seed in seeds]),
         ),
-        retrained=again if again.n else None,
+        retrained=retrained if retrained.n else None,
         # A network that diverged classifies nothing; see `StudyRunner.train_again`.
         retrained_diverged=sum(score == 0.0 for run in runs.values() for score in run.retrained),
         finished_by_seed=tuple(plan.finished for plan in plans),
@@ -177,7 +165,7 @@ def _arm(name: str, runs: Runs) -> ArmSummary:
 
 
 def _total(parts: list[Any]) -> Any:
-    """The sum of figures; None if one of them is not known."""
+    """The sum of parts; None if one of them is not known."""
     return None if None in parts else sum(parts)
 
 
@@ -193,46 +181,44 @@ def _sampler_share(run: StudyRun) -> float:
     return inside / spent if spent else math.nan
 
 
-def _contrast(arm: Runs, reference: Runs) -> Contrast:
+def _contrast(arm: RunsBySeed, reference: RunsBySeed) -> Contrast:
     seeds = tuple(sorted(arm.keys() & reference.keys()))
+    matched = [(arm[seed], reference[seed]) for seed in seeds]
+    arm_runs, reference_runs = [run for run, _ in matched], [run for _, run in matched]
     gains = {
-        currency: np.asarray(
-            [gain_of_incumbent(arm[key], reference[key], currency) for key in seeds]
-        )
+        currency: np.asarray([gain_of_incumbent(*runs, currency) for runs in matched])
         for currency in CURRENCIES
     }
-    own, other = [[runs[key] for key in seeds] for runs in (arm, reference)]
-    pairs = pair_curves(own, other)
-    names = [next(iter(runs.values())).arm for runs in (arm, reference)]
-    again = np.asarray([mean_retrained(arm[key]) - mean_retrained(reference[key]) for key in seeds])
-    known = bool(np.isfinite(again).any())
-    slots = [found for runs in (own, other) if (found := _slots(runs))]
+    pairs = pair_curves(arm_runs, reference_runs)
+    diverged, stopped = _early_ends(arm_runs, reference_runs)
+    retrained_gains = np.asarray([mean_retrained(a) - mean_retrained(b) for a, b in matched])
+    any_retrained = bool(np.isfinite(retrained_gains).any())
+    arm_slots, reference_slots = _slots(arm_runs), _slots(reference_runs)
     return Contrast(
-        arm=names[0],
-        reference=names[1],
+        arm=next(iter(arm.values())).arm,
+        reference=next(iter(reference.values())).arm,
         seeds=seeds,
         gain={currency: mean_estimate(gain) for currency, gain in gains.items()},
         gain_p={currency: signed_rank_p(gain) for currency, gain in gains.items()},
-        seconds_per_example=_pace(arm, reference),
+        seconds_per_example=_seconds_per_example_ratio(matched),
         cost=costs_to_target(arm, reference),
         pairs=len(pairs),
         paired=paired_rows(pairs),
-        retrained_gain=(mean_estimate(again) if known else None),
-        retrained_p=signed_rank_p(again) if known else None,
-        same_slots=len(slots) < 2 or slots[0] == slots[1],
-        same_hardware=all(
-            _agree([_hardware(runs[seed]) for runs in (arm, reference)]) for seed in seeds
-        ),
-        **_early_ends(own, other),
-        examples=_spend(arm, seeds) / _spend(reference, seeds) if seeds else math.nan,
+        retrained_gain=mean_estimate(retrained_gains) if any_retrained else None,
+        retrained_p=signed_rank_p(retrained_gains) if any_retrained else None,
+        same_slots=not (arm_slots and reference_slots) or arm_slots == reference_slots,
+        same_hardware=all(_same_hardware(*runs) for runs in matched),
+        diverged=diverged,
+        stopped=stopped,
+        examples=_examples_of(arm_runs) / _examples_of(reference_runs),
         pair_cost=pairs.cost,
-        differs=_differing_keys(arm[seeds[0]].spec, reference[seeds[0]].spec) if seeds else (),
+        differs=_differing_keys(arm_runs[0].spec, reference_runs[0].spec) if seeds else (),
     )
 
 
-def _spend(runs: Runs, seeds: Sequence[int]) -> float:
+def _examples_of(runs: Sequence[StudyRun]) -> float:
     """Training examples of an arm's studies; NaN if they are not known, or none."""
-    return _total([runs[seed].examples for seed in seeds]) or math.nan
+    return _total([run.examples for run in runs]) or math.nan
 
 
 def _differing_keys(spec: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
@@ -242,38 +228,39 @@ def _differing_keys(spec: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[
     return tuple(key for key in unlike(spec, other) if key != "sampler.kind")
 
 
-def _early_ends(arm: Sequence[StudyRun], reference: Sequence[StudyRun]) -> dict[str, Any]:
+def _early_ends(
+    arm: Sequence[StudyRun], reference: Sequence[StudyRun]
+) -> tuple[tuple[int, int], int]:
     """``diverged`` and ``stopped`` of a `Contrast`."""
-    own, other = _last_attempts(arm), _last_attempts(reference)
-    keys = paired_slots(own, other, arm, reference)
-    ends = [(_end(own[key]), _end(other[key])) for key in keys]
+    arm_trials, reference_trials = _last_attempts(arm), _last_attempts(reference)
+    slots = paired_slots(arm_trials, reference_trials, arm, reference)
+    ends = [(_end(arm_trials[slot]), _end(reference_trials[slot])) for slot in slots]
     diverged = [tuple(end == "diverged" for end in pair) for pair in ends]
-    return {
-        "diverged": (diverged.count((True, False)), diverged.count((False, True))),
-        "stopped": sum("pruned" in pair for pair in ends),
-    }
+    stopped = sum("pruned" in pair for pair in ends)
+    return (diverged.count((True, False)), diverged.count((False, True))), stopped
 
 
 def stopped_pairs(arm: Sequence[StudyRun], reference: Sequence[StudyRun]) -> int:
     """See `Contrast.stopped`."""
-    return int(_early_ends(arm, reference)["stopped"])
+    _, stopped = _early_ends(arm, reference)
+    return stopped
 
 
 def _last_attempts(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]:
     """By seed and slot, the complete or pruned trial of one budget; without one, a failed trial."""
-    found: dict[tuple[int, int], TrialRun] = {}
+    attempts: dict[tuple[int, int], TrialRun] = {}
     for run in runs:
         # A slot that is being tried again has no outcome yet: its failed attempts do not count.
-        again = {trial.slot for trial in run.trials if trial.state in OPEN}
+        retried = {trial.slot for trial in run.trials if trial.state in OPEN}
         for trial in run.trials:
             if not trial.paired or trial.twin:
                 continue
             key = (run.seed, trial.slot)
             if trial.state in FINISHED and trial.budgets == 1:
-                found[key] = trial
-            elif trial.state == "fail" and REASON_KEY in trial.attrs and trial.slot not in again:
-                found.setdefault(key, trial)
-    return found
+                attempts[key] = trial
+            elif trial.state == "fail" and REASON_KEY in trial.attrs and trial.slot not in retried:
+                attempts.setdefault(key, trial)
+    return attempts
 
 
 def _end(trial: TrialRun) -> str:
@@ -293,33 +280,30 @@ def _slots(runs: Sequence[StudyRun]) -> set[tuple[int, int]]:
 
 def _hardware(run: StudyRun) -> list[Any] | None:
     """What a study's seconds depend on; None if that is not known."""
-    known = run.environment
-    if not known:
+    environment = run.environment
+    if not environment:
         return None
-    cards = sorted(set(known.get("gpus", ())))
+    cards = sorted(set(environment.get("gpus", ())))
     device = run.settings.training.get("device", "auto")
     if device == "auto":
-        device = "cuda" if cards else "mps" if known.get("mps") else "cpu"
+        device = "cuda" if cards else "mps" if environment.get("mps") else "cpu"
     kind = device.partition(":")[0]
     used = cards if kind == "cuda" else []
     # GPUs of one model are equally fast, so the device's index matters only if models differ.
     where = device if len(used) > 1 else kind
-    return [*map(known.get, ("cpu", "cpu_cores", "cpu_threads")), used, where]
+    return [*map(environment.get, ("cpu", "cpu_cores", "cpu_threads")), used, where]
 
 
-def _agree(hardware: Sequence[list[Any] | None]) -> bool:
-    """Whether studies began on the same hardware, as far as that is known."""
+def _same_hardware(run: StudyRun, other: StudyRun) -> bool:
+    """Whether two studies began on the same hardware, as far as that is known."""
+    hardware = _hardware(run), _hardware(other)
     return None in hardware or hardware[0] == hardware[1]
 
 
-def _pace(arm: Runs, reference: Runs) -> Estimate:
-    """Ratio of training seconds per example."""
-    paces = [
-        (_seconds_per_example(arm[key]), _seconds_per_example(reference[key]))
-        for key in sorted(arm.keys() & reference.keys())
-    ]
-    ratios = [own / other for own, other in paces if own and other]
-    return geometric_mean(ratios)
+def _seconds_per_example_ratio(matched: Sequence[tuple[StudyRun, StudyRun]]) -> Estimate:
+    """An arm's training seconds per example over the reference's, of the studies of each seed."""
+    paces = [(_seconds_per_example(run), _seconds_per_example(other)) for run, other in matched]
+    return geometric_mean([pace / other for pace, other in paces if pace and other])
 
 
 def _seconds_per_example(run: StudyRun) -> float | None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from hpo_mab._errors import printable
 from hpo_mab.advantage import Estimate
+from hpo_mab.advantage._signed_rank import FEWEST_FOR_TEST
 from hpo_mab.compare._answers import answers
-from hpo_mab.compare._records import FEWEST_FOR_TEST, ComparisonSummary, Contrast, PairedRow
+from hpo_mab.compare._records import ComparisonSummary, Contrast, PairedRow
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -147,14 +148,14 @@ def essential_grids(summary: ComparisonSummary) -> list[Grid]:
 
 def grids(summary: ComparisonSummary) -> list[Grid]:
     """All tables of a comparison: the essential ones, then each arm's gains, costs and pairs."""
-    found = essential_grids(summary)
+    tables = essential_grids(summary)
     if summary.contrasts:
-        found.extend([_gains(summary), _costs(summary)])
+        tables.extend([_gains(summary), _costs(summary)])
     for contrast in summary.contrasts:
         if contrast.pairs:
-            found.extend([_advantages(summary, contrast), _accelerations(contrast)])
-            found.extend([_fidelities(contrast), _other_fidelities(contrast)])
-    return found
+            tables.extend([_advantages(summary, contrast), _accelerations(contrast)])
+            tables.extend([_fidelities(contrast), _other_fidelities(contrast)])
+    return tables
 
 
 def _arms(summary: ComparisonSummary) -> Grid:
@@ -217,9 +218,9 @@ def _gains(summary: ComparisonSummary) -> Grid:
                 rows.append((contrast.arm, name, shown, str(gain.n), p_value(p)))
         if contrast.paired:
             last = contrast.paired[-1]
-            found = (str(last.advantage.n), p_value(last.advantage_p))
+            cells = (str(last.advantage.n), p_value(last.advantage_p))
             shown = points(last.advantage, digits=2)
-            rows.append((contrast.arm, "same configurations", shown, *found))
+            rows.append((contrast.arm, "same configurations", shown, *cells))
     notes = [
         "best: accuracy of the best configuration. n: seeds; for same configurations, pairs at the "
         "end of a trial."
@@ -241,12 +242,12 @@ def _costs(summary: ComparisonSummary) -> Grid:
     for contrast in summary.contrasts:
         pace = contrast.seconds_per_example
         if math.isfinite(pace.value):
-            found = (ratio(pace), "-", str(pace.n))
-            rows.append((contrast.arm, "one training example", "seconds", *found))
+            cells = (ratio(pace), "-", str(pace.n))
+            rows.append((contrast.arm, "one training example", "seconds", *cells))
         for cost in contrast.cost:
             reached = f"{sum(cost.reached)} of {len(cost.reached)}"
-            found = (ratio(cost.ratio), p_value(cost.p), reached)
-            rows.append((contrast.arm, TARGETS[cost.target], cost.currency, *found))
+            cells = (ratio(cost.ratio), p_value(cost.p), reached)
+            rows.append((contrast.arm, TARGETS[cost.target], cost.currency, *cells))
     return Grid(
         title=f"Cost relative to {summary.reference}'s (below 1 is cheaper)",
         columns=("arm", "cost of", "counted in", "ratio", "p", "seeds"),
@@ -262,7 +263,7 @@ def _costs(summary: ComparisonSummary) -> Grid:
 def _advantages(summary: ComparisonSummary, contrast: Contrast) -> Grid:
     return Grid(
         title=f"Advantage D of {contrast.arm} over {contrast.reference}, points",
-        columns=("budget", "pairs", "equal examples", "p", "equal seconds", "best quarter"),
+        columns=("budget", "pairs", "equal examples", "p", "equal seconds"),
         rows=tuple(
             (
                 f"{row.examples:,.0f}",
@@ -270,14 +271,12 @@ def _advantages(summary: ComparisonSummary, contrast: Contrast) -> Grid:
                 points(row.advantage),
                 p_value(row.advantage_p),
                 points(row.advantage_seconds),
-                points(row.advantage_best),
             )
             for row in contrast.paired
         ),
         caption=(
             "Same configuration, same seed. equal seconds: the arm is read where it has taken the "
-            "reference's seconds. best quarter: a quarter of the pairs, those with the best "
-            "final accuracy. "
+            "reference's seconds. "
             f"[{summary.confidence:.0%} interval over pairs]"
         ),
     )
@@ -347,11 +346,12 @@ def _other_fidelities(contrast: Contrast) -> Grid:
 
 
 def _both_arms(row: PairedRow, statistic: str) -> str:
-    found = row.agreement(statistic)
-    if statistic == "recall" and found.arm.n <= 3:
+    fidelity = row.agreement(statistic)
+    if statistic == "recall" and fidelity.arm.n <= 3:
         return "-"  # Of three pairs, all are among the top 3.
     shown = percent if statistic == "regret" else coefficient
-    return " / ".join(shown(estimate, interval=False) for estimate in (found.arm, found.reference))
+    both = fidelity.arm, fidelity.reference
+    return " / ".join(shown(estimate, interval=False) for estimate in both)
 
 
 def terminal_table(grid: Grid, *, styles: Sequence[str] = ()) -> Table:

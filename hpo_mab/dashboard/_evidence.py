@@ -63,20 +63,20 @@ def _fidelity_text(stored: Any, settings: StudySettings) -> tuple[bool, str]:
     pruner = settings.pruner
     if stored is None or pruner.kind != "advantage" or not pruner.options.get("fidelity", True):
         return False, ""
-    found = RungFidelity.from_json(stored)
-    placed = next(_uniform_steps(settings, found.full))
-    if placed not in found.steps:
+    fidelity = RungFidelity.from_json(stored)
+    placed = next(_uniform_steps(settings, fidelity.full))
+    if placed not in fidelity.steps:
         where = f"**The first rung lies at evaluation {placed}**"
         return False, f"{where}: the ranking was not measured there."
-    first = found.first_rung(placed)
+    first = fidelity.first_rung(placed)
     made = (
         f"**The first rung lies at evaluation {placed}**"
         if first == placed
         else f"**The first rung was moved from evaluation {placed} to {first}**"
     )
-    rows = [(str(step), coefficient(tau)) for step, tau in zip(found.steps, found.tau, strict=True)]
+    rows = [(str(step), coefficient(fidelity.at(step))) for step in fidelity.steps]
     return first != placed, (
-        f"{made} by the ranking of the study's first {found.trials} complete trials, which were "
+        f"{made} by the ranking of the study's first {fidelity.trials} complete trials, which were "
         "never pruned. A rung moves later if the 80% interval of Kendall's tau-b between their "
         "values there and their final values reaches below 0.2.\n\n"
         + markdown_table(("evaluation", "tau-b with the final value"), rows)
@@ -98,13 +98,13 @@ def _choice_text(choice: Choice | None, evidence: Evidence | None, unused: str) 
         return text
     rows = [
         (
-            one.name,
-            str(one.examples.n),
-            points(one.examples),
-            points(one.seconds),
-            "" if math.isnan(one.cost) else f"{one.cost:.2f}",
+            standing.name,
+            str(standing.examples.n),
+            points(standing.examples),
+            points(standing.seconds),
+            "" if math.isnan(standing.cost) else f"{standing.cost:.2f}",
         )
-        for one in choice.standings
+        for standing in choice.standings
     ]
     head = ("sampler", "pairs", "at equal examples", "at equal seconds", "seconds a trial")
     whose = "in that study, none in this one" if choice.source else "on top of the study's trials"
@@ -128,7 +128,7 @@ def _rungs_text(evidence: Evidence | None, settings: StudySettings) -> str:
     # Rungs after the last evaluation are never reached.
     steps = itertools.takewhile(lambda step: step <= full, _uniform_steps(settings, full))
     rungs = [place(step, full=full, evidence=evidence) for step in steps]
-    moved = sum(rung.step < rung.uniform for rung in rungs)
+    moved = sum(rung.step < rung.uniform_step for rung in rungs)
     made = (
         f"decides {moved} of {len(rungs)} rungs earlier than successive halving would"
         if moved
@@ -137,9 +137,9 @@ def _rungs_text(evidence: Evidence | None, settings: StudySettings) -> str:
     rows = [
         (
             str(number),
-            str(rung.uniform),
+            str(rung.uniform_step),
             str(rung.step),
-            _rung_reason(evidence.rung(rung.uniform / full), rung, evidence),
+            _rung_reason(evidence.rung(rung.uniform_step / full), rung, evidence),
         )
         for number, rung in enumerate(rungs)
     ]
@@ -158,16 +158,16 @@ def _uniform_steps(settings: StudySettings, full: int) -> Iterator[int]:
     return map(pruner.uniform_step, itertools.count())
 
 
-def _rung_reason(known: Rung | None, placed: Placement, evidence: Evidence) -> str:
+def _rung_reason(rung: Rung | None, placed: Placement, evidence: Evidence) -> str:
     need = f"its interval must not reach below {-evidence.margin:g}"
-    if known is None or known.budget <= evidence.budgets[0]:
+    if rung is None or rung.budget <= evidence.budgets[0]:
         return "nothing earlier was measured"
-    if known.fidelity is None:
+    if rung.fidelity is None:
         return "no earlier evaluation of the bandit is shown to equal uniform's here"
-    fidelity = coefficient(known.fidelity)
-    if known.moved and placed.step == placed.uniform:
+    fidelity = coefficient(rung.fidelity)
+    if rung.moved and placed.step == placed.uniform_step:
         return "a trial of this study is not evaluated earlier"
-    if placed.step == placed.uniform:
+    if placed.step == placed.uniform_step:
         return f"the earlier ranking is not shown to be as good: tau {fidelity}, {need}"
     return (
         f"evaluation {placed.step} is worth {placed.equivalent:.1f} of uniform training and ranks "

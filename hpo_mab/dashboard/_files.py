@@ -110,23 +110,23 @@ def save_curves(study: optuna.Study, run: StudyRun, store: Artifacts) -> str:
 
 def _save_artifact(study: optuna.Study, path: Path, store: Artifacts, mimetype: str) -> str:
     """Upload a file as an artifact, in place of an earlier one of its name."""
-    known = _stored_file(study, path.name)
-    if known is None or store.drop_shared(study, known):
+    artifact_id = _stored_file(study, path.name)
+    if artifact_id is None or store.drop_shared(study, artifact_id):
         return upload_artifact(
             artifact_store=store, file_path=str(path), study_or_trial=study, mimetype=mimetype
         )
     with path.open("rb") as content:
-        store.write(known, content)
-    return known
+        store.write(artifact_id, content)
+    return artifact_id
 
 
 def _stored_file(study: optuna.Study, name: str) -> str | None:
     """Id of a study's artifact of that file name; None if there is none."""
     for key, text in storage_of(study).get_study_system_attrs(id_of(study)).items():
         # The dashboard stores "null" for a deleted one, which `get_all_artifact_meta` cannot read.
-        known = json.loads(text) if key.startswith(ARTIFACT) else None
-        if known is not None and known["filename"] == name:
-            return str(known["artifact_id"])
+        artifact = json.loads(text) if key.startswith(ARTIFACT) else None
+        if artifact is not None and artifact["filename"] == name:
+            return str(artifact["artifact_id"])
     return None
 
 
@@ -278,5 +278,5 @@ def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], store: Artifa
 
 def pictures_path(study: optuna.Study) -> str:
     """The path under which the dashboard serves a study's pictures; empty if it has none."""
-    known = _stored_file(study, PICTURES_FILE)
-    return "" if known is None else str(get_artifact_path(study, known))
+    artifact_id = _stored_file(study, PICTURES_FILE)
+    return "" if artifact_id is None else str(get_artifact_path(study, artifact_id))

@@ -1,4 +1,4 @@
-"""The notes that the dashboard shows, of a study and of its trials.
+"""The notes that the dashboard shows, of a study and of its pruned trials.
 
 The sections of a study's note on evidence and on suspicious labels have files of their own,
 `hpo_mab.dashboard._evidence` and, with its pictures, `hpo_mab.dashboard._files`.
@@ -6,23 +6,19 @@ The sections of a study's note on evidence and on suspicious labels have files o
 
 from __future__ import annotations
 
-import bisect
-import collections
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from hpo_mab._attributes import PROMOTES_KEY, PRUNED_KEY
+from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
 from hpo_mab._plan import Plan
 from hpo_mab.compare._text import parameter_rows, repeats_text, study_facts, trial_text, twins_text
 from hpo_mab.pruners import why_pruned
 from hpo_mab.search._confirm import best_first
 
 if TYPE_CHECKING:
-    from hpo_mab.storage import Storage, StudyRun, TrialRun
+    from hpo_mab.storage import Storage, StudyRun
 
 #: Separates our part of a note from the user's.
 SEPARATOR = "*Regenerated after each run; your text below this line is kept.*"
@@ -95,8 +91,8 @@ def keep_users_part(ours: str, existing: str) -> str:
 
     ``existing`` is that text, alone or below an earlier note.
     """
-    _, found, below = existing.partition(SEPARATOR)
-    users = below.strip() if found else existing.strip()
+    _, separator, below = existing.partition(SEPARATOR)
+    users = below.strip() if separator else existing.strip()
     return f"{ours}\n\n---\n\n{SEPARATOR}\n\n{users}".rstrip() + "\n"
 
 
@@ -117,20 +113,20 @@ def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str
         The section; empty if there is no such training.
     """
     candidates = best_first(run.trials, repeats)
-    again = [one for one in candidates if one.repeats]
-    if not again:
+    repeated = [candidate for candidate in candidates if candidate.repeats]
+    if not repeated:
         return ""
-    best = f"Of these, **trial {again[0].trial.number}** has the highest mean"
+    best = f"Of these, **trial {repeated[0].trial.number}** has the highest mean"
     if not candidates[0].repeats:
         best += f"; trial {candidates[0].trial.number}, which was trained once, may be better"
     rows = [
         (
-            trial_text(one.trial),
-            f"{one.trial.value:.2%}",
-            repeats_text(one.repeats),
-            f"{one.accuracy:.2%}",
+            trial_text(candidate.trial),
+            f"{candidate.trial.value:.2%}",
+            repeats_text(candidate.repeats),
+            f"{candidate.accuracy:.2%}",
         )
-        for one in again
+        for candidate in repeated
     ]
     return (
         "## Trained again with other seeds\n\n"
@@ -141,11 +137,11 @@ def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str
 
 def _fact_rows(run: StudyRun) -> list[tuple[str, str]]:
     plan = Plan(run.trials)
-    counts, own = plan.states(twins=True), plan.states()
+    counts, without_twins = plan.states(twins=True), plan.states()
     states = ("complete", "pruned", "fail", "running")
     names = {"fail": "failed"}
     shown = ", ".join(f"{counts[s]} {names.get(s, s)}" for s in states if counts[s])
-    shown += twins_text(sum(counts[s] - own[s] for s in states))
+    shown += twins_text(sum(counts[s] - without_twins[s] for s in states))
     facts = [(label, escaped(text)) for label, text in study_facts(run)]
     return [*facts, ("trials", shown or "none"), *_cost_rows(run)]
 
@@ -192,54 +188,10 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def pruning_notes(run: StudyRun) -> dict[int, str]:
-    """Why each pruned trial of a study ended, in Markdown, by trial number."""
-    earlier: dict[int, list[float]] = collections.defaultdict(list)
-    trials = {trial.number: trial for trial in run.trials}
-    notes = {}
-    for trial in run.trials:
-        if trial.state == "pruned":
-            notes[trial.number] = _pruning_note(run, trial, earlier)
-        if trial.state == "fail":
-            # A cut-off attempt is tried again, and would count twice.
-            continue
-        # A trial that continues a paused one begins with that one's curve.
-        before = trials.get(int(trial.attrs.get(PROMOTES_KEY, -1)))
-        known = len(before.curve) if before is not None and before.slot == trial.slot else 0
-        # After its own note: a trial is compared with earlier ones only.
-        for evaluation in trial.curve[known:]:
-            bisect.insort(earlier[evaluation.index], evaluation.accuracy)
-    return notes
+def pruning_note(attrs: Mapping[str, Any]) -> str:
+    """Why a pruned trial with these user attributes ended, in Markdown; empty if that is not known.
 
-
-def _pruning_note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> str:
-    why = f"Why: {escaped(why_pruned(trial.attrs))}"
-    if not trial.curve:
-        when = "Pruned" if trial.lacks_curve else "Pruned before its first evaluation"
-        return f"**{when}.**\n\n{why}"
-    last = trial.curve[-1]
-    total = (run.settings.evaluations_of(run.trial_examples) or 0) * trial.budgets or "?"
-    whole = run.full_examples(trial) * trial.budgets
-    lines = [
-        f"**Pruned at evaluation {last.index} of {total}**, after {last.examples:,} of "
-        f"{whole:,} training examples ({last.examples / whole:.0%}).",
-        f"Validation accuracy there{' of averaged weights' if last.averaged else ''}: "
-        f"{last.accuracy:.2%}. " + _rank_text(last.accuracy, earlier[last.index]),
-    ]
-    lines.append(why)
-    initial = run.settings.initial
-    if initial and PRUNED_KEY in trial.attrs:
-        lines.append(f"The first {initial} configurations of this study are never pruned.")
-    return "\n\n".join(lines)
-
-
-def _rank_text(own: float, others: list[float]) -> str:
-    """Where an accuracy stands among those of earlier trials at the same evaluation, sorted."""
-    if not others:
-        return "No earlier trial reached this evaluation."
-    # `others` is sorted, so these are the places after all values up to its own.
-    better = len(others) - bisect.bisect_right(others, own)
-    return (
-        f"Earlier trials that reached this evaluation: {len(others)}, better ones: {better} "
-        f"(median {np.median(others):.2%}, best {others[-1]:.2%})."
-    )
+    It is not stored: the dashboard searches all attributes of a study for the note of each trial.
+    """
+    known = PRUNED_KEY in attrs or REASON_KEY in attrs
+    return f"**Pruned**: {escaped(why_pruned(attrs))}" if known else ""

@@ -26,7 +26,7 @@ from hpo_mab.dashboard._files import (
     pictures_path,
     save_curves,
 )
-from hpo_mab.dashboard._notes import confirmed_note, keep_users_part, pruning_notes, study_note
+from hpo_mab.dashboard._notes import confirmed_note, keep_users_part, study_note
 from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.data import ImageData
 from hpo_mab.search._confirm import stored_repeats
@@ -47,8 +47,8 @@ def _write(engine: sa.Engine, study_id: int, values: Mapping[str, Any]) -> None:
     """Write system attributes of a study in one transaction; those whose value is None are removed.
 
     Optuna commits each attribute by itself, which takes milliseconds to tens of milliseconds. A
-    study's figures and notes are hundreds of attributes. Together they take about as long as one,
-    and a reader never sees half of them.
+    study's figures are hundreds of attributes. Together they take about as long as one, and a
+    reader never sees half of them.
     """
     table = STUDY_ATTRIBUTES
     with engine.begin() as connection:
@@ -66,53 +66,29 @@ def _write(engine: sa.Engine, study_id: int, values: Mapping[str, Any]) -> None:
                 connection.execute(table.insert(), rows)
 
 
-def trial_ids(engine: sa.Engine, study_id: int) -> dict[int, int]:
-    """Optuna's id of each trial of a study, by number."""
-    columns = TRIALS.c
-    query = sa.select(columns.number, columns.trial_id).where(columns.study_id == study_id)
-    with engine.connect() as connection:
-        return {row.number: row.trial_id for row in connection.execute(query)}
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """Result of publishing.
-
-    Attributes:
-        studies: Names of the studies whose pages are up to date now.
-        problem: Why some are not, in one line; empty if all are.
-
-    Examples:
-        >>> from hpo_mab.dashboard import Published
-        >>> Published(studies=("digits-mab-0",)).problem
-        ''
-    """
-
-    studies: tuple[str, ...]
-    problem: str = ""
-
-
 def publish_study(
     storage: Storage,
     run: StudyRun,
     *,
     images: ImageData | None = None,
-) -> Published:
-    """Write a study's note, figures, trial notes and, where large, its learning curves.
+) -> str:
+    """Write a study's note, figures and, where large, its learning curves.
 
-    Errors are returned in `Published.problem`, not raised: the study itself is stored already.
+    Errors are returned, not raised: the study itself is stored already.
 
     Args:
         storage: The study's database.
         run: The study, read.
         images: The study's training images, for pictures of suspicious labels in its note; None
             keeps those of an earlier call while they are still the most suspicious.
+
+    Returns:
+        The problem in one line; empty if all is written.
     """
 
-    def write(name: str) -> bool:
+    def write(name: str) -> None:
         study = open_study(storage, name)
         _publish_one(storage, run, study, study_figures([run]), images=images)
-        return True
 
     return _publish_all([run.name], write)
 
@@ -121,15 +97,18 @@ def publish_comparison(
     storage: Storage,
     runs: Sequence[StudyRun],
     summary: ComparisonSummary,
-) -> Published:
+) -> str:
     """Write notes with the verdict, and figures of all arms, into every study of a comparison.
 
-    Errors are returned in `Published.problem`, not raised: the studies are stored already.
+    Errors are returned, not raised: the studies are stored already.
 
     Args:
         storage: The studies' database.
         runs: The studies, read.
         summary: Their comparison.
+
+    Returns:
+        The first problem in one line; empty if all is written.
     """
     from hpo_mab.compare import verdict
 
@@ -137,56 +116,58 @@ def publish_comparison(
     @functools.cache
     def shared() -> tuple[dict[str, str], dict[str, go.Figure]]:
         page = comparison_path([run.name for run in runs], reference=summary.reference)
-        found = {"verdict": verdict(summary), "compared": page}
-        return found, study_figures(runs) | comparison_figures(summary)
+        result = {"verdict": verdict(summary), "compared": page}
+        return result, study_figures(runs) | comparison_figures(summary)
 
-    def write(name: str) -> bool:
-        found, drawn = shared()
+    def write(name: str) -> None:
+        result, drawn = shared()
         study = open_study(storage, name)
-        _publish_one(storage, by_name[name], study, drawn, found=found)
-        return True
+        _publish_one(storage, by_name[name], study, drawn, result=result)
 
     by_name = {run.name: run for run in runs}
     return _publish_all(by_name, write)
 
 
-def refresh(storage: Storage) -> Published:
+def refresh(storage: Storage, *, on_news: Callable[[], None] = lambda: None) -> str:
     """Publish every study of ours that has new trials since it was published, or never was.
 
     In a database that may only be read, nothing.
 
     Args:
         storage: The database.
+        on_news: Called before each study that is published; many trials take long.
+
+    Returns:
+        The first problem in one line; empty if all is written.
     """
     if storage.is_archive:
-        return Published(studies=())
+        return ""
 
-    def write(name: str) -> bool:
+    def write(name: str) -> None:
         study = open_study(storage, name)
         if not _is_ours(storage, study):
-            return False
+            return
         has_trials, is_confirmed = _news(storage, study)
         if has_trials or is_confirmed:
+            on_news()
             run = read_run(storage, name)
             # A confirmation changes no figure, and figures may be those of a comparison.
             drawn = study_figures([run]) if has_trials else {}
             _publish_one(storage, run, study, drawn)
-        return has_trials or is_confirmed
 
     return _publish_all(study_names(storage), write)
 
 
-def _publish_all(names: Iterable[str], write: Callable[[str], bool]) -> Published:
+def _publish_all(names: Iterable[str], write: Callable[[str], None]) -> str:
     """Write the pages of each study; an error in one does not affect the others.
 
-    ``write`` writes a study's pages, and returns whether there was anything to write.
+    Returns:
+        The first error in one line; empty if there is none.
     """
-    written: list[str] = []
     problems: list[str] = []
     for name in names:
         try:
-            if write(name):
-                written.append(name)
+            write(name)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             if isinstance(error, STORAGE_ERRORS):
@@ -194,10 +175,7 @@ def _publish_all(names: Iterable[str], write: Callable[[str], bool]) -> Publishe
                 text = diagnose(error)
             problems.append(" ".join(f"'{name}': {text}".split()))
     more = f" (and {len(problems) - 1} more studies)" if len(problems) > 1 else ""
-    return Published(
-        studies=tuple(written),
-        problem=f"{problems[0]}{more}" if problems else "",
-    )
+    return f"{problems[0]}{more}" if problems else ""
 
 
 def _publish_one(
@@ -207,10 +185,10 @@ def _publish_one(
     drawn: Mapping[str, go.Figure],
     *,
     images: ImageData | None = None,
-    found: Mapping[str, str] | None = None,
+    result: Mapping[str, str] | None = None,
 ) -> None:
     # Read once: a training that is stored after this is published by the next `refresh`.
-    own, attrs = id_of(study), study.user_attrs
+    study_id, attrs = id_of(study), study.user_attrs
     ended = sum(trial.state in ENDED for trial in run.trials)
     is_large = sum(len(trial.curve) for trial in run.trials) >= LARGE
     examples, listed = _examples(storage, run, study, images)
@@ -219,8 +197,8 @@ def _publish_one(
         before = _published(storage, study)
         # A study that continues by itself keeps the verdict of the comparison it was part of.
         verdict: dict[str, Any] = before.get("found", {})
-        if found:
-            verdict = {**found, "ended": ended}
+        if result:
+            verdict = {**result, "ended": ended}
         elif verdict.get("ended") == ended:
             # No trial has ended since the comparison was published: its figures stay.
             drawn = {}
@@ -235,7 +213,7 @@ def _publish_one(
             compared=verdict.get("compared", ""),
             is_old=verdict.get("ended", ended) != ended,
         )
-        written = _page(storage, study, note, pruning_notes(run), drawn)
+        written = _page(storage, study, note, drawn)
         published = {
             **listed,
             "found": verdict,
@@ -243,12 +221,12 @@ def _publish_one(
             # If the curves cannot be saved, the next `refresh` tries again.
             "finished": None if is_large else ended,
         }
-        _write(storage.optuna.engine, own, {**written, PUBLISHED_KEY: published})
+        _write(storage.optuna.engine, study_id, {**written, PUBLISHED_KEY: published})
     if is_large:
         save_curves(study, run, Artifacts(storage))
         with storage.lock(run.name):
             published = _published(storage, study) | {"finished": ended}
-            _write(storage.optuna.engine, own, {PUBLISHED_KEY: published})
+            _write(storage.optuna.engine, study_id, {PUBLISHED_KEY: published})
 
 
 def _examples(
@@ -277,20 +255,18 @@ def _examples(
 
 def _published(storage: Storage, study: optuna.Study) -> dict[str, Any]:
     """What the last publication of the study has stored; empty if there was none."""
-    found: dict[str, Any] = storage.optuna.get_study_system_attrs(id_of(study)).get(
-        PUBLISHED_KEY, {}
-    )
-    return found
+    attrs = storage.optuna.get_study_system_attrs(id_of(study))
+    published: dict[str, Any] = attrs.get(PUBLISHED_KEY, {})
+    return published
 
 
 def _page(
     storage: Storage,
     study: optuna.Study,
     note: str,
-    texts: Mapping[int, str],
     drawn: Mapping[str, go.Figure],
 ) -> dict[str, Any]:
-    """The system attributes that change with a study's note, figures and notes of trials."""
+    """The system attributes that change with a study's note and figures."""
     attrs = storage.optuna.get_study_system_attrs(id_of(study))
     page = AttributeSink(attrs)
     save_note(page, keep_users_part(note, str(get_note(page))))
@@ -301,22 +277,13 @@ def _page(
             # An earlier comparison may have drawn it.
             parts = (key for key in attrs if key.startswith(f"dashboard:plot_data:{name}:"))
             page.written.update(dict.fromkeys(parts))
-    written: dict[str, Any] = dict(page.written)
-    ids = trial_ids(storage.optuna.engine, id_of(study))
-    for number, text in texts.items():
-        # The first note of a trial, ours or a user's, stays.
-        if f"dashboard:{ids[number]}:note_ver" not in attrs:
-            # `save_note` searches all attributes for parts of a longer note; a first note has none.
-            trial = AttributeSink({}, ids[number])
-            save_note(trial, text)
-            written |= trial.written
-    return written
+    return page.written
 
 
 def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:
-    known: dict[str, Any] = study.user_attrs.get(TEST_KEY, {})
-    fits = run.best is not None and known.get("trial") == run.best.number
-    return float(known["accuracy"]) if fits else None
+    scored: dict[str, Any] = study.user_attrs.get(TEST_KEY, {})
+    fits = run.best is not None and scored.get("trial") == run.best.number
+    return float(scored["accuracy"]) if fits else None
 
 
 def _is_built_in(data: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -14,9 +16,10 @@ from wsgiref import simple_server
 from bottle import HTTPResponse, request
 from optuna_dashboard import wsgi
 
-from hpo_mab._attributes import DEFINITION_KEY, EVIDENCE_KEY
+from hpo_mab._attributes import DEFINITION_KEY, EVIDENCE_KEY, PRUNED_KEY
 from hpo_mab._errors import ArgumentError, HpoMabError
 from hpo_mab.dashboard._files import Artifacts
+from hpo_mab.dashboard._notes import pruning_note
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -83,17 +86,18 @@ def _comparison_page(storage: Storage) -> HTTPResponse:
     try:
         if not names:
             raise ArgumentError(f"study must be given, as in {_COMPARISON}?study=ONE&study=OTHER.")
-        found = comparison_of(storage, names, reference=query.get("reference"))
-        page, status, kind = report_html(found, found.summarise()), 200, "html"
+        comparison = comparison_of(storage, names, reference=query.get("reference"))
+        page, status, kind = report_html(comparison, comparison.summarise()), 200, "html"
     except HpoMabError as error:
         page, status, kind = str(error), 400, "plain"
     return HTTPResponse(page, status, {"Content-Type": f"text/{kind}; charset=utf-8"})
 
 
 class _StudyPage:
-    """Bottle plugin: orders a study's figures, thins what its page shows, and sandboxes its files.
+    """Bottle plugin: changes what the dashboard sends.
 
-    Without it the dashboard sends figures in a Python set's order, and every report.
+    It orders a study's figures, which otherwise are in a Python set's order, and thins reports. A
+    pruned trial without a note gets one with the reason. Files of a study are sandboxed.
     """
 
     name = "study-page"
@@ -115,6 +119,7 @@ class _StudyPage:
                 body["plotly_graph_objects"].sort(key=lambda figure: str(figure["id"]))
                 body["user_attrs"] = [a for a in body["user_attrs"] if a["key"] not in _IN_NOTE]
                 _thin_reports(body["trials"])
+                _add_reasons(body["trials"])
             return body
 
         return changed
@@ -140,6 +145,18 @@ def _thin_reports(trials: list[dict[str, Any]]) -> None:
         # The page of a running trial may be open.
         if trial["number"] % every and trial["state"] != "Running":
             trial["intermediate_values"] = []
+
+
+def _add_reasons(trials: Iterable[dict[str, Any]]) -> None:
+    """Show why trials were pruned, in place of empty notes; a note that is saved replaces it."""
+    for trial in trials:
+        if trial["state"] == "Pruned" and not trial["note"]["body"]:
+            attrs = {each["key"]: each["value"] for each in trial["user_attrs"]}
+            # The dashboard cuts JSON of more than 1,024 characters off.
+            with contextlib.suppress(ValueError):
+                if PRUNED_KEY in attrs:
+                    attrs[PRUNED_KEY] = json.loads(attrs[PRUNED_KEY])
+                trial["note"]["body"] = pruning_note(attrs)
 
 
 class _QuietHandler(simple_server.WSGIRequestHandler):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hpo_mab.data._folder import DataWarning
     from hpo_mab.data._identity import DataIdentity
     from hpo_mab.data._images import Augmentation, ImageData, Normalization
-    from hpo_mab.data._load import available, default_augmentation, load, load_splits, options
+    from hpo_mab.data._load import available, default_augmentation, load_splits
     from hpo_mab.data._splits import DatasetSplits, Exclusion, ImageSplits, split
 
 __all__ = [
@@ -29,9 +29,7 @@ __all__ = [
     "available",
     "default_augmentation",
     "labels_of",
-    "load",
     "load_splits",
-    "options",
     "split",
 ]
 

@@ -37,13 +37,7 @@ _Files: TypeAlias = list[tuple[Path, int]]
 
 
 class DataWarning(UserWarning):
-    """Images of a folder that were left out or that show nothing.
-
-    Examples:
-        >>> import warnings
-        >>> from hpo_mab.data import DataWarning
-        >>> warnings.simplefilter("error", DataWarning)  # broken images become an error
-    """
+    """Images of a folder that were left out or that show nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +132,8 @@ class _Walk:
             for name in filter(_is_hidden, names):
                 inside = sum(len(below) for _, _, below in os.walk(Path(where, name)))
                 self.passed["hidden"] += inside
-            names[:] = [name for name in names if not _is_hidden(name)]
+            # Sorted: of two paths to one folder the first is taken, on every file system.
+            names[:] = sorted(name for name in names if not _is_hidden(name))
             found += [Path(where, name) for name in files if self._is_taken(where, name)]
         return sorted(found, key=_parts)
 

@@ -29,15 +29,6 @@ class DataIdentity:
             are not images: of the training labels and the sizes only.
         files: Digest of names, sizes and times of the files, of the labels, and of the places of
             the training images; empty where the data do not come from files of the user's.
-
-    Examples:
-        >>> import numpy as np
-        >>> from hpo_mab.data import DataIdentity, ImageData, split
-        >>> images = np.zeros((20, 8, 8), dtype=np.uint8)
-        >>> data = ImageData.from_arrays(images, [0, 1] * 10)
-        >>> splits = split(data, data, validation=0.2)
-        >>> DataIdentity.of(splits).classes
-        2
     """
 
     classes: int

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -212,8 +212,8 @@ class Normalization:
     """Scale uint8 pixels to zero mean and unit variance a channel: ``(x / 255 - mean) / std``.
 
     Args:
-        mean: Mean of each channel, float [channels], pixels scaled to [0, 1].
-        std: Standard deviation of each channel, above 0.
+        mean: Mean of each channel, [channels], pixels scaled to [0, 1]: a tensor or numbers.
+        std: Standard deviation of each channel, above 0, in the same form.
         channels_last: Whether the result is laid out channels last in memory.
 
     Raises:
@@ -222,12 +222,19 @@ class Normalization:
     Examples:
         >>> import torch
         >>> from hpo_mab.data import Normalization
-        >>> scale = Normalization(torch.tensor([0.5]), torch.tensor([0.25]))
+        >>> scale = Normalization([0.5], [0.25])
         >>> scale(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)).item()
         2.0
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, *, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        mean: Tensor | Sequence[float],
+        std: Tensor | Sequence[float],
+        *,
+        channels_last: bool = False,
+    ) -> None:
+        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
         if mean.ndim != 1 or mean.shape != std.shape:
             raise ArgumentError(
                 "mean and std must be one value for each channel, "

@@ -250,50 +250,8 @@ _log = logging.getLogger("hpo_mab.data")
 
 
 def available() -> tuple[str, ...]:
-    """Names of this package that `load` takes, sorted."""
+    """Names of this package that `load_splits` takes, sorted."""
     return tuple(DATA_SETS)
-
-
-def options(name: Named) -> tuple[str, ...]:
-    """Names of the options `load` takes for a data set.
-
-    Raises:
-        UnknownNameError: No such data set.
-        ArgumentError: It cannot be imported.
-    """
-    return tuple(DATA_SETS.options(name))
-
-
-def load(
-    name: Named, *, root: Path | str = "data", download: bool = True, **more: Any
-) -> tuple[ImageData, ImageData]:
-    """Load a data set of images by name.
-
-    Decoded images are kept in ``root/.hpo_mab_cache`` until a source file changes. Later calls and
-    other processes memory-map them from there; a root that cannot be written is decoded each time.
-
-    Args:
-        name: One of `available`, or ``package.module:Name`` of a function as for `load_splits`.
-        root: Folder of the data: torchvision's root, or the folder of an ``image_folder``.
-            ``digits`` needs none.
-        download: Whether to fetch what is missing.
-        **more: Options of the data set, see `options`; ``image_folder`` takes ``size``.
-
-    Returns:
-        The training and the test part, on the CPU. Validation images that come with the data set
-        are in neither; `load_splits` has them.
-
-    Raises:
-        UnknownNameError: No such data set or option.
-        ArgumentError: An option outside its bound, or data that are no images.
-        DataError: The data do not exist, cannot be fetched or read, or exceed memory.
-    """
-    folder = expanded(root)
-    given = {"root": folder, "download": download, "validation": 0.15, "seed": 0}
-    parts = _loaded(name, plain(more), **given).parts
-    if not isinstance(parts["train"], ImageData):
-        raise ArgumentError(f"data set '{name_of(name)}' is not one of images; use load_splits.")
-    return parts["train"], parts["test"]
 
 
 def load_splits(
@@ -306,7 +264,10 @@ def load_splits(
     exclude: Path | str | None = None,
     **more: Any,
 ) -> ImageSplits | DatasetSplits:
-    """Load a data set by name, in three parts.
+    """Load a data set by name, in three parts, on the CPU.
+
+    Decoded images are kept in ``root/.hpo_mab_cache`` until a source file changes. Later calls and
+    other processes memory-map them from there; a root that cannot be written is decoded each time.
 
     ``hpo_mab.data`` logs, at the level INFO, sizes, classes with their training images, and files
     that were left out.
@@ -322,11 +283,12 @@ def load_splits(
         validation: Share of the training examples to validate on, in (0, 1), each class in
             proportion; not used where validation examples come with the data set.
         seed: Seed of that split.
-        root: Folder of the data, see `load`.
+        root: Folder of the data: torchvision's root, or the folder of an ``image_folder``.
+            ``digits`` needs none.
         download: Whether to fetch what is missing.
         exclude: File of training images to leave out, see `Exclusion`; the validation and the test
             part stay whole, so that accuracies can be compared.
-        **more: Options of the data set, see `options`.
+        **more: Options of the data set; ``image_folder`` takes ``size``.
 
     Raises:
         UnknownNameError: No such data set or option.
@@ -336,9 +298,8 @@ def load_splits(
             ``exclude`` is a list of other images.
     """
     validation, seed = plain(validation), plain(seed)
-    folder = expanded(root)
-    given = {"root": folder, "download": download, "validation": validation, "seed": seed}
-    found = _loaded(name, plain(more), **given)
+    given = {"root": expanded(root), "download": download}
+    found = _loaded(name, plain(more), validation=validation, seed=seed, **given)
     parts = found.parts
     if not isinstance(parts["train"], ImageData):
         if exclude is not None:

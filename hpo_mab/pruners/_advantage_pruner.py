@@ -57,7 +57,7 @@ class Placement:
 
     Attributes:
         step: Step at which it is decided.
-        uniform: Step at which it lies under uniform training.
+        uniform_step: Step at which it lies under uniform training.
         equivalent: Uniform-equivalent budget of ``step``, in steps.
         evidence: Digest of the evidence that moved it; None if none did.
         fidelity: Why it lies later than the settings place it: ``step`` of the first rung by the
@@ -66,7 +66,7 @@ class Placement:
     """
 
     step: int
-    uniform: int
+    uniform_step: int
     equivalent: float
     evidence: str | None
     fidelity: Mapping[str, Any] | None = None
@@ -88,7 +88,7 @@ def place_later(uniform: int, *, first: int, fidelity: RungFidelity | None) -> P
     tau = fidelity.at(first)
     interval = [round(end, 3) for end in (tau.low, tau.high)]
     why = {"step": first, "tau": interval, "trials": fidelity.trials}
-    return Placement(step=step, uniform=uniform, equivalent=step, evidence=None, fidelity=why)
+    return Placement(step=step, uniform_step=uniform, equivalent=step, evidence=None, fidelity=why)
 
 
 def place(uniform: int, *, full: int | None, evidence: Evidence | None) -> Placement:
@@ -99,7 +99,7 @@ def place(uniform: int, *, full: int | None, evidence: Evidence | None) -> Place
         full: Step that a full trial reports last; None if it is not known.
         evidence: The evidence of the advantage; None without any.
     """
-    unmoved = Placement(step=uniform, uniform=uniform, equivalent=uniform, evidence=None)
+    unmoved = Placement(step=uniform, uniform_step=uniform, equivalent=uniform, evidence=None)
     if evidence is None or full is None or uniform > full:
         return unmoved
     known = evidence.rung(uniform / full)
@@ -111,7 +111,7 @@ def place(uniform: int, *, full: int | None, evidence: Evidence | None) -> Place
         return unmoved
     return Placement(
         step=step,
-        uniform=uniform,
+        uniform_step=uniform,
         equivalent=round(known.equivalent * full, 3),
         evidence=evidence.digest,
     )
@@ -162,7 +162,6 @@ class AdvantagePruner(BasePruner):
             definition, else from its longest complete trial. Give it where trials of a loop without
             `TrialReporter` may end early. Before a trial has spent its budget no rung moves.
         margin: Largest accepted loss of fidelity (Kendall tau), in [0, 1].
-        refresh: Trials that must finish before evidence is measured again, at least 1.
         fidelity: Whether the first rung may move later by the ranking of the first trials.
 
     Raises:
@@ -185,12 +184,10 @@ class AdvantagePruner(BasePruner):
         reduction_factor: int = 2,
         max_resource: int | None = None,
         margin: float = DEFAULT_MARGIN,
-        refresh: int = 10,
         fidelity: bool = True,
     ) -> None:
         check_integer("min_resource", min_resource, 1)
         check_integer("reduction_factor", reduction_factor, 2)
-        check_integer("refresh", refresh, 1)
         if max_resource is not None:
             check_integer("max_resource", max_resource, 1)
         require(0.0 <= margin <= 1.0, "margin", "in [0, 1]", margin)
@@ -205,7 +202,6 @@ class AdvantagePruner(BasePruner):
             reference=reference,
             full=max_resource,
             margin=margin,
-            every=refresh,
         )
         self._keepers: MutableMapping[optuna.Study, EvidenceKeeper] = weakref.WeakKeyDictionary()
 
@@ -274,7 +270,7 @@ class AdvantagePruner(BasePruner):
             "value": None,
             "threshold": None,
             "competitors": None,
-            "uniform_step": placed.uniform,
+            "uniform_step": placed.uniform_step,
             "equivalent_step": placed.equivalent,
             "evidence": placed.evidence,
         }

@@ -43,6 +43,9 @@ from hpo_mab.advantage._evidence import difference_of_task
 from hpo_mab.advantage._pairs import same_configuration
 from hpo_mab.storage._optuna import storage_of
 
+#: Trials that must finish before evidence is measured again: a measurement takes a bootstrap.
+_TRIALS_BETWEEN_UPDATES = 10
+
 
 def pairs_of_trials(
     trials: Sequence[FrozenTrial],
@@ -98,7 +101,7 @@ def pairs_of_trials(
     bottom = np.nanmin(np.append(curves, 0.0))
     curves = [curve - bottom for curve in curves]
     return PairedCurves(
-        budgets=np.asarray(steps, dtype=np.float64), bandit=curves[0], uniform=curves[1]
+        budgets=np.asarray(steps, dtype=np.float64), arm=curves[0], reference=curves[1]
     )
 
 
@@ -160,13 +163,6 @@ class RungFidelity:
         steps: Steps in [1, ``full / 2``] that all of the trials have reported.
         tau: Tau-b at each step, with an 80% interval over the trials.
         trials: Number of trials ranked.
-
-    Examples:
-        >>> from hpo_mab.advantage import Estimate
-        >>> from hpo_mab.pruners import RungFidelity
-        >>> tau = Estimate(value=0.8, low=0.7, high=0.9, n=24)
-        >>> RungFidelity(full=8, steps=(2,), tau=(tau,), trials=24).at(2).value
-        0.8
     """
 
     full: int
@@ -185,11 +181,9 @@ class RungFidelity:
             full: Step that a full trial reports last.
             known: The last measurement; it is returned while no further trial has finished.
         """
-        ranked = [
-            trial
-            for trial in trials
-            if Attempt.of(trial).unstoppable and full in trial.intermediate_values
-        ]
+        unstoppable = (trial for trial in trials if Attempt.of(trial).unstoppable)
+        # The interval depends on the order; that of numbers is another after an interruption.
+        ranked = sorted((t for t in unstoppable if full in t.intermediate_values), key=_slot)
         if len(ranked) < FEWEST_RANKED or (known is not None and len(ranked) <= known.trials):
             return known
         steps = [step for step in _common_steps(ranked, full) if 2 * step <= full]
@@ -225,7 +219,7 @@ class RungFidelity:
         return self.tau[self.steps.index(step)]
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as JSON values."""
+        """The measurement as JSON values."""
         tau = [estimate.to_json() for estimate in self.tau]
         return {"full": self.full, "steps": list(self.steps), "tau": tau, "trials": self.trials}
 
@@ -245,13 +239,7 @@ def _count_ended(trials: Sequence[FrozenTrial]) -> int:
 
 
 class AdvantageWarning(UserWarning):
-    """The advantage pruner has no evidence that moves a rung earlier.
-
-    Examples:
-        >>> import warnings
-        >>> from hpo_mab.pruners import AdvantageWarning
-        >>> warnings.simplefilter("error", AdvantageWarning)  # no evidence becomes an error
-    """
+    """The advantage pruner has no evidence that moves a rung earlier."""
 
 
 class EvidenceKeeper:
@@ -263,12 +251,6 @@ class EvidenceKeeper:
         full: Step that a full trial reports last; None reads it from the study's definition, else
             takes the largest step of a complete trial that has spent its budget.
         margin: See `hpo_mab.advantage.measure_evidence`.
-        every: Trials that must finish between two updates.
-
-    Examples:
-        >>> from hpo_mab.advantage import Evidence
-        >>> from hpo_mab.pruners._evidence import EvidenceKeeper
-        >>> keeper = EvidenceKeeper(given=Evidence.load("studies/fashion_mnist/evidence.json"))
     """
 
     def __init__(
@@ -278,7 +260,6 @@ class EvidenceKeeper:
         reference: str | None = None,
         full: int | None = None,
         margin: float = DEFAULT_MARGIN,
-        every: int = 10,
     ) -> None:
         # A file that holds only the choice of a race has no pairs: the study measures its own.
         self.evidence = given if given is not None and given.pairs else None
@@ -288,7 +269,6 @@ class EvidenceKeeper:
         self._reference = reference
         #: See `hpo_mab.advantage.measure_evidence`.
         self.margin = margin
-        self._every = every
         self._seen: int | None = None
         self._names = ("", "")
         self._warned = False
@@ -306,7 +286,7 @@ class EvidenceKeeper:
         Returns:
             Whether evidence, fidelity or the length of a trial became known or changed.
         """
-        if _count_ended(trials) < (self._seen or 0) + self._every:
+        if _count_ended(trials) < (self._seen or 0) + _TRIALS_BETWEEN_UPDATES:
             return False
         before = (self.evidence, self.fidelity, self.full)
         self.read_trials(study, trials)

@@ -18,6 +18,10 @@ from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, TWIN_KEY
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
 from hpo_mab._plan import Attempt, Plan
 
+#: Checkpoints of a rung that are kept beyond those of trials that are likely to continue: in small
+#: studies all of them.
+_SPARE_FILES = 8
+
 
 class TopKPruner(BasePruner):
     """Stops every trial at one share of the budget; the best ``k`` are to be trained in full.
@@ -275,9 +279,11 @@ class PromotionPruner(BasePruner):
         kept = []
         for rung, following in self._all_rungs(study):
             entries = self._entries(study, rung)
-            # A complete trial is a result already, so fewer are kept.
-            times = 2 if rung < self.max_resource else 1
-            best = entries[: times * self._promoted_count(entries) + self.reduction_factor]
+            count = self._promoted_count(entries)
+            # As many more as later trials make room for, or overtake. A complete trial is a result
+            # already, so fewer are kept.
+            spare = count // 4 + _SPARE_FILES if rung < self.max_resource else self.reduction_factor
+            best = entries[: count + spare]
             kept += [one for one in best if self._may_continue(one, following)]
         return kept
 

@@ -1,7 +1,7 @@
 """Batch samplers: each draws a batch of indices and learns from its losses.
 
-`create` makes one by name, `available` lists the names, `knobs` a sampler's options. Classes are
-imported when first used, so that importing this package costs nothing.
+`create` makes one by name, `available` lists the names. Classes are imported when first used, so
+that importing this package costs nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpo_mab._registry import lazy_names
-from hpo_mab.samplers._registry import available, create, knobs
+from hpo_mab.samplers._registry import available, create
 
 if TYPE_CHECKING:
     from hpo_mab.samplers._base import BatchSampler, CommonArguments
@@ -40,7 +40,6 @@ __all__ = [
     "UniformSampler",
     "available",
     "create",
-    "knobs",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__)

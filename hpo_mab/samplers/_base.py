@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import abc
+import enum
 import functools
+import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Required, Self, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from hpo_mab._errors import ArgumentError, is_integer, plain_arguments, require, stored_arguments
+from hpo_mab._errors import (
+    ArgumentError,
+    is_integer,
+    name_of,
+    plain,
+    plain_arguments,
+    require,
+)
 from hpo_mab._examples import labels_digest
 from hpo_mab._labels import class_labels
 from hpo_mab._registry import class_signature
@@ -20,9 +31,10 @@ from hpo_mab.samplers._feedback import (
     Draw,
     DrawQueue,
     FeedbackError,
-    KnownLabels,
     check_draw,
+    check_logits,
     check_losses,
+    check_range,
     checked_targets,
     copied_to,
     has_indices,
@@ -54,6 +66,49 @@ class CommonArguments(TypedDict, total=False):
 
 #: Arguments of every sampler, which do not count as a sampler's options.
 _COMMON = {"labels", *CommonArguments.__annotations__}
+
+
+def _stored_options(
+    signature: inspect.Signature, args: Iterable[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A sampler's options by name, in a form that a file can hold.
+
+    Defaults and arguments passed by ``**`` are included. Saving and loading does not change the
+    result. It is empty if the arguments do not fit the signature; the call then raises TypeError.
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return {}
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        found.update(value if rest else {name: value})
+    return {name: _stored_form(value) for name, value in found.items() if name not in _COMMON}
+
+
+def _stored_form(value: Any) -> Any:
+    """A value as a file can hold it.
+
+    An array becomes a digest of its numbers, a function its name, any other object its type.
+    """
+    value = plain(value.value if isinstance(value, enum.Enum) else value)
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"  # NaN does not equal itself.
+    if isinstance(value, list | tuple):
+        return [_stored_form(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(key): _stored_form(part) for key, part in value.items()}
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, Tensor | np.ndarray):
+        value = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
+        numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().contiguous()
+        return hashlib.blake2b(numbers.numpy().data, digest_size=16).hexdigest()
+    if callable(value):
+        return name_of(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 class BatchSampler(Sampler[list[int]], abc.ABC):
@@ -125,7 +180,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """Store the options: a state can only be loaded by a sampler with the same ones."""
         made = super().__new__(cls)
         if args or kwargs:  # `copy` and `pickle` call this without arguments.
-            made._options = stored_arguments(cls.__signature__, args, kwargs, skip=_COMMON)
+            made._options = _stored_options(cls.__signature__, args, kwargs)
         return made
 
     @plain_arguments
@@ -161,7 +216,6 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         of_rank = " of the smallest rank" if world_size > 1 else ""
         bound = f"in [1, {smallest}], the number of examples{of_rank}"
         require(1 <= batch_size <= smallest, "batch_size", bound, batch_size)
-        self._known_labels = KnownLabels(self.labels)
         self._outstanding = DrawQueue()
         #: Share of the budget spent.
         self._progress = 0.0
@@ -311,7 +365,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         if indices is not None:
             self._outstanding.check("indices", has_indices, indices)
         elif targets is not None and targets.is_cpu and draw.indices.is_cpu:
-            self._outstanding.check("targets", self._known_labels.has_targets, targets)
+            self._outstanding.check("targets", self._has_targets, targets)
         if logits is not None:
             self.check_outputs(logits, targets=targets)
         self._outstanding.answer()
@@ -355,7 +409,13 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         Raises:
             ArgumentError: Outputs of another shape, or fewer than the labels need.
         """
-        self._known_labels.check_outputs(logits, targets)
+        outputs = check_logits(logits).shape[1]
+        low, high = self._label_range
+        if targets is not None and not 0 <= low <= high < outputs:
+            if not targets.is_cpu:
+                return
+            low, high = int(targets.min()), int(targets.max())
+        check_range(low, high, outputs=outputs)
 
     def set_progress(self, share: float) -> None:
         """Set the share of the training budget that is spent, in [0, 1].
@@ -423,6 +483,24 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     @abc.abstractmethod
     def _load_state(self, state: dict[str, Any]) -> None: ...
+
+    def _has_targets(self, draw: Draw, given: Tensor) -> bool:
+        """Whether a batch's labels, or the numbers of their classes, are a draw's."""
+        labels = self.labels.index_select(0, draw.indices)
+        if torch.equal(given, labels):
+            return True
+        return torch.equal(given, torch.searchsorted(self._label_values, labels))
+
+    @functools.cached_property
+    def _label_range(self) -> tuple[int, int]:
+        """The least and the greatest label."""
+        return int(self.labels.min()), int(self.labels.max())
+
+    @functools.cached_property
+    def _label_values(self) -> Tensor:
+        """Labels that occur, ascending."""
+        values: Tensor = torch.unique(self.labels)
+        return values
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:

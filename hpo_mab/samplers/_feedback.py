@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -12,24 +11,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, HpoMabError
 from hpo_mab._labels import class_labels
 
 _Given = TypeVar("_Given")
 
 
-class FeedbackError(RuntimeError):
-    """Losses and draws do not match: no draw waits, or another batch is answered.
-
-    Examples:
-        >>> import torch
-        >>> from hpo_mab.samplers import FeedbackError, create
-        >>> try:
-        ...     create("mab", [0, 1], batch_size=2).update(torch.ones(2))
-        ... except FeedbackError as error:
-        ...     print(error)
-        update answers a draw, but no draw is outstanding: answer each batch of the sampler once.
-    """
+class FeedbackError(HpoMabError, RuntimeError):
+    """Losses and draws do not match: no draw waits, or another batch is answered."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -218,42 +207,3 @@ def check_range(low: int, high: int, *, outputs: int, what: str = "labels") -> N
             f"got {low if low < 0 else high}; "
             "number classes from 0, or give the model more outputs."
         )
-
-
-class KnownLabels:
-    """The labels that a sampler was made with: targets and model outputs must fit them.
-
-    Args:
-        labels: Class of each training example, int64 [N] on the CPU.
-    """
-
-    def __init__(self, labels: Tensor) -> None:
-        self._labels = labels
-
-    def has_targets(self, draw: Draw, given: Tensor) -> bool:
-        """Whether a batch's labels, or the numbers of their classes, are a draw's."""
-        labels = self._labels.index_select(0, draw.indices)
-        if torch.equal(given, labels):
-            return True
-        return torch.equal(given, torch.searchsorted(self._classes, labels))
-
-    def check_outputs(self, logits: Tensor, targets: Tensor | None) -> None:
-        """See `BatchSampler.check_outputs`."""
-        outputs = check_logits(logits).shape[1]
-        low, high = self._range
-        if targets is not None and not 0 <= low <= high < outputs:
-            if not targets.is_cpu:
-                return
-            low, high = int(targets.min()), int(targets.max())
-        check_range(low, high, outputs=outputs)
-
-    @functools.cached_property
-    def _range(self) -> tuple[int, int]:
-        """The least and the greatest label."""
-        return int(self._labels.min()), int(self._labels.max())
-
-    @functools.cached_property
-    def _classes(self) -> Tensor:
-        """Labels that occur, ascending."""
-        classes: Tensor = torch.unique(self._labels)
-        return classes

@@ -169,8 +169,6 @@ _RIDGE = 1.0
 class LinearSampler(LearningSampler):
     """A sampler with features of examples, a regression on them and a moving average of the loss.
 
-    A batch with a loss that is not finite changes nothing.
-
     Args:
         **common: Arguments of every sampler, see `BatchSampler`.
         decay: Share of the regression's past kept at each batch, in (0, 1].

@@ -190,7 +190,7 @@ class MABSampler(BatchSampler):
 
         Each is left out where it has no value: before the first losses, before the first draw.
         """
-        return self._engine.figures()
+        return self._engine.statistics()
 
     def propensities(self) -> Tensor:
         """Probability of each example in the next draw by the policy, floor included.

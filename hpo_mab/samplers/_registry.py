@@ -52,22 +52,6 @@ def available() -> tuple[str, ...]:
     return tuple(SAMPLERS)
 
 
-def knobs(kind: Named) -> Mapping[str, Any]:
-    """A sampler's own options and their defaults, read from its signature.
-
-    Args:
-        kind: As for `create`.
-
-    Returns:
-        Name -> default, without the arguments that every sampler has.
-
-    Raises:
-        UnknownNameError: No such kind.
-        ArgumentError: It cannot be imported.
-    """
-    return {name: option.default for name, option in SAMPLERS.options(kind).items()}
-
-
 @plain_arguments
 def create(
     kind: Named,

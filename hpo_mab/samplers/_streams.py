@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_mab.bandits._settings import draw_figures
+from hpo_mab.bandits._settings import draw_statistics
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
 from hpo_mab.samplers._feedback import Draw
 
@@ -338,9 +338,9 @@ class LearningSampler(StreamSampler):
     def statistics(self) -> dict[str, float]:
         """``reward_rate`` since the last call, where losses are judged, and ``concentration``."""
         draws, rewards = self._draws[None, :-1], self._rewards[None]
-        (figures,) = draw_figures(draws, rewards, examples=self.num_examples)
+        (statistics,) = draw_statistics(draws, rewards, examples=self.num_examples)
         self._rewards.zero_()
-        return figures
+        return statistics
 
     def _held(self) -> dict[str, Tensor]:
         """The tensors that make the state, in addition to generator and stream."""

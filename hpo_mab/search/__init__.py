@@ -38,7 +38,7 @@ from hpo_mab._registry import lazy_names
 if TYPE_CHECKING:
     from hpo_mab.search._claim import StudyFailedError
     from hpo_mab.search._confirm import Candidate, Confirmation, confirm
-    from hpo_mab.search._copy import Copied, copy_study
+    from hpo_mab.search._copy import copy_study
     from hpo_mab.search._definition import StudySpec
     from hpo_mab.search._load import builtin_names, load_spec, make_spec
     from hpo_mab.search._objective import TrainingObjective
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Candidate",
     "Confirmation",
-    "Copied",
     "Replay",
     "RunOutcome",
     "ShortTrialWarning",

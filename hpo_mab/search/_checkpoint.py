@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import os
 import secrets
@@ -110,14 +109,6 @@ class TrialCheckpoint:
 
     def load(self) -> Mapping[str, Any] | None:
         """The state that an earlier attempt has saved; None if there is none of this trial."""
-        folder = self._checkpoints.folder
-        try:
-            # A study of short trials has no folder, and so needs no further query.
-            if not folder.is_dir():
-                return None
-        except OSError as error:
-            warn_of_checkpoint(f"The folder {folder} cannot be read ({error.strerror}).")
-            return None
         path = self._checkpoints.path(self._study, self._place)
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -194,9 +185,7 @@ def _file_stem(key: str, place: Place) -> str:
 def _study_key(study: optuna.Study) -> str:
     """A digest of a study's name and start; only its copies (`hpo-mab copy`) share it."""
     first = study.get_trials(deepcopy=False)[0].datetime_start
-    # Optuna's times are local ones, and machines may differ in their time zone.
-    moment = first and first.astimezone(datetime.UTC).replace(tzinfo=None)
-    text = f"{study.study_name}\x1f{moment}"
+    text = f"{study.study_name}\x1f{first}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

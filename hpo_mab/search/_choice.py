@@ -13,64 +13,8 @@ import optuna
 from hpo_mab._attributes import CHOICE_KEY, TotalBudget
 from hpo_mab._errors import json_values
 from hpo_mab.advantage import Estimate
-from hpo_mab.advantage._advantage import positive_rank_sums
-from hpo_mab.advantage._pairs import Floats, interpolate
-
-
-def fewest_pairs(error: float) -> int:
-    """Fewest pairs for the signed-rank test to reach ``error``: ``n`` pairs reach ``2 ** -n``."""
-    return math.ceil(-math.log2(error))
-
-
-def signed_rank_estimate(differences: Sequence[float], *, error: float) -> Estimate:
-    """Centre of paired differences, with the interval of Wilcoxon's signed-rank test.
-
-    The estimate is Hodges and Lehmann's: the median of the means of every two differences (each
-    with itself included). A few large differences, such as those at a far too low learning rate,
-    hardly move it. The interval is exact where the differences are symmetric about their centre,
-    and needs no other assumption.
-
-    Args:
-        differences: One a pair, [n].
-        error: Highest probability that the centre lies below the interval, and that it lies above.
-
-    Returns:
-        The estimate; its interval is unbounded where ``n`` is below `fewest_pairs`.
-    """
-    count = len(differences)
-    means = np.sort(_walsh_means(differences))
-    outside = _lower_end_rank(count, error)
-    low, high = (means[outside - 1], means[-outside]) if outside else (-math.inf, math.inf)
-    return Estimate(
-        value=float(np.median(means)) if count else math.nan,
-        low=float(low),
-        high=float(high),
-        n=count,
-        confidence=1 - 2 * error,
-    )
-
-
-def can_be_shown(differences: Sequence[float], *, pairs: int, error: float) -> bool:
-    """Whether the interval of `signed_rank_estimate` can lie above 0 after ``pairs`` pairs."""
-    means = _walsh_means(differences)
-    # The interval lies above 0 if the number of means <= 0 is below the rank of its lower end.
-    # At best, further differences are so large that every mean with one of them is above 0.
-    return int((means <= 0).sum()) < _lower_end_rank(pairs, error)
-
-
-def _walsh_means(differences: Sequence[float]) -> Floats:
-    """Means of every two values, each with itself included, [n (n + 1) / 2]."""
-    # Differences of accuracies may differ in the last digit, and their mean is then not 0.
-    values = np.round(np.asarray(differences, dtype=np.float64), 12)
-    rows, columns = np.triu_indices(len(values))
-    means: Floats = (values[rows] + values[columns]) / 2
-    return means
-
-
-def _lower_end_rank(count: int, error: float) -> int:
-    """Place of the interval's lower end among the sorted means, from 1; 0 where there is none."""
-    chances = positive_rank_sums(range(1, count + 1))
-    return int((chances.cumsum() <= error * (1 + 1e-9)).sum())
+from hpo_mab.advantage._pairs import interpolate
+from hpo_mab.advantage._signed_rank import can_be_shown, signed_rank_estimate
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +133,7 @@ class Choice:
 
     Attributes:
         sampler: Its name in the portfolio.
-        why: One sentence with the figures.
+        why: One sentence with the numbers.
         pairs: Pairs that the choice rests on.
         evidence: Digest of the evidence stored as ``hpo_mab:evidence``; None if none was stored.
         judged: What samplers spent equally, ``"examples"`` or ``"seconds"``.

@@ -215,13 +215,7 @@ _FAILURES_IN_A_ROW = 3
 
 
 class StudyFailedError(HpoMabError):
-    """Trial after trial failed; the message holds the last reason.
-
-    Examples:
-        >>> from hpo_mab.search import StudyFailedError
-        >>> str(StudyFailedError("trial after trial failed: out of memory"))
-        'trial after trial failed: out of memory'
-    """
+    """Trial after trial failed; the message holds the last reason."""
 
 
 def raise_if_failing(study: optuna.Study) -> None:

@@ -26,7 +26,7 @@ from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training import TrainingDiverged
 
 #: Degrees of freedom from which a standard deviation is given: with fewer it may be 0 by chance.
-FEWEST_FREE = 4
+_FEWEST_FREE = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +36,6 @@ class Candidate:
     Attributes:
         trial: The trial that found it.
         repeats: Accuracies of its trainings with other seeds, in [0, 1]; 0 for one that diverged.
-
-    Examples:
-        >>> from hpo_mab.search import Candidate
-        >>> from hpo_mab.storage import TrialRun
-        >>> trial = TrialRun(
-        ...     number=0, slot=0, state="complete", params={}, value=0.9, paired=False, curve=()
-        ... )
-        >>> Candidate(trial=trial).accuracy, Candidate(trial=trial, repeats=(0.5, 0.7)).accuracy
-        (0.9, 0.6)
     """
 
     trial: TrialRun
@@ -63,11 +54,6 @@ class Confirmation:
     Attributes:
         candidates: All, the highest `Candidate.accuracy` first.
         trainings: Trainings with other seeds that the first is to have.
-
-    Examples:
-        >>> from hpo_mab.search import Confirmation
-        >>> Confirmation(candidates=(), trainings=2).repeated
-        ()
     """
 
     candidates: tuple[Candidate, ...]
@@ -93,7 +79,7 @@ class Confirmation:
         kept = ([value for value in one.repeats if value > 0] for one in self.candidates)
         groups = [values for values in kept if len(values) > 1]
         free = sum(len(values) - 1 for values in groups)
-        if free < FEWEST_FREE:
+        if free < _FEWEST_FREE:
             return None
         squares = sum(statistics.variance(values) * (len(values) - 1) for values in groups)
         return math.sqrt(squares / free)
@@ -149,8 +135,9 @@ def confirm(
 
     The candidate of the highest `Candidate.accuracy` is trained once more. This repeats until the
     highest one has ``trainings`` trainings. Each training has the trial's length and the
-    trial's own batch sampler, and is stored at once: later calls continue. Trials that were trained
-    in slots are trained alone here. Trials and their values stay as they are.
+    trial's own batch sampler, and is stored at once: later calls continue. The first trainings of
+    all candidates have the same seed, and so have the second: less of a difference is luck. Trials
+    that were trained in slots are trained alone here. Trials and their values stay as they are.
 
     Args:
         storage: The database.
@@ -214,8 +201,8 @@ def _store(
 
 def _train(objective: TrainingObjective, candidate: Candidate) -> float:
     """Validation accuracy of a candidate's next training; 0 if it diverges."""
-    number = candidate.trial.number
-    seed = derive_seed(objective.seed, "confirm", number, len(candidate.repeats))
+    # Not of the trial's number, which interruptions shift.
+    seed = derive_seed(objective.seed, "confirm", len(candidate.repeats))
     with train_recorded(objective, candidate.trial, seed=seed, evaluations=1) as training:
         try:
             *_, end = training

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import re
 import shutil
@@ -31,29 +30,9 @@ _TRIAL_NOTE = re.compile(r"dashboard:(\d+):")
 _OF_PAIRS = re.compile(r"dashboard:plot_data:0[2-7]-(advantage|acceleration|fidelity|cost)")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Copied:
-    """What was copied.
-
-    Attributes:
-        name: The copy's name.
-        trials: Its trials.
-        curves: How many of them have a learning curve.
-
-    Examples:
-        >>> from hpo_mab.search import Copied
-        >>> Copied(name="copy", trials=12, curves=12).trials
-        12
-    """
-
-    name: str
-    trials: int
-    curves: int
-
-
 def copy_study(
     source: Storage, name: str, target: Storage, *, to_name: str | None = None, move: bool = False
-) -> Copied:
+) -> int:
     """Copy a study with its learning curves, record of examples, notes and artifacts.
 
     All of it is copied, or nothing.
@@ -67,6 +46,9 @@ def copy_study(
         to_name: The copy's name; None keeps the name.
         move: Whether to delete the study once the copy is whole.
 
+    Returns:
+        The number of its trials.
+
     Raises:
         ArgumentError: The copy would be the study itself, or its name is one that commands could
             not take.
@@ -79,8 +61,8 @@ def copy_study(
     same = source.secret_url == target.secret_url
     if same and chosen == name:
         raise ArgumentError(
-            f"A copy of '{name}' in the same database needs another name (--name), or name another "
-            "database (--to)."
+            f"A copy of '{name}' in the same database needs another name. Give one, or another "
+            "database."
         )
     if move and source.is_archive:
         raise StorageError(
@@ -98,7 +80,7 @@ def copy_study(
             # A study that is moved within one folder keeps its files.
             if not move or here != there:
                 _copy_artifacts(study, here, there, files)
-            copied = _copy_content(copy, study, source, target, files)
+            trials = _copy_content(copy, study, source, target, files)
         # Also after Ctrl-C: half a copy must not remain.
         except BaseException:
             for new in files.values():
@@ -110,7 +92,7 @@ def copy_study(
         if move:
             _delete_copied(source, name, f"'{chosen}' in {target.shown_url}")
             # Files stay here: a copy that Optuna has made refers to them, too.
-    return copied
+    return trials
 
 
 def _delete_copied(source: Storage, name: str, copy: str) -> None:
@@ -168,7 +150,7 @@ def _copy_content(
     source: Storage,
     target: Storage,
     files: Mapping[str, str],
-) -> Copied:
+) -> int:
     trials = study.get_trials(deepcopy=False)
     new_ids = {id_of(one): add_copy(copy, _trial_with_files(one, files)) for one in trials}
     # After the trials: curves that no trial refers to are removed as orphans.
@@ -181,8 +163,7 @@ def _copy_content(
     # Last: a worker can join the study only when it has a definition.
     for key, value in study.user_attrs.items():
         copy.set_user_attr(key, value)
-    curves = target.curves.load(list(new_ids.values()))
-    return Copied(name=copy.study_name, trials=len(new_ids), curves=len(curves))
+    return len(new_ids)
 
 
 def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tuple[str, Any]]:

@@ -190,6 +190,9 @@ def _check_can_be_stored(key: str, raw: Any) -> None:
 class StudySpec(_Section):
     """A whole study definition; ``studies/README.md`` says what each key means.
 
+    It is made by `load_spec` or `make_spec`, whose errors name the key; the class itself raises
+    pydantic's.
+
     Examples:
         >>> from hpo_mab.search import make_spec
         >>> spec = make_spec(

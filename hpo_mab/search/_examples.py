@@ -85,7 +85,7 @@ class StudyExamples:
                 f"'{name}' has no record of examples: none of its trials has ended yet, or "
                 "training.examples is off."
             )
-        spec = stored_spec(definition, data_root=data_root)
+        spec = stored_spec(study, data_root=data_root)
         splits = load_splits(spec)
         if not isinstance(splits, ImageSplits):
             raise ArgumentError(

@@ -66,6 +66,8 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
         SpecError: A key or value that cannot be used.
         UnknownNameError: An unknown data set, network, optimiser, sampler, pruner or option.
     """
+    if not isinstance(raw, Mapping):
+        raise SpecError(f"A definition must be a mapping, got {raw!r}; load_spec reads a file.")
     try:
         spec = StudySpec.model_validate(raw)
     except pydantic.ValidationError as error:
@@ -196,28 +198,10 @@ def _invalid_message(error: pydantic.ValidationError) -> str:
 
 #: Parts that pydantic adds to a key, one for each type of a union.
 _TYPE_OF_SEVERAL = re.compile(r"(constrained-)?(int|float|str|bool)|(literal|dict)\[.*\]")
-
-#: Requirements on a value by pydantic's names of mistakes; ``{}`` is a bound.
-_BOUNDS = {
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
-    "literal_error": "{expected}",
-    "string_too_short": "a text that is not empty",
-    "string_too_long": "a text of at most {max_length} characters",
-    "finite_number": "a finite number",
-}
-
-_TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "a text",
-    "model": "a section",
-    "dict": "a section",
-    "list": "a list",
-}
+#: pydantic's names of a value that is no section.
+_OF_SECTIONS = ("model_type", "dict_type")
+#: The subject of pydantic's sentences, as in "Input should be greater than 0".
+_SUBJECT = re.compile(r"^\w+ should ")
 
 
 def _requirement(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
@@ -228,13 +212,12 @@ def _requirement(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
     if first["type"] == "value_error":
         text = str(first["msg"]).removeprefix("Value error, ")
         return f"{key} {text}" if text.startswith("must") else f"{key}: {text}" if key else text
-    wanted = []
-    for one in errors:
-        kind = _TYPES.get(one["type"].partition("_")[0], one["msg"])
-        wanted.append(_BOUNDS.get(one["type"], kind).format(**one.get("ctx", {})))
+    # Of a section pydantic names the class.
+    each = ("be a section" if one["type"] in _OF_SECTIONS else one["msg"] for one in errors)
+    wanted = " or ".join(dict.fromkeys(_SUBJECT.sub("", text) for text in each))
     given = first["input"]
     if isinstance(given, Mapping) and {"low", "high", "choices"} & given.keys():
-        return f"{key} must be {' or '.join(dict.fromkeys(wanted))}; it cannot be a range"
+        return f"{key} must {wanted}; it cannot be a range"
     # The value of a whole section is too long to show.
     shown = repr(given) if isinstance(given, str | int | float | bool) else type(given).__name__
-    return f"{key} must be {' or '.join(dict.fromkeys(wanted))}, got {shown}"
+    return f"{key} must {wanted}, got {shown}"

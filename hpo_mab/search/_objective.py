@@ -76,7 +76,7 @@ class TrainingObjective:
             Their items are ``(input tensor, class)``, with classes numbered from 0.
         budget: What one trial may spend.
         augmentation: Random crops and flips on the device; only with `ImageSplits`.
-        optimizer: ``name`` (default ``"sgd"``) and options.
+        optimizer: An optimiser's name, or ``name`` (default ``"sgd"``) and options.
         sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` trains
             the first configurations under uniform sampling. Twin trials train some of them under
             the samplers of ``portfolio`` as well. After this race the study continues with the best
@@ -152,7 +152,7 @@ class TrainingObjective:
         budget: Budget,
         augmentation: Augmentation | None = None,
         # The search space, constants or ranges.
-        optimizer: Mapping[str, Any],
+        optimizer: Named | Mapping[str, Any],
         sampler: Named | Mapping[str, Any] = "mab",
         model_options: Mapping[str, Any] | None = None,
         batch_size: Any = 128,
@@ -185,8 +185,6 @@ class TrainingObjective:
         wanted = "a function or class that makes a network"
         require(makes_networks, "model", wanted, type(model).__name__)
         require(isinstance(budget, Budget), "budget", "a Budget", type(budget).__name__)
-        wanted = "a mapping, {'name': 'sgd', ...}"
-        require(isinstance(optimizer, Mapping), "optimizer", wanted, type(optimizer).__name__)
         known = isinstance(curves, CurveStore | None)
         require(known, "curves", "a storage's curves", type(curves).__name__)
         check_integer("seed", seed, 0)
@@ -196,8 +194,9 @@ class TrainingObjective:
         if total is not None:
             TotalBudget.parse(total)
         chosen = {"kind": "mab", **sampler} if isinstance(sampler, Mapping) else {"kind": sampler}
+        rule = optimizer if isinstance(optimizer, Mapping) else {"name": optimizer}
         self.space = SearchSpace(
-            optimizer={"name": "sgd", **optimizer},
+            optimizer={"name": "sgd", **rule},
             sampler={**chosen, "kind": initial_kind(chosen["kind"])},
             model=model_options or {},
             loop={
@@ -341,7 +340,7 @@ class TrainingObjective:
         # search would pass against random configurations (``studies/digits``).
         first_prunable = max(self.initial, 0 if self.race is None else self.race.end(trial.study))
         return Assignment(
-            slot=slot,
+            plan_slot=slot,
             configuration=self._with_record(trial, suggested),
             seed=trial_seed(self.seed, slot),
             # A twin is never pruned; an objective with another ``initial`` may have queued it.
@@ -393,7 +392,7 @@ class TrainingObjective:
         return TrialCheckpoint(
             checkpoints,
             trial.study,
-            (assignment.slot, twin),
+            (assignment.plan_slot, twin),
             identity=functools.partial(
                 self.workload.identity, assignment.configuration, seed=assignment.seed
             ),
@@ -401,7 +400,8 @@ class TrainingObjective:
 
     def _train(self, trial: optuna.trial.Trial) -> float:
         try:
-            assignment = self.assign(trial)
+            with self.recording.collect_writes():
+                assignment = self.assign(trial)
             checkpoint = self.checkpoint(trial, assignment)
             with self.workload.training(
                 assignment.configuration,
@@ -410,7 +410,7 @@ class TrainingObjective:
                 state=None if checkpoint is None else checkpoint.load(),
                 examples=self.recording.example_writer is not None,
             ) as training:
-                if assignment.budgets > 1 and not training.resumed_at:
+                if assignment.budgets > 1 and not training.resumed:
                     trial.set_user_attr(REASON_KEY, NO_CHECKPOINT)
                     raise optuna.TrialPruned(NO_CHECKPOINT)
                 if (on_progress := self.recording.on_progress) is not None:
@@ -424,7 +424,7 @@ class TrainingObjective:
                     may_prune=assignment.may_prune,
                 )
                 self.note_loop(training.loop_reason)
-            self.queue_pilot_twin(trial, assignment.slot)
+            self.queue_pilot_twin(trial, assignment.plan_slot)
         except TrainingDiverged as error:
             raise optuna.TrialPruned(str(error)) from error
         except STORAGE_ERRORS:

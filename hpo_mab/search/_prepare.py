@@ -156,8 +156,8 @@ EVALUATION_SHARE = 0.1
 #: Cost of an evaluated example over that of a trained one: there is no backward pass.
 _FORWARD = 1 / 3
 #: Fewest validation examples that "auto" takes. Fewer rank trials so badly that a study costs more,
-#: in the simulations of ``studies/rungs/early.py``. All validation examples would cost a third of
-#: the training or more.
+#: in the simulations of ``studies/rungs/promotion.py``. All validation examples would cost a third
+#: of the training or more.
 FEWEST_EARLY = 2_000
 
 

@@ -40,9 +40,10 @@ from hpo_mab._attributes import (
 from hpo_mab._errors import ArgumentError, require
 from hpo_mab._plan import Plan
 from hpo_mab.advantage import Estimate, Evidence
+from hpo_mab.advantage._signed_rank import fewest_pairs
 from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.pruners._evidence import EvidenceKeeper
-from hpo_mab.search._choice import Choice, Ended, Standing, fewest_pairs, stored_choice
+from hpo_mab.search._choice import Choice, Ended, Standing, stored_choice
 from hpo_mab.search._portfolio import uses_record
 from hpo_mab.search._queue import queue_twin
 from hpo_mab.search._space import Part
@@ -384,7 +385,7 @@ def _spent(twins: Sequence[FrozenTrial]) -> tuple[int, float]:
     return examples, seconds + sum(float(attrs.get(SECONDS_KEY, 0.0)) for attrs in counted)
 
 
-def _figures_text(standing: Standing) -> str:
+def _standing_text(standing: Standing) -> str:
     shown = [
         f"{100 * one.value:+.2f} points ({_interval_text(one)}) at {what}"
         for one, what in (
@@ -427,15 +428,15 @@ def _sampler_and_reason(
         return UNIFORM, "no pair of trainings reached its end"
     if finalist is None:
         best = max(measured, key=lambda one: min(e.value for e in one.gains(race.judged)))
-        return UNIFORM, f"no other sampler could be shown to be ahead; best {_figures_text(best)}"
-    figures = _figures_text(finalist)
+        return UNIFORM, f"no other sampler could be shown to be ahead; best {_standing_text(best)}"
+    text = _standing_text(finalist)
     if not all(estimate.above(0.0) for estimate in finalist.gains(race.judged)):
-        return UNIFORM, f"{figures}: not shown to be above 0"
+        return UNIFORM, f"{text}: not shown to be above 0"
     if evidence is None:
-        return finalist.name, f"{figures}; fidelity was not measured"
+        return finalist.name, f"{text}; fidelity was not measured"
     # Without the last budget: no pruner decides at the end of a trial.
     for share, loss in zip(evidence.budgets[:-1], evidence.fidelity[:-1], strict=True):
         if loss.below(-evidence.margin):
             worse = f"fidelity at {100 * share:.3g}% is worse by {-loss.value:.2f}"
-            return UNIFORM, f"{figures}, but {worse}"
-    return finalist.name, f"{figures}, and fidelity is not shown to be worse"
+            return UNIFORM, f"{text}, but {worse}"
+    return finalist.name, f"{text}, and fidelity is not shown to be worse"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeGuard
 
-import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -20,24 +18,6 @@ from hpo_mab._attributes import parameter_of
 from hpo_mab._errors import ArgumentError, UnknownNameError
 
 _KEYS = frozenset({"low", "high", "log", "step", "type", "choices"})
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ListChoices:
-    """Choices that include lists: Optuna cannot store these, and gets their text.
-
-    Attributes:
-        distribution: The choices as given to Optuna, e.g. ``"[1, 2]"``.
-        choices: The choices.
-    """
-
-    distribution: CategoricalDistribution
-    choices: tuple[Any, ...]
-
-    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Any:
-        """The choice whose text is suggested to the trial."""
-        shown = trial.suggest_categorical(name, self.distribution.choices)
-        return self.choices[self.distribution.choices.index(shown)]
 
 
 def parse_value(name: str, value: Any) -> Any:
@@ -73,8 +53,6 @@ def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
     """The Optuna parameters of a parsed value: names and distributions."""
     if isinstance(value, BaseDistribution):
         yield name, value
-    elif isinstance(value, ListChoices):
-        yield name, value.distribution
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from ranges(parameter_of(name, index), item)
@@ -106,7 +84,7 @@ def holds(distribution: BaseDistribution, value: Any) -> bool:
 
 def extremes(value: Any) -> Iterator[Any]:
     """Constants that a parsed value may become: both ends of ranges, every choice, itself."""
-    if isinstance(value, CategoricalDistribution | ListChoices):
+    if isinstance(value, CategoricalDistribution):
         yield from value.choices
     elif isinstance(value, BaseDistribution):
         yield from range_ends(value)
@@ -130,30 +108,25 @@ def count_values(value: Any) -> float:
     """How many values a parsed value may take; infinite for float ranges."""
     if isinstance(value, list):
         return math.prod(map(count_values, value))
-    if isinstance(value, CategoricalDistribution | ListChoices):
+    if isinstance(value, CategoricalDistribution):
         return len(value.choices)
     if isinstance(value, IntDistribution):
         return (value.high - value.low) // value.step + 1
     return math.inf if isinstance(value, FloatDistribution) and not value.single() else 1
 
 
-def _parse_choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution | ListChoices:
+def _parse_choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution:
     choices = value["choices"]
     if len(value) > 1 or not isinstance(choices, list | tuple) or not choices:
         raise ArgumentError(
             f"{name}: choices must be a list of at least one value, without other keys."
         )
     for choice in choices:
-        items = choice if isinstance(choice, list | tuple) else [choice]
-        if not all(isinstance(item, bool | int | float | str | None) for item in items):
+        if not isinstance(choice, bool | int | float | str | None):
             raise ArgumentError(
-                f"{name}: choices must be booleans, numbers, strings or lists of them, "
-                f"got {choice!r}."
+                f"{name}: choices must be booleans, numbers or strings, got {choice!r}."
             )
-    if not any(isinstance(choice, list | tuple) for choice in choices):
-        return CategoricalDistribution(choices)
-    shown = [str(list(one)) if isinstance(one, list | tuple) else one for one in choices]
-    return ListChoices(CategoricalDistribution(shown), tuple(choices))
+    return CategoricalDistribution(choices)
 
 
 def _parse_range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistribution:

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import SLOT_KEY, has_spent_budget
-from hpo_mab._errors import ArgumentError, plain, require
+from hpo_mab._errors import ArgumentError, check_integer, plain, require
 from hpo_mab.search._ranges import holds
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._optuna import add_running, id_of, running_trial
@@ -66,7 +66,8 @@ def recorded_trial(
         The trial, for a `TrialReporter`.
 
     Raises:
-        ArgumentError: A value is not a number and has no distribution, or lies outside it.
+        ArgumentError: A value is not a number and has no distribution, or lies outside it, or
+            ``number`` is no integer of at least 0.
     """
     config = plain(dict(config))
     chosen = {
@@ -80,6 +81,8 @@ def recorded_trial(
             f"in {distribution}",
             config[name],
         )
+    if number is not None:
+        check_integer("number", number, 0)
     with storage.lock(study):
         found = optuna.create_study(
             study_name=study,

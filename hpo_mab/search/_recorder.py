@@ -57,6 +57,8 @@ class Recording:
             trial number.
         in_loop: Whether a `hpo_mab.search._trial_loop.TrialLoop` runs the trials: it queues twins
             with the study's lock held.
+        collect_writes: Context in which a trial gets its parameters. In a `TrialLoop` one
+            transaction writes them: with a part of them, a retry would draw others.
     """
 
     curves: CurveStore | None = None
@@ -64,6 +66,7 @@ class Recording:
     example_writer: ExampleWriter | None = None
     on_progress: Callable[[Mapping[int, float]], None] | None = None
     in_loop: bool = False
+    collect_writes: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
 def check_direction(study: optuna.Study) -> None:
@@ -282,25 +285,27 @@ def train_and_record(
         optuna.TrialPruned: The study's pruner stops the trial.
         TrainingDiverged: A loss is no longer finite.
     """
-    if training.resumed_at:
+    if training.resumed:
         # Written before the curve: a worker that dies in between has no curve and no cost.
-        trial.set_user_attr(RESUMED_KEY, training.resumed_at)
+        trial.set_user_attr(RESUMED_KEY, len(training.resumed))
+    earlier = iter(training.resumed)
     with contextlib.closing(TrialRecord(trial, recording.curves)) as record:
         while True:
-            evaluation = _next_of(training, record)
+            evaluation = next(earlier, None) or _next_of(training, record)
             record.add(evaluation)
-            pruned = may_prune and not training.ended and record.should_prune()
-            stops = pruned or training.ended
+            ended = evaluation.index == training.evaluations
+            pruned = may_prune and not ended and record.should_prune()
+            stops = pruned or ended
             # Nothing is saved at an evaluation from a checkpoint. A trial that pauses there
             # continues from the old file, whose visits must not count twice.
             pauses = isinstance(trial.study.pruner, PromotionPruner)
-            if stops and not (pauses and evaluation.index <= training.resumed_at):
-                offer(trial, training.examples, recording.example_writer)
+            if stops and not (pauses and evaluation.index <= len(training.resumed)):
+                offer(trial, training.tally, recording.example_writer)
             if checkpoint is not None and training.has_state:
                 checkpoint.save_if_due(record, training.state_dict, stops=stops, pruned=pruned)
             if pruned:
                 raise optuna.TrialPruned
-            if training.ended:
+            if ended:
                 return evaluation
 
 

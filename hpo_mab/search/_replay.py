@@ -30,15 +30,6 @@ class Replay:
         curve: The replayed curve, as long as the recorded one.
         network: The network as it was evaluated last, for ``torch.save``; see `load_network`.
             Empty if the replay diverged.
-
-    Examples:
-        >>> from hpo_mab.search import Replay
-        >>> from hpo_mab.storage import TrialRun
-        >>> trial = TrialRun(
-        ...     number=0, slot=0, state="complete", params={}, value=0.9, paired=False, curve=()
-        ... )
-        >>> Replay(trial=trial, curve=()).is_identical
-        True
     """
 
     trial: TrialRun
@@ -85,7 +76,8 @@ def replay(
     Args:
         storage: The database.
         name: Optuna's study name.
-        number: The trial's number; None takes the trial of the highest `Candidate.accuracy`.
+        number: The trial's number; None takes the best, as ``best`` does on the command line: that
+            of the highest `Candidate.accuracy`.
         device: Where to train; None takes the definition's device.
         data_root: Folder of the data here; None takes the definition's.
 

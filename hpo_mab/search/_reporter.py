@@ -35,17 +35,11 @@ from hpo_mab.training._average import (
     tensors_of,
 )
 from hpo_mab.training._device import to_evaluation
-from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
+from hpo_mab.training._schedule import Schedule, check_window, known_statistics
 
 
 class ShortTrialWarning(UserWarning):
-    """A loop that a `TrialReporter` follows has ended before its budget was spent.
-
-    Examples:
-        >>> import warnings
-        >>> from hpo_mab.search import ShortTrialWarning
-        >>> warnings.simplefilter("error", ShortTrialWarning)  # it becomes an error
-    """
+    """A loop that a `TrialReporter` follows has ended before its budget was spent."""
 
 
 class TrialReporter:
@@ -381,7 +375,7 @@ class TrialReporter:
             train_loss=train_loss,
             learning_rate=learning_rate,
             averaged=self._averaged,
-            **sampler_figures(statistics),
+            **known_statistics(statistics),
         )
 
     def _check_diverged(self, evaluation: Evaluation, *, counted: bool) -> None:

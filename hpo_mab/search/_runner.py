@@ -21,7 +21,7 @@ from hpo_mab.search._definition import Slots, StudySpec, TrainingSection
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._pruners import PRUNERS
-from hpo_mab.search._slots import count_slots, note_alone
+from hpo_mab.search._slots import note_alone, slots_of_process
 from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.search._stored import reopen, train_recorded
 from hpo_mab.search._study import check_study, choose_name, make_study, open_for_training
@@ -62,7 +62,7 @@ def _run_trials(
     whether a stack is faster. ``settings.examples`` is whether trials add to the study's record of
     examples.
     """
-    count = count_slots(study, objective, settings.slots, workers=workers)
+    count = slots_of_process(study, objective, settings.slots, workers=workers)
     make = TrialLoop if count == 1 else functools.partial(StackLoop, slots=count)
     return make(study, storage, objective, examples=settings.examples, on_trial=on_trial).run()
 
@@ -83,13 +83,6 @@ class RunOutcome:
             accuracy.
         weak_rung: Where the pruner began to stop trials, if that evaluation is not shown to rank
             them.
-
-    Examples:
-        >>> from hpo_mab.search import RunOutcome
-        >>> from hpo_mab.storage import StudyRun
-        >>> run = StudyRun(name="s", arm="mab", seed=0, trial_examples=100, spec={}, trials=())
-        >>> RunOutcome(run=run, interrupted=False, test_accuracy=0.91).test_accuracy
-        0.91
     """
 
     run: StudyRun
@@ -111,7 +104,6 @@ class StudyRunner:
         arm: The study's arm in a comparison; None takes the sampler's kind.
 
     Examples:
-        >>> import contextlib
         >>> from hpo_mab.search import StudyRunner, make_spec
         >>> spec = make_spec(
         ...     {
@@ -122,7 +114,7 @@ class StudyRunner:
         ...     }
         ... )
         >>> from hpo_mab.storage import Storage
-        >>> with contextlib.closing(Storage("sqlite:///studies.db")) as storage:
+        >>> with Storage("sqlite:///studies.db") as storage:
         ...     outcome = StudyRunner(spec, storage).run(score=False)
         >>> len(outcome.run.trials)
         1

@@ -133,8 +133,9 @@ class PlannedSampler(BaseSampler):
     The first ``initial`` slots get random configurations. They depend on
     ``(seed, slot, parameter name, range)`` only. So studies of one seed start with equal values of
     their common parameters. Each later slot uses a new sampler seeded by ``(seed, slot)``. So
-    stopping and resuming change nothing. Trials that run at the same time change only the history
-    that it sees.
+    stopping and resuming change nothing, unless a process dies between two parameters of a trial:
+    our own loop writes all at once, except on MySQL. Trials that run at the same time change only
+    the history that it sees.
 
     Args:
         factory: Makes the underlying sampler from a keyword argument ``seed``.
@@ -275,6 +276,8 @@ SEARCHERS = Registry(
 
 # Optuna's defaults may change between releases; a study's meaning must not.
 _PINNED: Mapping[str, Mapping[str, Any]] = {
+    # Without it every seed has the same points.
+    "qmc": {"scramble": True},
     "tpe": {"multivariate": True, "constant_liar": True, "n_startup_trials": 10},
 }
 

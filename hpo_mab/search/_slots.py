@@ -16,28 +16,29 @@ from hpo_mab._plan import Plan
 from hpo_mab.search._definition import Slots
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._ranges import count_values, extremes
-from hpo_mab.search._space import Configuration, PartSpace
+from hpo_mab.search._space import Assignment, Configuration, PartSpace
 from hpo_mab.search._stacks import why_alone
 from hpo_mab.search._target import Target
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import StoredDefinition
 from hpo_mab.training import Budget, TrainingDiverged
 from hpo_mab.training._device import release_memory
+from hpo_mab.training._stack import StackSlot
 
 #: Most shapes of network and batch for which stacks are used.
 MOST_SHAPES = 4
 
 #: Most slots that ``"auto"`` takes; more gain little on the largest cards.
 MOST_SLOTS = 32
-#: At most 1 / ROUNDS of a study's trials run at a time: a search learns from finished ones.
-ROUNDS = 4
+#: At most 1 / FEWEST_ROUNDS of a study's trials run at a time: a search learns from finished ones.
+FEWEST_ROUNDS = 4
 #: A stack is used if a step takes less than this share of its time alone, per network.
 _WORTH_IT = 0.8
 #: Steps of each part of a probe, and validation examples of each of its evaluations.
 _PROBED_STEPS, _PROBED_EXAMPLES = 10, 64
 
 
-def count_slots(
+def slots_of_process(
     study: optuna.Study, objective: TrainingObjective, wanted: Slots, *, workers: int
 ) -> int:
     """Trials that this process trains at the same time; with ``"auto"`` a probe decides.
@@ -47,7 +48,7 @@ def count_slots(
     slots = 1 if _why_all_alone(objective) else wanted
     if isinstance(slots, int):
         return slots
-    return choose_slots(objective, most=_most_slots(study, workers=workers))
+    return probe_slots(objective, most=_most_slots(study, workers=workers))
 
 
 def note_alone(objective: TrainingObjective, *, slots: Slots) -> None:
@@ -60,7 +61,7 @@ def note_alone(objective: TrainingObjective, *, slots: Slots) -> None:
 
 def _why_all_alone(objective: TrainingObjective) -> str | None:
     """Why no trial is trained on a stack with others; None if some can be."""
-    if objective.space.shapes * _stacks_of(objective.space.sampler) > MOST_SHAPES:
+    if objective.space.shapes * _kinds_of_stacks(objective.space.sampler) > MOST_SHAPES:
         # Most trials would be alone on a stack, which is many times slower than no stack.
         return (
             "ranges of the network's options, of the batch size or of the sampler's kinds of draws "
@@ -71,7 +72,7 @@ def _why_all_alone(objective: TrainingObjective) -> str | None:
     return why_alone(objective.workload, low)
 
 
-def _stacks_of(sampler: PartSpace) -> float:
+def _kinds_of_stacks(sampler: PartSpace) -> float:
     """How many kinds of stacks the knobs of a sampler need, for trials of one shape."""
     knobs = sampler.values
     if sampler.name == "hard_mining":
@@ -93,23 +94,23 @@ def _stacks_of(sampler: PartSpace) -> float:
 def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
     """Most trials that one of the workers trains at a time, for what is left of a study."""
     target = Target.load(study)
-    most = min(MOST_SLOTS, target.trials // ROUNDS // workers)
+    most = min(MOST_SLOTS, target.trials // FEWEST_ROUNDS // workers)
     if target.continues(study):
         return most
     # A budget in seconds is 0 here: what it pays for is not known before a trial has ended.
     if each := target.share(StoredDefinition.load(study).trial_examples, 0.0):
-        most = min(most, int(1 / each) // ROUNDS // workers)
+        most = min(most, int(1 / each) // FEWEST_ROUNDS // workers)
     plan = Plan.of(study)
     # Twins that wait, or will be tried again.
     twins = sum(
-        sampler != "" and all(one.state != "running" for one in plan.places[slot, sampler])
-        for slot, sampler in plan.unsettled()
+        twin != "" and all(one.state != "running" for one in plan.places[slot, twin])
+        for slot, twin in plan.unsettled()
     )
     # Empty slots do not make a step shorter, so there are at most as many slots as trials left.
     return min(most, target.trials - plan.finished + twins)
 
 
-def choose_slots(objective: TrainingObjective, *, most: int) -> int:
+def probe_slots(objective: TrainingObjective, *, most: int) -> int:
     """How many trials to train at a time, by a short probe on a CUDA device.
 
     If that cannot be measured, the objective notes why.
@@ -163,9 +164,11 @@ def seconds_stacked(workload: Workload, configuration: Configuration, *, slots: 
     network = workload.network(configuration, seed=0)
     sampler = workload.sampler(configuration, seed=0, stacked=True)
     for slot in range(slots):
-        workload.start_stacked(
-            stack, slot, configuration, sampler=sampler, seed=slot, network=network, **_PROBED
+        assignment = Assignment(
+            plan_slot=slot, configuration=configuration, seed=slot, may_prune=False
         )
+        where = StackSlot(stack, slot)
+        workload.start_stacked(where, assignment, sampler=sampler, network=network, **_PROBED)
     seconds = []
     for _ in range(2):
         (_, result), *_ = stack.advance()

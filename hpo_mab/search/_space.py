@@ -16,7 +16,6 @@ from hpo_mab._errors import ArgumentError, check_integer
 from hpo_mab._registry import Named, Registry, check_types
 from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
 from hpo_mab.search._ranges import (
-    ListChoices,
     count_values,
     extremes,
     integers,
@@ -78,14 +77,14 @@ class Assignment:
     """What a trial trains: a point of the search space, in a slot of the study's plan.
 
     Attributes:
-        slot: Its place in the study's plan.
+        plan_slot: Its slot in the study's plan.
         configuration: Its point of the search space.
         seed: Of initial weights, batches and augmentation.
         may_prune: Whether the study's pruner may stop it.
         budgets: Its length, in budgets of a trial.
     """
 
-    slot: int
+    plan_slot: int
     configuration: Configuration
     seed: int
     may_prune: bool
@@ -280,8 +279,6 @@ def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
         return trial.suggest_int(name, value.low, value.high, step=value.step, log=value.log)
     if isinstance(value, CategoricalDistribution):
         return trial.suggest_categorical(name, value.choices)
-    if isinstance(value, ListChoices):
-        return value.suggest(trial, name)
     if isinstance(value, list):
         return [suggest(trial, parameter_of(name, index), item) for index, item in enumerate(value)]
     return value

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence, Set
-from typing import Any
 
 import optuna
 import torch
@@ -26,8 +24,9 @@ from hpo_mab.search._stacks import Stacks, why_alone
 from hpo_mab.search._trial_loop import End, OnTrial, TrialLoop
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._optuna import id_of, storage_of
-from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
-from hpo_mab.training._device import cpu_threads, release_memory
+from hpo_mab.training import Evaluation, TrainingDiverged
+from hpo_mab.training._device import cpu_threads, release_memory, seed_torch
+from hpo_mab.training._stack import StackSlot
 
 
 @dataclasses.dataclass(slots=True)
@@ -37,8 +36,7 @@ class _Running:
     trial: optuna.trial.Trial
     assignment: Assignment
     record: TrialRecord
-    stack: StackedTrainer
-    stack_slot: int
+    where: StackSlot
     checkpoint: TrialCheckpoint | None
 
     def close(self) -> None:
@@ -47,9 +45,8 @@ class _Running:
         with contextlib.suppress(UpdateFinishedTrialError):
             self.record.close()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Its state, right after an evaluation."""
-        return self.stack.state_dict(self.stack_slot)
+
+_Result = Evaluation | TrainingDiverged
 
 
 class StackLoop(TrialLoop):
@@ -85,7 +82,7 @@ class StackLoop(TrialLoop):
         with threads, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # Dropout draws from torch's generators alone. Those of NumPy and Python are left to
             # search samplers and pruners of a user's own.
-            torch.manual_seed(derive_seed(self._objective.seed, "stack"))
+            seed_torch(derive_seed(self._objective.seed, "stack"), device)
             return super().run()
 
     @property
@@ -99,20 +96,20 @@ class StackLoop(TrialLoop):
             return super()._train()
         following = self._fill()
         if self._running:
-            self._halving(self._advance)
+            self._halve_if_out_of_memory(self._advance)
             return None
         return following
 
     def _fill(self) -> Next | None:
         """Claim a trial for each free slot; returns why slots stay free, or None."""
         while self._stacks.slots > 1 and (free := self._stacks.slots - len(self._running)) > 0:
-            known = len(self._claimed)
+            before = len(self._claimed)
             following = self._claim(free)
-            claimed = self._claimed[known:]
+            new = self._claimed[before:]
+            # A trial that runs out of memory gives all claimed ones back.
             with self._storage.optuna.collect_writes():
-                reasons = [(trial, self._start_in_slot(trial)) for trial in claimed]
+                reasons = [(one, self._start_in_slot(one)) for one in new if one in self._claimed]
             for trial, why in reasons:
-                # An out-of-memory error has released it.
                 if why is None or trial not in self._claimed:
                     continue
                 if self._run(trial) != TrialState.FAIL:
@@ -122,10 +119,11 @@ class StackLoop(TrialLoop):
         return None
 
     def _start_in_slot(self, trial: optuna.trial.Trial) -> str | None:
-        """Start a trial in a slot; why no stack can train it, None if one does."""
-        if trial not in self._claimed:
-            # An out-of-memory error has released it.
-            return None
+        """Start a claimed trial in a slot.
+
+        Returns why it must be trained alone instead. None if it runs, has ended, or was given back
+        after an out-of-memory error.
+        """
         try:
             assignment = self._objective.assign(trial)
             why = why_alone(self._objective.workload, assignment.configuration)
@@ -135,14 +133,9 @@ class StackLoop(TrialLoop):
             checkpoint = self._objective.checkpoint(trial, assignment)
             state = None if checkpoint is None else checkpoint.load()
             with interruptible():
-                (stack, slot), points = self._stacks.start(
-                    assignment.configuration,
-                    seed=assignment.seed,
-                    budgets=assignment.budgets,
-                    state=state,
-                )
+                where, points = self._stacks.start(assignment, state)
             record = TrialRecord(trial, self._objective.recording.curves)
-            running = _Running(trial, assignment, record, stack, slot, checkpoint)
+            running = _Running(trial, assignment, record, where, checkpoint)
         except STORAGE_ERRORS:
             raise
         except Exception as error:
@@ -182,7 +175,7 @@ class StackLoop(TrialLoop):
         return "its worker ended suddenly, at least twice" if suspect else None
 
     def _end_without_checkpoint(self, running: _Running) -> None:
-        running.stack.stop(running.stack_slot)
+        running.where.stop()
         with contextlib.suppress(UpdateFinishedTrialError):
             running.trial.set_user_attr(REASON_KEY, NO_CHECKPOINT)
         self._running.pop(id_of(running.trial)).close()
@@ -196,30 +189,31 @@ class StackLoop(TrialLoop):
                 running.trial.set_user_attr(RESUMED_KEY, len(points))
         for point in points:
             if id_of(running.trial) in self._running:
-                self._halving(functools.partial(self._record, [(running, point)]))
+                self._halve_if_out_of_memory(self._store_results, [(running, point)])
 
     def _advance(self) -> None:
         """Train to the next evaluations, and record these."""
-        places = {(each.stack, each.stack_slot): each for each in self._running.values()}
+        running_by_slot = {running.where: running for running in self._running.values()}
         try:
             with interruptible():
-                found = list(self._stacks.advance())
+                results = list(self._stacks.advance())
         except Exception as error:
             if memory_reason(error) is not None:
                 raise
             reason = failure_reason(error)
         else:
-            # Not in `try`: an error here is not the stack's. `_halving` handles out of memory.
-            self._record_round([(places[place], result) for place, result in found])
+            # Not in `try`: an error here is not the stack's. The caller handles out of memory.
+            self._handle_round([(running_by_slot[where], result) for where, result in results])
             return
-        # Outside of the handler, as in `_halving`. Trained alone, each trial has its own reason.
-        del places
+        # Outside of the handler, as in `_halve_if_out_of_memory`. Trained alone, each trial has its
+        # own reason.
+        del running_by_slot
         self._give_up_stacks(reason)
 
-    def _halving(self, step: Callable[[], None]) -> None:
+    def _halve_if_out_of_memory(self, step: Callable[..., None], *args: object) -> None:
         """Take a step; an out-of-memory error in it halves the slots, other errors are raised."""
         try:
-            step()
+            step(*args)
             return
         except Exception as error:
             if memory_reason(error) is None:
@@ -227,23 +221,20 @@ class StackLoop(TrialLoop):
         # Outside of the handler: frames of the error and of its causes refer to the networks.
         self._halve_slots()
 
-    def _record_round(
-        self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]
-    ) -> None:
+    def _handle_round(self, results: Sequence[tuple[_Running, _Result]]) -> None:
         for reason in self._stacks.loop_reasons:
             self._objective.note_loop(reason)
-        self._record(found)
+        self._store_results(results)
         if (on_progress := self._objective.recording.on_progress) is not None:
             on_progress(
                 {
-                    running.trial.number: running.record.last.index
-                    / running.stack.evaluations(running.stack_slot)
+                    running.trial.number: running.record.last.index / running.where.evaluations
                     for running in self._running.values()
                     if running.record.last is not None
                 }
             )
 
-    def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
+    def _store_results(self, results: Sequence[tuple[_Running, _Result]]) -> None:
         """Record evaluations; end the trials whose last it was or that the pruner stops."""
         with self._storage.optuna.collect_writes():
             trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -251,14 +242,14 @@ class StackLoop(TrialLoop):
             # these without an error, so they are found by their state.
             open_trials = {id_of(trial) for trial in trials}
             # All of the round, before a pruner compares them.
-            for running, result in found:
-                stack, slot = running.stack, running.stack_slot
+            for running, result in results:
+                stack, slot = running.where
                 running.record.evaluation_seconds = stack.evaluation_seconds[slot]
                 running.record.idle_seconds = stack.idle_seconds[slot]
                 if isinstance(result, Evaluation):
                     with contextlib.suppress(UpdateFinishedTrialError):
                         running.record.add_later(result)
-            ends = [end for each in found if (end := self._end_of(*each, open_trials)) is not None]
+            ends = [end for one in results if (end := self._end_if_over(*one, open_trials))]
             ended = {id_of(end.trial) for end in ends}
             # Before the trials end: a finished trial must have its whole curve.
             TrialRecord.flush_all(
@@ -272,20 +263,18 @@ class StackLoop(TrialLoop):
             self._finish(*ends)
         if any(end.state == TrialState.FAIL for end in ends):
             raise_if_failing(self._study)
-        for running, _ in found:
+        for running, _ in results:
             checkpoint = running.checkpoint
             still_runs = id_of(running.trial) in self._running
             if checkpoint is not None and still_runs:
-                checkpoint.save_if_due(running.record, running.state_dict)
+                checkpoint.save_if_due(running.record, running.where.state_dict)
 
-    def _end_of(
-        self, running: _Running, result: Evaluation | TrainingDiverged, open_trials: Set[int]
-    ) -> End | None:
+    def _end_if_over(self, running: _Running, result: _Result, open_trials: Set[int]) -> End | None:
         """Free the slot of a trial that has ended; returns how it ended, None if it has not."""
         end: End | None = End(running.trial, TrialState.FAIL)
         if id_of(running.trial) in open_trials:
             try:
-                end = self._judge(running, result)
+                end = self._end_of_result(running, result)
             except UpdateFinishedTrialError:
                 pass
             except optuna.TrialPruned:
@@ -296,28 +285,29 @@ class StackLoop(TrialLoop):
                 if memory_reason(error) is not None:
                     raise
                 store_end(running.trial, error)
-        if end is not None and running.stack_slot in running.stack.busy:
-            running.stack.stop(running.stack_slot)
+        if end is not None:
+            running.where.stop()
         return end
 
-    def _judge(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
-        trial, stack, slot = running.trial, running.stack, running.stack_slot
+    def _end_of_result(self, running: _Running, result: _Result) -> End | None:
+        """How a trial ends after a result; None if it trains on."""
+        trial, where = running.trial, running.where
         if isinstance(result, TrainingDiverged):
             running.record.diverged(result)
             return End(trial, TrialState.PRUNED)
         # A checkpoint may hold all evaluations. The slot is then free before they are reported.
-        ended = result.index == stack.evaluations(slot)
+        ended = result.index == where.evaluations
         pruned = not ended and running.assignment.may_prune and running.record.should_prune()
         if not (ended or pruned):
             return None
-        offer(trial, stack.examples, self._example_writer, slot=slot)
+        offer(trial, where.stack.tally, self._example_writer, slot=where.slot)
         if running.checkpoint is not None:
             running.checkpoint.save_if_due(
-                running.record, running.state_dict, stops=True, pruned=pruned
+                running.record, where.state_dict, stops=True, pruned=pruned
             )
         if pruned:
             return End(trial, TrialState.PRUNED)
-        self._objective.queue_pilot_twin(trial, running.assignment.slot)
+        self._objective.queue_pilot_twin(trial, running.assignment.plan_slot)
         return End(trial, TrialState.COMPLETE, result.accuracy)
 
     def _halve_slots(self) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from hpo_mab._errors import memory_reason
 from hpo_mab.samplers._registry import NAMES
 from hpo_mab.search._checkpoint import warn_of_misfit
-from hpo_mab.search._space import Configuration
+from hpo_mab.search._space import Assignment, Configuration
 from hpo_mab.search._workload import Workload
 from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
-from hpo_mab.training._draw_rows import cannot_be_stacked
 from hpo_mab.training._optimizers import OPTIMIZERS
+from hpo_mab.training._stack import StackSlot
+from hpo_mab.training._stack_batches import cannot_be_stacked
 
 
 def why_alone(workload: Workload, configuration: Configuration) -> str | None:
@@ -45,29 +45,25 @@ class Stacks:
     """
 
     def __init__(self, workload: Workload, *, slots: int, seed: int, examples: bool) -> None:
-        self._examples = examples
         self.slots = slots
         self._workload = workload
         self._seed = seed
+        self._examples = examples
         self._stacks: list[tuple[Hashable, StackedTrainer]] = []
 
     def start(
-        self,
-        configuration: Configuration,
-        *,
-        seed: int,
-        budgets: int = 1,
-        state: Mapping[str, Any] | None = None,
-    ) -> tuple[tuple[StackedTrainer, int], list[Evaluation]]:
-        """Begin a training, or continue it from ``state`` if that fits.
+        self, assignment: Assignment, state: Mapping[str, Any] | None
+    ) -> tuple[StackSlot, list[Evaluation]]:
+        """Begin a trial's training, or continue it from ``state`` if that fits.
 
         Returns:
-            Its stack and slot, and the evaluations that the state has.
+            Its slot, and the evaluations that the state has.
         """
-        key = _shape(configuration)
-        sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
-        for known, stack in self._stacks:
-            if known == key and stack.free and stack.takes(sampler):
+        configuration = assignment.configuration
+        key = _stack_key(configuration)
+        sampler = self._workload.sampler(configuration, seed=assignment.seed, stacked=True)
+        for stack_key, stack in self._stacks:
+            if stack_key == key and stack.free and stack.takes(sampler):
                 break
         else:
             # Stacks of other shapes without a running trial are removed, to free their memory.
@@ -76,14 +72,11 @@ class Stacks:
                 configuration, slots=self.slots, seed=self._seed, examples=self._examples
             )
             self._stacks.append((key, stack))
-        slot = stack.free[0]
-        begin = functools.partial(
-            self._workload.start_stacked, stack, slot, configuration, seed=seed, budgets=budgets
-        )
+        where = StackSlot(stack, stack.free[0])
         if state is not None:
             try:
-                begin(sampler=sampler, state=state)
-                return (stack, slot), [Evaluation(**point) for point in state["points"]]
+                self._workload.start_stacked(where, assignment, sampler=sampler, state=state)
+                return where, [Evaluation(**point) for point in state["points"]]
             except Exception as error:
                 # Parts raise different errors for a state that does not fit.
                 if memory_reason(error) is not None:
@@ -91,17 +84,15 @@ class Stacks:
                     raise
                 warn_of_misfit(error)
             # A new one: the state that does not fit may have changed the first.
-            sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
-        begin(sampler=sampler)
-        return (stack, slot), []
+            sampler = self._workload.sampler(configuration, seed=assignment.seed, stacked=True)
+        self._workload.start_stacked(where, assignment, sampler=sampler)
+        return where, []
 
-    def advance(
-        self,
-    ) -> Iterator[tuple[tuple[StackedTrainer, int], Evaluation | TrainingDiverged]]:
+    def advance(self) -> Iterator[tuple[StackSlot, Evaluation | TrainingDiverged]]:
         """Train every stack to its next evaluations."""
         for _, stack in list(self._stacks):
             for slot, result in stack.advance():
-                yield (stack, slot), result
+                yield StackSlot(stack, slot), result
 
     def clear(self) -> None:
         """Stop all trainings and free their memory."""
@@ -113,7 +104,7 @@ class Stacks:
         return (stack.loop_reason for _, stack in self._stacks if stack.loop_reason is not None)
 
 
-def _shape(configuration: Configuration) -> Hashable:
+def _stack_key(configuration: Configuration) -> Hashable:
     """What trials on one stack have in common, besides the kind of their bandits."""
     model: dict[str, Any] = dict(configuration.model)
     return (

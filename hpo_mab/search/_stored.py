@@ -5,26 +5,33 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+import optuna
+
 from hpo_mab._errors import StorageError
 from hpo_mab._plan import trial_seed
 from hpo_mab.search._definition import Slots, StudySpec
 from hpo_mab.search._load import make_spec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._study import refuse_other_definition
 from hpo_mab.storage import Storage, StoredDefinition, TrialRun, open_study
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import Budget, Training
 
 
 def stored_spec(
-    definition: StoredDefinition,
+    study: optuna.Study,
     *,
     device: str | None = None,
     data_root: str | None = None,
     slots: Slots | None = None,
 ) -> StudySpec:
-    """The spec a study was made from, with what may differ on this machine."""
-    raw: dict[str, Any] = dict(definition.spec)
+    """The spec a study was made from, with what may differ on this machine.
+
+    Raises:
+        StorageError: The definition lacks a key, so its trials were made without it.
+    """
+    raw: dict[str, Any] = dict(StoredDefinition.load(study).spec)
     given = (
         ("training", "device", device),
         ("training", "slots", slots),
@@ -33,7 +40,10 @@ def stored_spec(
     for section, key, value in given:
         if value is not None:
             raw[section] = {**raw[section], key: value}
-    return make_spec(raw)
+    spec = make_spec(raw)
+    # A key that was added later has a default now, which had no effect then.
+    refuse_other_definition(study, spec.model_dump(mode="json"))
+    return spec
 
 
 def other_data(spec: StudySpec, difference: str = "") -> StorageError:
@@ -59,7 +69,7 @@ def reopen(
     """
     study = open_study(storage, name)
     definition = StoredDefinition.load(study)
-    spec = stored_spec(definition, device=device, data_root=data_root, slots=slots)
+    spec = stored_spec(study, device=device, data_root=data_root, slots=slots)
     objective = make_objective(spec, load_splits(spec))
     difference = definition.data_difference(objective.workload.num_examples, objective.data)
     if difference:

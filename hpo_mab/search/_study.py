@@ -101,10 +101,7 @@ def make_study(
         if name in study_names(storage):
             study = open_for_training(storage, name, spec)
             check_direction(study)
-            # A study whose process died before this point has neither definition nor trials.
-            if StoredDefinition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
-                _refuse_other_definition(study, spec.model_dump(mode="json"))
-                _refuse_other_data(study, definition)
+            _refuse_other(study, spec, definition)
             if StoredDefinition.is_in(study.user_attrs):
                 # A study that `hpo-mab run` made under an arm's name is that arm from now on.
                 _take_changes(study, spec, definition, takes_arm=keep_target)
@@ -191,10 +188,7 @@ def check_study(
     if name in study_names(storage):
         study = open_study(storage, name)
         known = study.user_attrs
-        if StoredDefinition.is_in(known) or study.get_trials(deepcopy=False):
-            _refuse_other_definition(study, spec.model_dump(mode="json"))
-            if definition is not None:
-                _refuse_other_data(study, definition)
+        _refuse_other(study, spec, definition)
     if "evidence" in spec.pruner.options:
         study_pruner(spec, known)
     if not StoredDefinition.is_in(known):
@@ -244,7 +238,27 @@ def _study_sampler(spec: StudySpec, pruner: BasePruner) -> PlannedSampler:
     )
 
 
-def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> None:
+def _refuse_other(
+    study: optuna.Study, spec: StudySpec, definition: StoredDefinition | None
+) -> None:
+    """Refuse a stored study of another definition, or of other data if ``definition`` is known."""
+    # A study whose process died while it was made has neither definition nor trials.
+    if not (StoredDefinition.is_in(study.user_attrs) or study.get_trials(deepcopy=False)):
+        return
+    refuse_other_definition(study, spec.model_dump(mode="json"))
+    if definition is None:
+        return
+    stored = StoredDefinition.load(study)
+    difference = stored.data_difference(definition.epoch_examples, definition.data)
+    if difference:
+        raise StorageError(
+            f"Study '{study.study_name}' was made on other data ({difference}). Give --name to "
+            "start another study, or check --data-root."
+        )
+
+
+def refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> None:
+    """Refuse to continue a study under another definition than the stored one."""
     stored = StoredDefinition.load(study).spec
     before, now = dict(flat_spec(stored)), dict(flat_spec(wanted))
     changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
@@ -283,13 +297,3 @@ def _value_text(values: Mapping[str, Any], key: str) -> str:
     if within:
         return f"{{ {', '.join(f'{name} = {value!r}' for name, value in within.items())} }}"
     return repr(values[key]) if key in values else "not set"
-
-
-def _refuse_other_data(study: optuna.Study, wanted: StoredDefinition) -> None:
-    stored = StoredDefinition.load(study)
-    difference = stored.data_difference(wanted.epoch_examples, wanted.data)
-    if difference:
-        raise StorageError(
-            f"Study '{study.study_name}' was made on other data ({difference}). Give --name to "
-            "start another study, or check --data-root."
-        )

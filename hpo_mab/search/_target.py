@@ -180,9 +180,7 @@ class Spending:
             for trial_id, points in curves.load([id_of(one) for one in self._running]).items()
         }
         self._examples, self._seconds = target.spent(study, curves)
-        # None: the length of a trial is not known.
-        known = StoredDefinition.is_in(study.user_attrs)
-        self._definition = StoredDefinition.load(study) if known else None
+        self._definition = StoredDefinition.load(study)
 
     @property
     def _running(self) -> list[FrozenTrial]:
@@ -200,15 +198,14 @@ class Spending:
 
         Seconds are estimated at the study's mean cost of an example so far.
         """
+        settings, longest = self._definition.settings, self._definition.trial_examples
+        per_budget = settings.evaluations_of(longest) or 1
         left = 0
-        if (definition := self._definition) is not None:
-            settings, longest = definition.settings, definition.trial_examples
-            per_budget = settings.evaluations_of(longest) or 1
-            for trial in self._running:
-                attrs = trial.user_attrs
-                # A trial that continues from a checkpoint has this attribute once it has begun.
-                reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
-                whole = settings.examples_of(trial.params, longest=longest)
-                left += (per_budget * budgets_of(attrs) - reached) * whole // per_budget
+        for trial in self._running:
+            attrs = trial.user_attrs
+            # A trial that continues from a checkpoint has this attribute once it has begun.
+            reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
+            whole = settings.examples_of(trial.params, longest=longest)
+            left += (per_budget * budgets_of(attrs) - reached) * whole // per_budget
         more = self._seconds * (1 + left / max(self._examples, 1))
         return self._target.share(self._examples + left, more)

@@ -47,11 +47,8 @@ class FinishedTrials:
         self._on_trial = on_trial
         self.on_progress = getattr(on_trial, "running", None)
         self._known = {t.number for t in self._trials() if t.state.is_finished()}
-        self._evaluations = 1
-        if StoredDefinition.is_in(study.user_attrs):
-            definition = StoredDefinition.load(study)
-            longest = definition.trial_examples
-            self._evaluations = definition.settings.evaluations_of(longest) or 1
+        definition = StoredDefinition.load(study)
+        self._evaluations = definition.settings.evaluations_of(definition.trial_examples) or 1
 
     def report(self, trial: FrozenTrial) -> None:
         """Pass a trial that has finished to the callback."""
@@ -171,6 +168,7 @@ class TrialLoop:
             example_writer=self._example_writer,
             on_progress=_guarded(getattr(self._on_trial, "running", None)),
             in_loop=True,
+            collect_writes=self._storage.optuna.collect_writes,
         )
         name = self._study.study_name
         with deletion_is_an_error(self._storage, name), deferred_interrupts() as was_pressed:

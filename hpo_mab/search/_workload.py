@@ -24,7 +24,7 @@ from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, No
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import record_column
 from hpo_mab.search._checkpoint import warn_of_misfit
-from hpo_mab.search._space import Configuration, Part
+from hpo_mab.search._space import Assignment, Configuration, Part
 from hpo_mab.training import (
     Batches,
     Budget,
@@ -38,6 +38,7 @@ from hpo_mab.training import (
 )
 from hpo_mab.training._device import check_precision, cpu_threads, random_state, seed_random
 from hpo_mab.training._schedule import LearningCurve
+from hpo_mab.training._stack import StackSlot
 from hpo_mab.training._tally import ExampleTally
 
 
@@ -200,6 +201,7 @@ class Workload:
         return {
             "hpo_mab": version_of("hpo_mab"),
             "torch": str(torch.__version__),
+            "numpy": np.__version__,
             "device": self.device.type,
             "seed": seed,
             "examples": self.num_examples,
@@ -214,7 +216,7 @@ class Workload:
             ArgumentError: Another thread of this process is training.
         """
         with random_state(self.device):
-            seed_random(seed)
+            seed_random(seed, self.device)
             return self._network(configuration)
 
     def stack(
@@ -234,35 +236,33 @@ class Workload:
             optimizer=configuration.optimizer.name,
             precision=self.loop.precision,
             seed=derive_seed(seed, "sampler"),
-            examples=self._tally(slots) if examples else None,
+            tally=self._tally(slots) if examples else None,
         )
 
     def start_stacked(
         self,
-        stack: StackedTrainer,
-        slot: int,
-        configuration: Configuration,
+        where: StackSlot,
+        assignment: Assignment,
         *,
         sampler: BatchSampler,
-        seed: int,
+        state: Mapping[str, Any] | None = None,
         final: Budget | None = None,
         evaluations: int | None = None,
-        budgets: int = 1,
-        state: Mapping[str, Any] | None = None,
         network: nn.Module | None = None,
     ) -> None:
         """Begin a trial's training in a slot of a stack; as `training` does alone.
 
-        ``network``, if given, is copied in place of one that follows from ``seed``.
+        ``network``, if given, is copied in place of one that follows from the trial's seed.
         """
-        stack.start(
-            slot,
-            network or self.network(configuration, seed=seed),
+        configuration = assignment.configuration
+        where.stack.start(
+            where.slot,
+            network or self.network(configuration, seed=assignment.seed),
             sampler=sampler,
             optimizer=configuration.optimizer.options,
             steps=self._steps(final or self.budget, configuration.batch_size),
             evaluations=evaluations or self.loop.evaluations,
-            budgets=budgets,
+            budgets=assignment.budgets,
             state=state,
             **self._options(configuration),
         )
@@ -332,7 +332,7 @@ class Workload:
         examples: bool,
     ) -> Training:
         # For initial weights and dropout; sampler and augmentation have seeds of their own.
-        seed_random(seed)
+        seed_random(seed, self.device)
         model = self._network(configuration).to(self.device)
         optimizer = configuration.optimizer
         return Training(
@@ -347,9 +347,8 @@ class Workload:
             budgets=budgets,
             precision=self.loop.precision,
             channels_last=self.loop.channels_last,
-            # True would refuse samplers and data that a graph cannot hold.
-            graph=None if self.loop.graph else False,
-            examples=self._tally(1) if examples else None,
+            graph=self.loop.graph,
+            tally=self._tally(1) if examples else None,
             **self._options(configuration),
         )
 

@@ -45,10 +45,9 @@ class CurveStore:
 
     Examples:
         >>> from hpo_mab.storage import Storage
-        >>> storage = Storage("sqlite:///studies.db")
-        >>> storage.curves.load([1])
+        >>> with Storage("sqlite:///studies.db") as storage:
+        ...     storage.curves.load([1])
         {}
-        >>> storage.close()
     """
 
     def __init__(self, engine: sa.Engine) -> None:

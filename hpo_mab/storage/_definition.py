@@ -17,6 +17,7 @@ from hpo_mab.samplers._registry import NAMES
 if TYPE_CHECKING:
     from hpo_mab.storage._runs import TrialRun
 
+#: One more than before if the fields below change, or if a key with an effect is added.
 _VERSION = 2
 
 
@@ -32,13 +33,6 @@ class StoredDefinition:
         spec: The study definition as JSON-like values.
         environment: Versions and hardware at the study's start.
         data: Identity of its data; None if not known.
-
-    Examples:
-        >>> from hpo_mab.storage import StoredDefinition
-        >>> StoredDefinition(
-        ...     arm="mab", seed=0, trial_examples=100, epoch_examples=100, spec={}, environment={}
-        ... ).arm
-        'mab'
     """
 
     arm: str

@@ -241,21 +241,34 @@ class LeanStorage(RDBStorage):
         distribution: BaseDistribution,
         previous_distribution: BaseDistribution | None,
     ) -> None:
-        # Without a known distribution Optuna looks for that of the study's other trials.
-        if not self._has_upsert or previous_distribution is None:
-            # Parameters that wait keep their place before it.
-            self._write()
+        if not self._has_upsert:
             super()._set_trial_param(
                 trial_id, param_name, param_value_internal, distribution, previous_distribution
             )
-            self.forget(trial_id)
             return
-        check_distribution_compatibility(previous_distribution, distribution)
+        # Optuna's cache knows none before this process has set the parameter.
+        previous = previous_distribution or self._distribution_before(trial_id, param_name)
+        if previous is not None:
+            try:
+                check_distribution_compatibility(previous, distribution)
+            except ValueError:
+                # As in Optuna, a finished trial is the first thing that is refused.
+                self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
+                raise
         stored = stored_distribution(text := distribution_to_json(distribution))
         value = float(param_value_internal)
         row = {"param_name": param_name, "param_value": value, "distribution_json": text}
         known = {"params": stored.to_external_repr(value), "distributions": stored}
         self._upsert(PARAMS, trial_id, "param_name", row, **known)
+
+    def _distribution_before(self, trial_id: int, name: str) -> BaseDistribution | None:
+        """The distribution of a parameter in the trials of the same study."""
+        study = sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id)
+        query = sa.select(PARAMS.c.distribution_json).join(TRIALS)
+        query = query.where(TRIALS.c.study_id == study.scalar_subquery())
+        with self._statement() as connection:
+            text = connection.scalar(query.where(PARAMS.c.param_name == name).limit(1))
+        return None if text is None else stored_distribution(text)
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None

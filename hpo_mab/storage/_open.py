@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import optuna
 import sqlalchemy as sa
@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo_mab._errors import StorageError, hide_passwords
+from hpo_mab._errors import StorageError, hide_passwords, require
 from hpo_mab._interrupts import interruptible
 from hpo_mab._machine import expanded
 from hpo_mab._plan import RETRIES
@@ -89,7 +89,8 @@ _DRIVERS = {
 class Storage:
     """A database of studies: Optuna's own tables and the learning curves.
 
-    It is opened, and its tables are made, on first use: an earlier error leaves no file.
+    It is opened, and its tables are made, on first use: an earlier error leaves no file. Functions
+    of this package take a `Storage`, not a URL; Optuna's take ``storage.optuna``.
 
     Args:
         url: Any SQLAlchemy URL that Optuna takes; a path means SQLite.
@@ -99,18 +100,20 @@ class Storage:
         file: The file of an SQLite database; None on a server and in memory.
 
     Raises:
+        ArgumentError: ``url`` is neither text nor a path.
         StorageError: The URL cannot be read. On first use: the database cannot be reached or does
             not hold studies. The message never holds a password.
 
     Examples:
         >>> from hpo_mab.storage import Storage
-        >>> storage = Storage("sqlite:///studies.db")
-        >>> storage.is_sqlite
+        >>> with Storage("sqlite:///studies.db") as storage:  # closes it at the end
+        ...     storage.is_sqlite
         True
-        >>> storage.close()
     """
 
     def __init__(self, url: str | Path = DEFAULT_URL, *, create: bool = True) -> None:
+        # The type alone is shown: the value may hold a password.
+        require(isinstance(url, str | Path), "url", "a URL or a path", type(url).__name__)
         self.url = _normalise(str(url))
         self.shown_url = hide_passwords(self.url.render_as_string(hide_password=True))
         database = self.url.database
@@ -127,6 +130,12 @@ class Storage:
                 f"There is no study database at {self.shown_url}. "
                 "Run 'hpo-mab run' first, or name another with --storage."
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @functools.cached_property
     def optuna(self) -> LeanStorage:
@@ -244,7 +253,7 @@ class Storage:
                 heartbeat_stale_trial_callback=_retry,
             )
         try:
-            prepare_tables(storage.engine)
+            prepare_tables(storage.engine, is_archive=self.is_archive)
         except BaseException:
             storage.remove_session()
             storage.engine.dispose()

@@ -214,17 +214,17 @@ class StudyView:
 
 
 class AttributeSink:
-    """Collects the system attributes that ``optuna_dashboard`` sets, in place of a trial or study.
+    """Collects the system attributes that ``optuna_dashboard`` sets, in place of a study.
 
-    ``known`` are those of the study, also for a trial; ``trial_id`` is None for the study.
+    ``known`` are those that it has.
     """
 
-    def __init__(self, known: Mapping[str, Any], trial_id: int | None = None) -> None:
+    def __init__(self, known: Mapping[str, Any]) -> None:
         self.known = dict(known)
         self.written: dict[str, Any] = {}
         self._storage = self.storage = self.study = self
         self._study_id = 0
-        self._trial_id = trial_id
+        self._trial_id = None
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """See `optuna.storages.BaseStorage`."""

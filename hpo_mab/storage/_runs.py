@@ -52,14 +52,6 @@ class TrialRun:
         paired: Whether the configuration was given to every arm of a comparison.
         curve: Evaluations in order of budget.
         attrs: The trial's user attributes.
-
-    Examples:
-        >>> from hpo_mab.storage import TrialRun
-        >>> trial = TrialRun(
-        ...     number=0, slot=0, state="complete", params={}, value=0.9, paired=False, curve=()
-        ... )
-        >>> trial.lacks_curve
-        False
     """
 
     number: int
@@ -147,11 +139,6 @@ class StudyRun:
         environment: Versions and hardware that it began with; empty if not known.
         retrained: Test accuracies of its best configuration, trained again by a comparison.
         processes: The most processes that trained its trials at one time.
-
-    Examples:
-        >>> from hpo_mab.storage import StudyRun
-        >>> StudyRun(name="s", arm="mab", seed=0, trial_examples=100, spec={}, trials=()).examples
-        0
     """
 
     name: str
@@ -256,13 +243,7 @@ class StudyRun:
 
 
 class MissingCurvesWarning(UserWarning):
-    """Trials whose learning curves are not in the database that holds their study.
-
-    Examples:
-        >>> import warnings
-        >>> from hpo_mab.storage import MissingCurvesWarning
-        >>> warnings.simplefilter("error", MissingCurvesWarning)  # missing curves become an error
-    """
+    """Trials whose learning curves are not in the database that holds their study."""
 
 
 def study_names(storage: Storage) -> tuple[str, ...]:
@@ -367,6 +348,8 @@ def _span(trial: FrozenTrial) -> tuple[datetime.datetime, datetime.datetime, str
     # A lost trial ends when another worker finds it.
     if start is None or end is None or LOST_KEY in attrs:
         return None
+    # Local times repeat when the clocks go back.
+    start, end = start.astimezone(datetime.UTC), end.astimezone(datetime.UTC)
     # None where Optuna's own loop has begun a trial that a worker was about to begin.
     if (worker := trial.system_attrs.get(WORKER_KEY)) is not None:
         return start, end, worker

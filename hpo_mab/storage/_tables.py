@@ -151,7 +151,8 @@ def local_time(moment: datetime.datetime | None) -> datetime.datetime | None:
     """A stored moment as Optuna returns it: it stores UTC, both without a time zone."""
     if moment is None:
         return None
-    return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
+    # Unlike `astimezone`, this marks the later one of two equal times (``fold``).
+    return datetime.datetime.fromtimestamp(moment.replace(tzinfo=datetime.UTC).timestamp())
 
 
 def utc_now() -> datetime.datetime:
@@ -272,14 +273,20 @@ EXAMPLES = sa.Table(
 VERSION = 3
 
 
-def prepare_tables(engine: sa.Engine) -> None:
+def prepare_tables(engine: sa.Engine, *, is_archive: bool) -> None:
     """Make our tables where there are none, and bring older ones up to date.
 
     Raises:
-        StorageError: A later version of this package has changed them.
+        StorageError: A later version of this package has changed them. Or they are missing or older
+            in an archive, which cannot be changed.
     """
     if _is_current(engine):
         return
+    if is_archive:
+        raise StorageError(
+            f"Storage {_shown(engine)} has the tables of an earlier hpo-mab, or none, and is in a "
+            "folder that you may not write to. Copy the file to another folder and open the copy."
+        )
     # One process at a time: a second one would raise because the tables exist.
     with locker(engine)(VERSION_TABLE):
         if _is_current(engine):
@@ -311,12 +318,15 @@ def _is_current(engine: sa.Engine) -> bool:
     with engine.connect() as connection:
         found = _version(connection)
     if found is not None and found > VERSION:
-        shown = hide_passwords(engine.url.render_as_string(hide_password=True))
         raise StorageError(
-            f"Storage {shown} was written by a later hpo-mab (schema {found}; this one knows "
-            f"schemas up to {VERSION}). Install that version from its clone: pip install ."
+            f"Storage {_shown(engine)} was written by a later hpo-mab (schema {found}; this one "
+            f"knows schemas up to {VERSION}). Install that version from its clone: pip install ."
         )
     return found == VERSION
+
+
+def _shown(engine: sa.Engine) -> str:
+    return hide_passwords(engine.url.render_as_string(hide_password=True))
 
 
 def _version(connection: sa.Connection) -> int | None:

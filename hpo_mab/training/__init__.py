@@ -21,11 +21,7 @@ if TYPE_CHECKING:
     )
     from hpo_mab.training._device import select_device
     from hpo_mab.training._evaluate import evaluate
-    from hpo_mab.training._optimizers import (
-        available_optimizers,
-        create_optimizer,
-        optimizer_options,
-    )
+    from hpo_mab.training._optimizers import create_optimizer
     from hpo_mab.training._schedule import (
         DEFAULT_AVERAGE,
         Budget,
@@ -51,10 +47,8 @@ __all__ = [
     "Training",
     "TrainingDiverged",
     "WeightAverage",
-    "available_optimizers",
     "create_optimizer",
     "evaluate",
-    "optimizer_options",
     "select_device",
 ]
 

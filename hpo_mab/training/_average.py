@@ -1,4 +1,4 @@
-"""Averaged weights, and a network called with other weights than its own."""
+"""Averaged weights, and a network: its state, its numbers, and calls with other weights."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -
     given = {}
     for layer, module in model.named_modules():
         for key, own in [*module._parameters.items(), *module._buffers.items()]:
-            place = f"{layer}.{key}" if layer else key
+            name = f"{layer}.{key}" if layer else key
             if own is None:
                 continue
             # Layers that share a parameter are given the tensor of its first name.
-            shared = first.setdefault(id(own), place)
-            name = place if place in tensors else shared
-            if name in tensors:
-                given[place] = tensors[name]
+            shared = first.setdefault(id(own), name)
+            source = name if name in tensors else shared
+            if source in tensors:
+                given[name] = tensors[source]
     before = dict(given)
     # With `tie_weights`, torch would swap the tensors of a layer with two names twice, and restore
     # the given ones instead of the network's own.
@@ -76,8 +76,30 @@ def set_numbers(model: nn.Module, numbers: Mapping[tuple[str, str], Any]) -> Non
         vars(model.get_submodule(path))[key] = number
 
 
+def full_state(model: nn.Module) -> dict[str, Any]:
+    """All that a network keeps: its ``state_dict``, its other buffers and its numbers."""
+    kept = model.state_dict()
+    buffers = {name: one for name, one in model.named_buffers() if name not in kept}
+    return {"model": kept, "buffers": buffers, "numbers": python_numbers(model)}
+
+
+def load_full_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give a network what `full_state` returned of another of its kind."""
+    model.load_state_dict(state["model"])
+    for name, saved in state["buffers"].items():
+        tensors, key = owner_of(model, name)
+        own = tensors.get(key)
+        if own is not None and own.shape == saved.shape:
+            own.copy_(saved)
+        else:  # A network may make a buffer, or change its shape, while it is trained.
+            module = model.get_submodule(name.rpartition(".")[0])
+            device = next(model.parameters()).device
+            module.register_buffer(key, saved.to(device, copy=True), persistent=False)
+    set_numbers(model, state["numbers"])
+
+
 class NetworkWatch:
-    """Finds what a network changes in Python.
+    """Finds what steps with a network change in Python, and whether they draw on the host.
 
     A graph would keep the value of its capture, and the slots of a stack would share it.
     """
@@ -87,12 +109,18 @@ class NetworkWatch:
         self._tensors: list[Tensor] = []
         self._last: dict[str, Any] = {}
 
-    def change(self) -> str | None:
-        """What has changed since the last call, as the reason against a graph and a stack.
+    def call(
+        self, step: Callable[[], None], *, torch_draws: bool, compare: bool = True
+    ) -> str | None:
+        """Call a step; returns the reason against a graph and a stack, None if there is none.
 
-        None if nothing has, and at the first call: the first step may make buffers, or set numbers
-        such as the size of its input.
+        ``torch_draws`` is whether torch's generator of the host counts: on a CPU dropout uses it.
+        With ``compare`` the network must be as after the last call. Nothing is compared at the
+        first one: a first step may make buffers, or set numbers such as the size of its input.
         """
+        before = _host_random_states(torch_draws)
+        step()
+        draws = before != _host_random_states(torch_draws)
         tensors = [*self._model.parameters(), *self._model.buffers()]
         now = {
             ASSIGNS: list(map(id, tensors)),
@@ -102,7 +130,15 @@ class NetworkWatch:
         last, self._last = self._last, now
         # Kept until the next call: a new tensor may get the id of one that is freed.
         self._tensors = tensors
-        return next((why for why in now if last and last[why] != now[why]), None)
+        if draws:
+            return DRAWS
+        return next((why for why in now if compare and last and last[why] != now[why]), None)
+
+
+def _host_random_states(with_torch: bool) -> tuple[Any, ...]:
+    """States of the host's global random generators: Python's, NumPy's and, if asked, torch's."""
+    states = random.getstate(), pickle.dumps(np.random.get_state())
+    return (*states, torch.get_rng_state().numpy().tobytes()) if with_torch else states
 
 
 def _generator_states(model: nn.Module) -> list[bytes]:
@@ -157,7 +193,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, *, window: float) -> None:
-        require(0 < window <= 1, "average", "a share in (0, 1]", window)
+        require(0 < window <= 1, "window", "a share in (0, 1]", window)
         self._model = model
         self._window = window
         # Parameters that modules share have one name in this mapping, and one average.
@@ -166,7 +202,7 @@ class WeightAverage:
             raise ArgumentError("average must be 0 for a model without weights to average.")
         self._names = list(named)
         # Looked up at each step: a network may assign a new tensor to its buffer.
-        self._places = [owner_of(model, name) for name in named]
+        self._owners = [owner_of(model, name) for name in named]
         # At least float32: in half precision the small steps of an average are rounded to nothing.
         self._average = [
             tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
@@ -179,7 +215,7 @@ class WeightAverage:
         """Add the weights after one more step to the average; does not wait for the device."""
         self._steps += 1
         share = average_share(self._window, self._steps)
-        weights = [tensors[name] for tensors, name in self._places]
+        weights = [tensors[name] for tensors, name in self._owners]
         moves = torch._foreach_sub(weights, self._average)
         torch._foreach_mul_(moves, share)
         torch._foreach_add_(self._average, moves)
@@ -198,13 +234,13 @@ class WeightAverage:
         present = dict(self._model.named_parameters(remove_duplicate=False)) | dict(
             self._model.named_buffers(remove_duplicate=False)
         )
-        for name, (tensors, own) in zip(self._names, self._places, strict=True):
+        for name, (tensors, own) in zip(self._names, self._owners, strict=True):
             if present.get(name) is not tensors.get(own):
                 raise ArgumentError(
                     f"model must keep its layers while its weights are averaged; that of '{name}' "
                     "was replaced."
                 )
-        kept = zip(self._names, self._places, self._average, strict=True)
+        kept = zip(self._names, self._owners, self._average, strict=True)
         return {name: average.to(tensors[own].dtype) for name, (tensors, own), average in kept}
 
     def state_dict(self) -> dict[str, Any]:

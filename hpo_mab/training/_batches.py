@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -100,31 +100,6 @@ class TimedSampler:
         result = call()
         self.seconds += self._clock() - start
         return result
-
-
-class Batches(Protocol):
-    """Training examples that can be fetched by a sampler's draws.
-
-    Examples:
-        >>> import torch
-        >>> from torch.utils.data import TensorDataset
-        >>> from hpo_mab.training import Batches, LoaderBatches
-        >>> dataset = TensorDataset(torch.zeros(6, 3), torch.tensor([0, 1] * 3))
-        >>> batches: Batches = LoaderBatches(dataset)
-        >>> batches.inputs(torch.tensor([0])).shape
-        torch.Size([1, 3])
-    """
-
-    def stream(self, sampler: TimedSampler) -> Generator[tuple[Tensor, Tensor]]:
-        """Endless ``(inputs, targets)`` on the training device, one pair a draw, in order."""
-        ...
-
-    def inputs(self, indices: Tensor) -> Tensor:
-        """Network inputs of examples, unaugmented, on the training device.
-
-        A data set's own transforms are applied.
-        """
-        ...
 
 
 class DeviceBatches:
@@ -243,6 +218,10 @@ class LoaderBatches:
         return batch.to(self.device)
 
 
+#: Training examples that a sampler's draws are fetched from.
+Batches = DeviceBatches | LoaderBatches
+
+
 def to_device(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """A loaded batch on the training device, targets as int64."""
     if not isinstance(targets, Tensor) or targets.is_cpu:
@@ -255,24 +234,6 @@ def to_device(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Te
 
 #: What a sweep's labels are, for errors.
 EVALUATED = "labels of the examples to evaluate on"
-
-
-class Sweep(Protocol):
-    """Evaluation examples; each iteration is one pass over all of them.
-
-    Examples:
-        >>> import torch
-        >>> from torch.utils.data import TensorDataset
-        >>> from hpo_mab.training import LoaderSweep, Sweep
-        >>> dataset = TensorDataset(torch.zeros(6, 3), torch.tensor([0, 1] * 3))
-        >>> sweep: Sweep = LoaderSweep(dataset)
-        >>> sum(len(targets) for _, targets in sweep)
-        6
-    """
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """``(inputs, targets)`` on the training device, each example once."""
-        ...
 
 
 #: Network inputs that a sweep holds at once: examples, and bytes of float32.
@@ -376,3 +337,7 @@ class LoaderSweep:
                 raise ArgumentError(f"{EVALUATED} must be at least 0, got {low}.")
             self.highest_label = max(self.highest_label, int(labels.max()))
             yield to_device(inputs, labels, self.device)
+
+
+#: Evaluation examples; each iteration is one pass over all of them.
+Sweep = DeviceSweep | LoaderSweep

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
-import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import numpy as np
 import torch
 
 from hpo_mab._errors import memory_reason
-from hpo_mab.training._average import DRAWS
 
 #: Calls before the capture: the optimiser makes its state, and libraries choose their kernels.
 WARM_UP_CALLS = 3
@@ -26,7 +21,7 @@ _OF_THREAD = threading.local()
 _Streams = tuple[torch.cuda.Stream, torch.cuda.Stream]
 
 
-def register(graph: torch.cuda.CUDAGraph, *generators: torch.Generator | None) -> None:
+def register_generators(graph: torch.cuda.CUDAGraph, *generators: torch.Generator | None) -> None:
     """Register the random generators of a graph; from 2.14 on PyTorch does so, and warns."""
     # The version compares by its numbers.
     if torch.__version__ < "2.14":
@@ -57,11 +52,11 @@ class Captured:
         self._generators = generators
         self._may_capture = capture and device.type == "cuda"
         self._stream: torch.cuda.Stream | None = None
-        self._side: torch.cuda.Stream | None = None
+        self._second_stream: torch.cuda.Stream | None = None
         if self._may_capture:
-            self._stream, self._side = pair = _streams(device)
+            self._stream, self._second_stream = pair = _streams(device)
             weakref.finalize(self, _free_streams(device).append, pair)
-        self._forked = False
+        self._second_stream_used = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls = 0
         self.reason: str | None = None
@@ -83,21 +78,18 @@ class Captured:
         # PyTorch uses the streams of the current card, which may be another one.
         card = contextlib.nullcontext() if self._stream is None else torch.cuda.device(self._device)
         with card:
-            if self._graph is None and self.will_capture and self._calls >= WARM_UP_CALLS:
+            if self._graph is None and self.is_warming_up and self._calls >= WARM_UP_CALLS:
                 self._try_capture(body, undo)
             if self._graph is not None:
                 self._graph.replay()
             else:
-                drawn = _host_random_state() if self.will_capture else ()
                 with self._on_capture_stream():
                     body()
-                if self.will_capture and drawn != _host_random_state():
-                    self.give_up(DRAWS)
         self._calls += 1
 
     @property
-    def will_capture(self) -> bool:
-        """Whether a later call captures the function: on CUDA, not captured yet, not given up."""
+    def is_warming_up(self) -> bool:
+        """Whether calls are not replayed yet, and a later one is to capture the function."""
         return self._may_capture and self._graph is None
 
     def give_up(self, reason: str) -> None:
@@ -108,20 +100,20 @@ class Captured:
     @contextlib.contextmanager
     def on_second_stream(self) -> Iterator[None]:
         """Within the function: launch kernels on a second stream, until `join`."""
-        if self._side is None:
+        if self._second_stream is None:
             yield
             return
-        self._forked = True
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
+        self._second_stream_used = True
+        self._second_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._second_stream):
             yield
 
     def join(self) -> None:
         """Within the function: make the main stream wait for the second one, if it was used."""
         # CUDA raises if a capture waits for a stream that is not part of it.
-        if self._side is not None and self._forked:
-            torch.cuda.current_stream().wait_stream(self._side)
-            self._forked = False
+        if self._second_stream is not None and self._second_stream_used:
+            torch.cuda.current_stream().wait_stream(self._second_stream)
+            self._second_stream_used = False
 
     def _try_capture(self, body: Callable[[], None], undo: Callable[[], None]) -> None:
         """Capture a graph; if that fails, store the reason and do not try again."""
@@ -136,7 +128,7 @@ class Captured:
             for generator, state in zip(generators, states, strict=True):
                 generator.graphsafe_set_state(state)
             undo()
-            self._forked = False
+            self._second_stream_used = False
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise error.__context__ from None
             if memory_reason(error) is not None:
@@ -147,7 +139,7 @@ class Captured:
 
     def _capture(self, body: Callable[[], None]) -> None:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        register(graph, *self._generators)
+        register_generators(graph, *self._generators)
         try:
             # Other threads may train on the same device (up to PyTorch 2.12 without dropout), but
             # only one may capture at a time. The current stream is entered again: not all versions
@@ -178,7 +170,7 @@ class Captured:
     @contextlib.contextmanager
     def _on_capture_stream(self) -> Iterator[None]:
         """Launch on the capture's stream, because libraries allocate workspaces by stream."""
-        if self._stream is None or self._side is None:
+        if self._stream is None or self._second_stream is None:
             yield
             return
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -187,18 +179,8 @@ class Captured:
                 yield
         finally:
             # After an error, too: the next training writes where launched kernels still do.
-            for stream in (self._stream, self._side):
+            for stream in (self._stream, self._second_stream):
                 torch.cuda.current_stream().wait_stream(stream)
-
-
-def python_random_states() -> tuple[Any, ...]:
-    """States of Python's and NumPy's random generators."""
-    return random.getstate(), pickle.dumps(np.random.get_state())
-
-
-def _host_random_state() -> tuple[Any, ...]:
-    """States of all random generators of the host that a network may use."""
-    return *python_random_states(), torch.get_rng_state().numpy().tobytes()
 
 
 def _streams(device: torch.device) -> _Streams:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._feedback import check_logits
-from hpo_mab.training._batches import Batches, DeviceBatches, LoaderBatches
+from hpo_mab.training._batches import Batches, LoaderBatches
 from hpo_mab.training._optimizers import is_fused
 
 _NAMES = ("auto", "cpu", "cuda", "mps")
@@ -68,11 +68,22 @@ def release_memory() -> None:
         torch.mps.empty_cache()
 
 
-def seed_random(seed: int) -> None:
-    """Seed torch's, NumPy's and Python's random states, which networks and transforms draw from."""
-    torch.manual_seed(seed)
+def seed_random(seed: int, device: torch.device) -> None:
+    """Seed the random states that `random_states` returns."""
+    seed_torch(seed, device)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of one device."""
+    # `torch.manual_seed` would also seed other cards, whose states are not restored.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
@@ -146,10 +157,10 @@ _training_lock = threading.RLock()
 
 @contextlib.contextmanager
 def random_state(device: torch.device) -> Iterator[None]:
-    """Reserve the global random states for one thread, and restore them afterwards.
+    """Reserve the global random states for one thread, and restore those of `random_states`.
 
-    torch, NumPy and Python each have one for the whole process. Weights, dropout, loaders and
-    users' transforms draw from them.
+    torch has one for each device, NumPy and Python have one. Weights, dropout, loaders and users'
+    transforms draw from them.
     """
     if not _training_lock.acquire(blocking=False):
         raise ArgumentError(
@@ -193,9 +204,8 @@ def check_index_range(sampler: BatchSampler, count: int) -> None:
 
 def why_no_graph(batches: Batches, sampler: BatchSampler, optimizer: Optimizer) -> str | None:
     """Why a training cannot take its steps by `DeviceStep`; None if it can."""
-    if not isinstance(batches, DeviceBatches):
-        loaded = isinstance(batches, LoaderBatches)
-        return f"{'a DataLoader' if loaded else type(batches).__name__} brings the batches"
+    if isinstance(batches, LoaderBatches):
+        return "a DataLoader brings the batches"
     if sampler.weighs_by_losses:
         return f"{type(sampler).__name__} weighs a batch by its own losses"
     # Only a capture needs the fused form, and only CUDA captures.

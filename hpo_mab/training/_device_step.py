@@ -44,7 +44,7 @@ class DeviceStep:
         optimizer: Optimizer,
         meter: LossMeter,
         average: WeightAverage | None = None,
-        examples: ExampleTally | None = None,
+        tally: ExampleTally | None = None,
         drawn: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
         precision: str = "float32",
@@ -56,7 +56,7 @@ class DeviceStep:
         self._optimizer = optimizer
         self._meter = meter
         self._average = average
-        self._examples = examples
+        self._tally = tally
         self._label_smoothing = label_smoothing
         self._precision = precision
         device = batches.data.device
@@ -68,7 +68,7 @@ class DeviceStep:
         self._sampler_in_graph = (
             sampler.sampler.capturable and own is not None and own.device.type == device.type
         )
-        self._step = Captured(
+        self._captured_step = Captured(
             device=device,
             generators=(batches.generator, own if self._sampler_in_graph else None),
             capture=capture,
@@ -85,7 +85,7 @@ class DeviceStep:
     @property
     def captured(self) -> bool:
         """Whether steps are replayed from a graph by now."""
-        return self._step.captured
+        return self._captured_step.captured
 
     @property
     def draws_in_graph(self) -> bool:
@@ -95,7 +95,7 @@ class DeviceStep:
     @property
     def reason(self) -> str | None:
         """Why the network could not be captured; None as long as nothing failed."""
-        return self._step.reason
+        return self._captured_step.reason
 
     def __call__(self, *, step: int) -> None:
         """Take one optimiser step; ``step`` counts from 1."""
@@ -110,15 +110,22 @@ class DeviceStep:
             # A capture that fails after its backward pass leaves gradients without values.
             self._optimizer.zero_grad(set_to_none=True)
 
-        self._step(self._body, undo=undo)
-        if self._step.will_capture and (reason := self._watch.change()) is not None:
-            self._step.give_up(reason)
+        def take() -> None:
+            self._captured_step(self._body, undo=undo)
+
+        if self._captured_step.is_warming_up:
+            reason = self._watch.call(take, torch_draws=True)
+            # After a capture, or one that failed, there is nothing to give up.
+            if reason is not None and self._captured_step.is_warming_up:
+                self._captured_step.give_up(reason)
+        else:
+            take()
         if not self._sampler_in_graph and self._outputs is not None:
             # Copies, because a sampler may keep them and the next replay overwrites these.
             losses, logits, targets = (one.clone() for one in self._outputs)
             self._sampler.update(losses, logits=logits, targets=targets)
-        if self._examples is not None:
-            self._examples.count()
+        if self._tally is not None:
+            self._tally.count()
         self._meter.count(step=step)
 
     def _body(self) -> None:
@@ -136,12 +143,12 @@ class DeviceStep:
         # A reference is kept until the step's end. Without it a kernel of the main stream could get
         # the memory before the second stream's sampler reads it.
         self._outputs = outputs
-        if self._examples is not None:
-            with self._step.on_second_stream():
+        if self._tally is not None:
+            with self._captured_step.on_second_stream():
                 # Before the next draw overwrites the indices; both are on the second stream.
-                self._examples.keep(indices, outputs[0], outputs[1])
+                self._tally.keep(indices, outputs[0], outputs[1])
         if self._sampler_in_graph:
-            with self._step.on_second_stream():
+            with self._captured_step.on_second_stream():
                 self._sampler.update(outputs[0], logits=outputs[1], targets=targets)
                 self._store_draw(self._sampler.next_draw())
         (losses * weights).mean().backward()  # type: ignore[no-untyped-call]
@@ -151,7 +158,7 @@ class DeviceStep:
         if self._average is not None:
             self._average.update()
         self._meter.accumulate(outputs[0])
-        self._step.join()
+        self._captured_step.join()
 
     @contextlib.contextmanager
     def between_steps(self) -> Iterator[dict[str, Any] | None]:

@@ -76,7 +76,7 @@ def _largest_of(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
 
 def evaluate(
     model: nn.Module,
-    examples: Iterable[tuple[Tensor, Tensor]],
+    sweep: Iterable[tuple[Tensor, Tensor]],
     *,
     precision: str = "float32",
     forward: Callable[[Tensor], Tensor] | None = None,
@@ -88,7 +88,7 @@ def evaluate(
 
     Args:
         model: Network from inputs to logits [n, C].
-        examples: Batches of inputs and targets on the model's device, see `Sweep`; their inputs
+        sweep: Batches of inputs and targets on the model's device, see `Sweep`; their inputs
             have one shape.
         precision: ``"float32"`` or ``"bfloat16"``.
         forward: Calls the model with other weights, see `WeightAverage`; None calls the model.
@@ -110,12 +110,12 @@ def evaluate(
     try:
         # Not `inference_mode`: no training step can use the tensors that a network keeps from it.
         with torch.no_grad():
-            for inputs, targets in examples:
+            for inputs, targets in sweep:
                 if at_once is None:
                     with autocast(inputs.device, precision):
                         at_once = examples_at_once(call, inputs)
                 sums += [
-                    _score_sums(call, *part, precision=precision, examples=examples)
+                    _score_sums(call, *part, precision=precision, sweep=sweep)
                     for part in zip(
                         torch.split(inputs, at_once), torch.split(targets, at_once), strict=True
                     )
@@ -128,7 +128,7 @@ def evaluate(
         for module, mode in modes:
             module.training = mode
     if not sums:
-        raise ArgumentError("examples must give at least one batch at each pass, got none.")
+        raise ArgumentError("sweep must give at least one batch at each pass, got none.")
     correct, loss, count = torch.as_tensor(sum(sums)).tolist()
     return correct / count, loss / count
 
@@ -139,12 +139,12 @@ def _score_sums(
     targets: Tensor,
     *,
     precision: str,
-    examples: Iterable[tuple[Tensor, Tensor]],
+    sweep: Iterable[tuple[Tensor, Tensor]],
 ) -> Tensor:
     """Correct answers, summed loss and number of examples of a batch, float32 [3]."""
     logits = logits_of(forward, inputs, precision=precision)
     # On another device the largest label of a batch would wait for it.
-    highest = None if targets.is_cpu else getattr(examples, "highest_label", None)
+    highest = None if targets.is_cpu else getattr(sweep, "highest_label", None)
     low, high = map(int, torch.aminmax(targets)) if highest is None else (0, highest)
     check_range(low, high, outputs=logits.shape[1], what=EVALUATED)
     loss = F.cross_entropy(logits, targets, reduction="sum")

@@ -162,31 +162,16 @@ _SHARES = ("alpha", "beta1", "beta2", "momentum")
 _POSITIVE = ("eps", "lr")
 
 
-def available_optimizers() -> tuple[str, ...]:
-    """Names of this package that `create_optimizer` takes, sorted."""
-    return tuple(OPTIMIZERS)
-
-
-def optimizer_options(name: Named) -> dict[str, Any]:
-    """Knobs of an optimiser with their defaults.
-
-    Raises:
-        UnknownNameError: No such optimiser.
-        ArgumentError: It cannot be imported.
-    """
-    return {knob: option.default for knob, option in OPTIMIZERS.options(name).items()}
-
-
 @plain_arguments
 def create_optimizer(name: Named, parameters: Iterable[Parameter], **options: Any) -> Optimizer:
     """Make an optimiser of `torch.optim`; its fused form where the parameters' device has one.
 
     Args:
-        name: One of `available_optimizers`, ``package.module:Name`` of another optimiser, or its
-            class; it is called with the parameters and its options.
+        name: ``adam``, ``adamw``, ``nadam``, ``rmsprop`` or ``sgd``; ``package.module:Name`` of
+            another optimiser, or its class; it is called with the parameters and its options.
         parameters: Parameters to optimise, not groups of them. Weight decay, if any, applies to
             all.
-        **options: Knobs, see `optimizer_options`; ``lr`` is the peak learning rate.
+        **options: Knobs; ``lr`` is the peak learning rate.
 
     Raises:
         UnknownNameError: No such optimiser or knob.
@@ -216,7 +201,7 @@ class RowOptimizer:
     CUDA graph can be replayed after a row has begun again with other knobs.
 
     Args:
-        name: One of `available_optimizers`.
+        name: One of `OPTIMIZERS`.
         weights: Weights of ``K`` networks, float32 [K, P]; changed in place.
     """
 
@@ -225,7 +210,7 @@ class RowOptimizer:
             raise UnknownNameError("optimizer", name, _ROWS)
         self._name = name
         self._weights = weights
-        self._defaults = optimizer_options(name)
+        self._defaults = {knob: one.default for knob, one in OPTIMIZERS.options(name).items()}
         self._update, moments = _ROWS[name]
         column = weights.new_zeros(len(weights), 1)
         #: Peak learning rate and every other knob, float32 [K, 1] each.

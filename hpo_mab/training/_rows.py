@@ -1,4 +1,4 @@
-"""The tensors of a stack: row k has network, numbers and curve of the training in slot k."""
+"""The tensors of a stack: row k has the network and the schedule of the training in slot k."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class NetworkRows:
         return logits
 
     def scores(
-        self, slots: Sequence[int], examples: DeviceSweep, *, averaged: bool
+        self, slots: Sequence[int], sweep: DeviceSweep, *, averaged: bool
     ) -> dict[int, tuple[float, float]]:
         """Accuracy and mean loss of some networks, evaluated together; waits for the device."""
         if not slots:
@@ -195,13 +195,13 @@ class NetworkRows:
         with torch.no_grad():
             if self._at_once is None:
                 self.model.eval()
-                few, _ = next(examples.batches(2))
+                few, _ = next(sweep.batches(2))
                 with autocast(few.device, "bfloat16" if self._half else "float32"):
                     self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self.model, few))
             to_evaluation(self.model)
-            for inputs, targets in examples.batches(max(1, self._at_once // len(slots))):
+            for inputs, targets in sweep.batches(max(1, self._at_once // len(slots))):
                 logits = self.forward(weights, buffers, inputs, in_dim=None)
-                high = examples.highest_label
+                high = sweep.highest_label
                 check_range(0, high, outputs=logits.shape[2], what=EVALUATED)
                 losses = stacked_cross_entropy(logits, targets.expand(len(slots), -1), None)
                 correct = (logits.argmax(dim=2) == targets).sum(dim=1)
@@ -253,71 +253,15 @@ def _shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def stacked_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Tensor | None) -> Tensor:
-    """Cross-entropy of each example, float32 [K, n].
+class ScheduleRows:
+    """The numbers that the step of each training depends on: schedule, average, smoothing.
 
-    Args:
-        logits: Float32 [K, n, C].
-        targets: Labels, int64 [K, n].
-        smoothing: Share of the target spread over all classes, [K, 1]; None for none.
+    It also adds up the losses of the steps since the last evaluation.
     """
-    log = logits.log_softmax(dim=2)
-    loss = -log.gather(2, targets[:, :, None])[:, :, 0]
-    if smoothing is None:
-        return loss
-    # Without smoothing a logit of -inf, of a class that is masked, must not make 0 * inf.
-    return (1 - smoothing) * loss - torch.where(smoothing > 0, smoothing * log.mean(dim=2), 0.0)
-
-
-@dataclasses.dataclass
-class SlotTraining:
-    """A training in a slot of a stack.
-
-    Attributes:
-        curve: Its learning curve.
-        peak: Peak of its learning rate.
-        done: Steps done.
-        seconds: Training seconds spent: of each step, the share of one slot.
-    """
-
-    curve: LearningCurve
-    peak: float
-    done: int = 0
-    seconds: float = 0.0
-
-
-#: Rings of the bandits' last pulls. Their length may differ between stacks, but a bandit uses only
-#: the first places, as many as it remembers. So only these are compared and copied.
-_RINGS = {"bandits.window_arms", "bandits.window_rewards"}
-
-
-def matched(
-    row: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, window: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Tensors of a row of a stack, each with its value in a saved state.
-
-    ``window`` is how many pulls a bandit of the row remembers.
-    """
-    own, other = dict(row), dict(saved)
-    # ``training.examples`` may change when a study is continued; the sums then begin at zero.
-    for name in [name for name in own.keys() ^ other.keys() if name.startswith("examples.")]:
-        own.pop(name, None)
-        other.pop(name, None)
-    for name in _RINGS & own.keys() & other.keys():
-        own[name], other[name] = own[name][:, :window], other[name][:, :window]
-    if _shapes_of(own) != _shapes_of(other):
-        raise ArgumentError(
-            "the state is of a training with another network, optimiser or sampler."
-        )
-    return [(tensor, other[name]) for name, tensor in own.items()]
-
-
-class NumberRows:
-    """The numbers that the step of each training depends on: schedule, average, smoothing."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
         column = torch.zeros(slots, 1, device=device)
-        self._done, self._window = column.clone(), column.clone()
+        self._done, self._average_window = column.clone(), column.clone()
         #: See `Schedule.lines`.
         self._lines = [column + 1 for _ in range(4)]
         self.label_smoothing = column.clone()
@@ -328,7 +272,7 @@ class NumberRows:
         self._done[slot] = 0
         for column, number in zip(self._lines, curve.schedule.lines, strict=True):
             column[slot] = number
-        self._window[slot] = curve.average
+        self._average_window[slot] = curve.average
         self.label_smoothing[slot] = curve.label_smoothing
         self._losses[slot] = 0
 
@@ -349,13 +293,72 @@ class NumberRows:
 
     def average_share(self) -> Tensor:
         """Weight of the newest weights in their average, float32 [K, 1]."""
-        return average_share(self._window, self._done)
+        return average_share(self._average_window, self._done)
 
-    def read(self) -> list[float]:
-        """Summed mean losses of each slot since `forget`; waits for the device."""
-        found: list[float] = self._losses.tolist()
-        return found
+    def losses(self) -> list[float]:
+        """Sum of the mean losses of each slot's batches; waits for the device."""
+        sums: list[float] = self._losses.tolist()
+        return sums
 
-    def forget(self, slot: int) -> None:
+    def reset_losses(self, slot: int) -> None:
         """Set the sum of a slot to 0."""
         self._losses[slot] = 0
+
+
+@dataclasses.dataclass
+class SlotTraining:
+    """A training in a slot of a stack.
+
+    Attributes:
+        curve: Its learning curve.
+        peak: Peak of its learning rate.
+        done: Steps done.
+        seconds: Training seconds spent: of each step, the share of one slot.
+    """
+
+    curve: LearningCurve
+    peak: float
+    done: int = 0
+    seconds: float = 0.0
+
+
+#: Rings of the bandits' last pulls. Their length may differ between stacks, but a bandit uses only
+#: the first positions, as many as it remembers. So only these are compared and copied.
+_RINGS = {"bandits.window_arms", "bandits.window_rewards"}
+
+
+def tensors_to_restore(
+    row: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, window: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Tensors of a row of a stack, each with its value in a saved state.
+
+    ``window`` is how many pulls a bandit of the row remembers.
+    """
+    own, other = dict(row), dict(saved)
+    # ``training.examples`` may change when a study is continued; the sums then begin at zero.
+    for name in [name for name in own.keys() ^ other.keys() if name.startswith("examples.")]:
+        own.pop(name, None)
+        other.pop(name, None)
+    for name in _RINGS & own.keys() & other.keys():
+        own[name], other[name] = own[name][:, :window], other[name][:, :window]
+    if _shapes_of(own) != _shapes_of(other):
+        raise ArgumentError(
+            "the state is of a training with another network, optimiser or sampler."
+        )
+    return [(tensor, other[name]) for name, tensor in own.items()]
+
+
+def stacked_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Tensor | None) -> Tensor:
+    """Cross-entropy of each example, float32 [K, n].
+
+    Args:
+        logits: Float32 [K, n, C].
+        targets: Labels, int64 [K, n].
+        smoothing: Share of the target spread over all classes, [K, 1]; None for none.
+    """
+    log = logits.log_softmax(dim=2)
+    loss = -log.gather(2, targets[:, :, None])[:, :, 0]
+    if smoothing is None:
+        return loss
+    # Without smoothing a logit of -inf, of a class that is masked, must not make 0 * inf.
+    return (1 - smoothing) * loss - torch.where(smoothing > 0, smoothing * log.mean(dim=2), 0.0)

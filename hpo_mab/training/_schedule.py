@@ -31,15 +31,6 @@ class Evaluation:
             (0.1 is uniform); None where the sampler does not count draws.
         averaged: Whether ``accuracy`` and ``loss`` are those of the averaged weights, not of the
             trained ones.
-
-    Examples:
-        >>> from hpo_mab.training import Evaluation
-        >>> point = Evaluation(
-        ...     index=1, steps=10, examples=1280, seconds=0.5, sampler_seconds=0.01,
-        ...     accuracy=0.4, loss=1.6, train_loss=1.8, learning_rate=0.1,
-        ... )
-        >>> point.sampler_seconds / point.seconds
-        0.02
     """
 
     index: int
@@ -56,16 +47,16 @@ class Evaluation:
     averaged: bool = False
 
 
-#: Figures that the sampler reports and that an evaluation may lack.
-SAMPLER_FIGURES = tuple(
+#: Statistics that the sampler reports and that an evaluation may lack.
+SAMPLER_STATISTICS = tuple(
     field.name for field in dataclasses.fields(Evaluation) if field.default is None
 )
 
 
-def sampler_figures(statistics: Mapping[str, float]) -> dict[str, Any]:
+def known_statistics(statistics: Mapping[str, float]) -> dict[str, Any]:
     """The statistics of a sampler that an `Evaluation` has a field for."""
     # A checkpoint that holds NumPy's numbers could not be loaded.
-    found = {name: statistics.get(name) for name in SAMPLER_FIGURES}
+    found = {name: statistics.get(name) for name in SAMPLER_STATISTICS}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -76,7 +67,7 @@ def stored_evaluation(fields: Iterable[tuple[str, Any]]) -> Evaluation:
         if name == "averaged":
             # Of an earlier version, which had trained weights only.
             values[name] = False
-        elif name not in SAMPLER_FIGURES:
+        elif name not in SAMPLER_STATISTICS:
             values[name] = math.nan
     return Evaluation(**values)
 
@@ -89,11 +80,6 @@ class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome
         what: The loss and its value, in words.
         examples: Training examples since the last evaluation.
         seconds: Training seconds since then.
-
-    Examples:
-        >>> from hpo_mab.training import TrainingDiverged
-        >>> print(TrainingDiverged(120, "the training loss is nan"))
-        Training diverged by step 120: the training loss is nan.
     """
 
     def __init__(self, step: int, what: str, examples: int = 0, seconds: float = 0.0) -> None:
@@ -110,7 +96,8 @@ class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome
 
 #: Names of the schedules that `Schedule` takes.
 SCHEDULES = ("constant", "linear")
-#: Which weights a training ends with: the more accurate of trained and averaged ones, or trained.
+#: Weights that a training ends with: the trained ones, or the more accurate of these and their
+#: average.
 KEEP = ("better", "trained")
 #: Window of the average of a trial's weights, by measurement: see studies/rungs.
 DEFAULT_AVERAGE = 0.2
@@ -247,9 +234,10 @@ class CurveArguments(TypedDict, total=False):
 
 
 class LearningCurve:
-    """The evaluations of a training: their steps, their weights, and those made so far.
+    """The evaluations of a training: when and of which weights, and those made so far.
 
-    `hpo_mab.training.Training` describes the arguments; their defaults are here.
+    It is made before the first step, and also decides the schedule. `hpo_mab.training.Training`
+    describes the arguments; their defaults are here.
 
     Attributes:
         schedule: The learning-rate schedule.
@@ -301,9 +289,19 @@ class LearningCurve:
         return len(self.points) == len(self.stops)
 
     @property
-    def done(self) -> tuple[int, float]:
-        """Steps and training seconds of the last evaluation so far; 0 before the first."""
-        return (self.points[-1].steps, self.points[-1].seconds) if self.points else (0, 0.0)
+    def last_step(self) -> int:
+        """Steps done at the last evaluation so far; 0 before the first."""
+        return self.points[-1].steps if self.points else 0
+
+    @property
+    def last_seconds(self) -> float:
+        """Training seconds spent at the last evaluation so far; 0 before the first."""
+        return self.points[-1].seconds if self.points else 0.0
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the last evaluation so far was that of the averaged weights."""
+        return bool(self.points) and self.points[-1].averaged
 
     @property
     def next_stop(self) -> int:
@@ -311,7 +309,7 @@ class LearningCurve:
         return self.stops[len(self.points)]
 
     @property
-    def at_end(self) -> bool:
+    def next_is_last_of_budget(self) -> bool:
         """Whether the next evaluation is at the end of the budget, or of a multiple of it."""
         return (len(self.points) + 1) % self._evaluations == 0
 
@@ -320,19 +318,14 @@ class LearningCurve:
         return min(1.0, step / self.schedule.steps)
 
     @property
-    def averaged(self) -> bool:
-        """Whether the last evaluation so far was that of the averaged weights."""
-        return bool(self.points) and self.points[-1].averaged
-
-    @property
-    def choices(self) -> tuple[bool, ...]:
+    def weights_to_evaluate(self) -> tuple[bool, ...]:
         """Weights to evaluate next: False for the trained ones, True for the averaged ones.
 
         If both are evaluated, the more accurate ones are kept; if they are equal, the trained ones.
         """
-        if self.average and self.at_end and self._keep == "better":
+        if self.average and self.next_is_last_of_budget and self._keep == "better":
             return False, True
-        return (self.average > 0 and not (self.at_end and self.schedule.decays),)
+        return (self.average > 0 and not (self.next_is_last_of_budget and self.schedule.decays),)
 
     def add(
         self,
@@ -353,10 +346,9 @@ class LearningCurve:
         Raises:
             TrainingDiverged: A loss is not finite.
         """
-        done, before = self.done
         for what, value in (("training", train_loss), ("validation", loss)):
             if not math.isfinite(value):
-                lost = (step - done) * batch_size, seconds - before
+                lost = (step - self.last_step) * batch_size, seconds - self.last_seconds
                 raise TrainingDiverged(step, f"the {what} loss is {value}", *lost)
         point = Evaluation(
             index=len(self.points) + 1,
@@ -369,12 +361,12 @@ class LearningCurve:
             train_loss=train_loss,
             learning_rate=learning_rate,
             averaged=averaged,
-            **sampler_figures(statistics),
+            **known_statistics(statistics),
         )
         self.points.append(point)
         return point
 
-    def stored(self, points: Iterable[Mapping[str, Any]]) -> list[Evaluation]:
+    def checked_points(self, points: Iterable[Mapping[str, Any]]) -> list[Evaluation]:
         """The evaluations of a saved state, which must be at this curve's stops; none is added."""
         found = [Evaluation(**point) for point in points]
         if not found or [point.steps for point in found] != list(self.stops[: len(found)]):

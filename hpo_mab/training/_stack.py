@@ -6,28 +6,20 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
-from hpo_mab.training._average import DRAWS, NetworkWatch
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep
-from hpo_mab.training._captured import Captured, python_random_states
-from hpo_mab.training._device import check_index_range, check_precision, synchronize, to_evaluation
-from hpo_mab.training._draw_rows import PLANNED_PARTS, DrawRows, window_of
+from hpo_mab.training._device import check_index_range, check_precision, synchronize
 from hpo_mab.training._optimizers import RowOptimizer
-from hpo_mab.training._rows import (
-    NetworkRows,
-    NumberRows,
-    SlotTraining,
-    matched,
-    stacked_cross_entropy,
-)
+from hpo_mab.training._rows import NetworkRows, ScheduleRows, SlotTraining, tensors_to_restore
 from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, TrainingDiverged
+from hpo_mab.training._stack_batches import StackBatches, window_of
+from hpo_mab.training._stack_step import StackStep
 from hpo_mab.training._tally import ExampleTally
 
 
@@ -61,7 +53,7 @@ class StackedTrainer:
         precision: ``"float32"``, or ``"bfloat16"``, to which weights are cast for each step.
         seed: Seed of the bandits' draws.
         capture: Whether to capture steps in a CUDA graph.
-        examples: Adds up each example's visits by each network; None adds nothing up.
+        tally: Adds up each example's visits by each network; None adds nothing up.
         clock: Returns seconds.
 
     Raises:
@@ -108,7 +100,7 @@ class StackedTrainer:
         precision: str = "float32",
         seed: int = 0,
         capture: bool = True,
-        examples: ExampleTally | None = None,
+        tally: ExampleTally | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_precision(precision)
@@ -117,33 +109,36 @@ class StackedTrainer:
         self.slots = slots
         self.batch_size = batch_size
         self._batches = batches
-        self.examples = examples
+        self.tally = tally
         self._validation = validation
         self._early = validation if early is None else early
         #: Evaluation seconds of each slot's training: its equal share of each joint evaluation.
         self.evaluation_seconds = [0.0] * slots
         #: Step seconds of free slots, divided equally among the running trainings, by slot.
         self.idle_seconds = [0.0] * slots
-        self._capture = capture
         self._clock = clock
         self._device = device = batches.data.device
-        self._highest_label = int(batches.data.labels.max())
         self._networks = NetworkRows(model, slots, device, half=precision == "bfloat16")
         self._optimizer = RowOptimizer(optimizer, self._networks.weights)
-        self._numbers = NumberRows(slots, device)
-        self._draws = DrawRows(slots, batch_size, device, seed=seed)
+        self._schedules = ScheduleRows(slots, device)
+        self._draws = StackBatches(slots, batch_size, device, seed=seed)
+        self._step = StackStep(
+            networks=self._networks,
+            optimizer=self._optimizer,
+            schedules=self._schedules,
+            draws=self._draws,
+            batches=batches,
+            tally=tally,
+            capture=capture,
+        )
         #: Trainings by slot. Those that ended at the last `advance` are among them, so that their
         #: states can still be saved.
-        self._running: dict[int, SlotTraining] = {}
-        self._watch = NetworkWatch(self._networks.model)
-        #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
-        self._outputs: tuple[Tensor, Tensor, Tensor]
-        self._step = self._new_step()
+        self._trainings: dict[int, SlotTraining] = {}
 
     @property
     def busy(self) -> tuple[int, ...]:
         """Slots with a training, in order."""
-        return tuple(sorted(k for k, each in self._running.items() if not each.curve.complete))
+        return tuple(sorted(k for k, each in self._trainings.items() if not each.curve.complete))
 
     @property
     def free(self) -> tuple[int, ...]:
@@ -159,6 +154,16 @@ class StackedTrainer:
     def loop_reason(self) -> str | None:
         """Why steps could not be captured; None as long as nothing failed."""
         return self._step.reason
+
+    def takes(self, sampler: BatchSampler) -> bool:
+        """Whether the stack can serve a sampler: by its bandits, candidates or planned batches.
+
+        All bandits share policy, reward, replacement, way of forgetting and, with a correction, the
+        prior. They draw from equally many examples, and remember at most as many pulls as a bandit
+        has arms; more only if those of the first sampler do. All samplers choose among equally many
+        candidates, and none needs a `Training`.
+        """
+        return self._draws.takes(sampler)
 
     @plain_arguments
     def start(
@@ -205,50 +210,143 @@ class StackedTrainer:
         check_index_range(sampler, len(self._batches.data))
         self._networks.check(model)
         planned = LearningCurve(steps=steps, **curve)
-        self._running.pop(slot, None)
-        peak = self._optimizer.begin(slot, **(optimizer or {}))
-        before = self._draws.engine
-        self._draws.begin(slot, sampler)
-        if self._draws.engine is not before:
-            # The graph captured so far has no bandits, so a new one must be captured.
-            self._step = self._new_step()
+        self._trainings.pop(slot, None)
+        training = SlotTraining(planned, peak=self._optimizer.begin(slot, **(optimizer or {})))
+        if self._draws.begin(slot, sampler):
+            self._step.renew()
         # Until here the slot keeps the earlier network. From here only a state can be refused.
         self._networks.begin(slot, model)
-        self._numbers.begin(slot, planned)
-        if self.examples is not None:
-            self.examples.begin(slot)
-        each = SlotTraining(planned, peak=peak)
+        self._schedules.begin(slot, planned)
+        if self.tally is not None:
+            self.tally.begin(slot)
         if state is not None:
             window = window_of(sampler) if isinstance(sampler, MABSampler) else 0
-            self._resume(slot, each, state, window=window)
+            self._resume(slot, training, state, window=window)
         self.evaluation_seconds[slot] = 0.0
         self.idle_seconds[slot] = 0.0
-        self._running[slot] = each
+        self._trainings[slot] = training
+
+    def _resume(
+        self, slot: int, training: SlotTraining, state: Mapping[str, Any], *, window: int
+    ) -> None:
+        points = training.curve.checked_points(state["points"])
+        sampler = self._draws.samplers.get(slot)
+        # Raises if the state does not fit, so nothing is changed before.
+        pairs = tensors_to_restore(self._row(slot), state["tensors"], window=window)
+        if sampler is not None:
+            sampler.load_state_dict(state["sampler"])
+        for tensor, saved in pairs:
+            tensor.copy_(saved)
+        training.curve.points.extend(points)
+        training.done, training.seconds = training.curve.last_step, training.curve.last_seconds
 
     def evaluations(self, slot: int) -> int:
         """How many evaluations a slot's training has in the end."""
         return len(self._training_in(slot).curve.stops)
 
-    def takes(self, sampler: BatchSampler) -> bool:
-        """Whether the stack can serve a sampler: by its bandits, candidates or planned batches.
+    def advance(self) -> list[tuple[int, Evaluation | TrainingDiverged]]:
+        """Train until the next evaluation of one training or more, and evaluate these.
 
-        All bandits share policy, reward, replacement, way of forgetting and, with a correction, the
-        prior. They draw from equally many examples, and remember at most as many pulls as a bandit
-        has arms; more only if those of the first sampler do. All samplers choose among equally many
-        candidates, and none needs a `Training`.
+        After an error while training, Ctrl-C included, all slots are free. Start there with new
+        samplers: a draw of the old ones may have no losses.
+
+        Returns:
+            Slots with their evaluations. After its last evaluation a training leaves its slot. So
+            does a training that diverged, which has the error instead of an evaluation.
         """
-        return self._draws.takes(sampler)
+        self._trainings = {slot: self._trainings[slot] for slot in self.busy}
+        if not self._trainings:
+            return []
+        steps = min(each.curve.next_stop - each.done for each in self._trainings.values())
+        self._networks.keep(self.free)
+        self._draws.forget(self.free)
+        start = self._clock()
+        try:
+            self._step.take(steps, self._trainings)
+            synchronize(self._device)
+        except BaseException:
+            # It is not known which steps were taken, so no training can continue.
+            self._trainings.clear()
+            raise
+        # A step takes as long with free slots, which must not make a training look slow.
+        elapsed = self._clock() - start
+        share = elapsed / self.slots
+        for slot, training in self._trainings.items():
+            training.done += steps
+            training.seconds += share
+            self.idle_seconds[slot] += elapsed / len(self._trainings) - share
+        due = [slot for slot, each in self._trainings.items() if each.done == each.curve.next_stop]
+        results = self._evaluate(due)
+        for slot, result in results:
+            if not isinstance(result, Evaluation):
+                self.stop(slot)
+        return results
+
+    def _evaluate(self, due: list[int]) -> list[tuple[int, Evaluation | TrainingDiverged]]:
+        """Add an evaluation to each slot's curve."""
+        losses, statistics = self._schedules.losses(), self._draws.statistics(due)
+        best = self._best_scores(due)
+        results: list[tuple[int, Evaluation | TrainingDiverged]] = []
+        for slot in due:
+            training = self._trainings[slot]
+            done, curve = training.done, training.curve
+            try:
+                point = curve.add(
+                    *best[slot],
+                    step=done,
+                    batch_size=self.batch_size,
+                    seconds=training.seconds,
+                    train_loss=losses[slot] / (done - curve.last_step),
+                    learning_rate=training.peak * curve.schedule.factor(done - 1),
+                    statistics=statistics[slot],
+                )
+                results.append((slot, point))
+            except TrainingDiverged as error:
+                # Its traceback refers to the networks.
+                results.append((slot, error.with_traceback(None)))
+            self._schedules.reset_losses(slot)
+        return results
+
+    def _best_scores(self, due: list[int]) -> dict[int, tuple[bool, float, float]]:
+        """Of each slot's most accurate weights: whether averaged, accuracy, loss."""
+        best: dict[int, tuple[bool, float, float]] = {}
+        # Trained weights last: they replace averaged ones of equal accuracy.
+        for averaged, at_end in itertools.product((True, False), (False, True)):
+            chosen = [
+                slot
+                for slot in due
+                if (curve := self._trainings[slot].curve).next_is_last_of_budget is at_end
+                and averaged in curve.weights_to_evaluate
+            ]
+            start = self._clock()
+            sweep = self._validation if at_end else self._early
+            scored = self.scores(chosen, averaged=averaged, sweep=sweep)
+            share = (self._clock() - start) / max(len(chosen), 1)
+            for slot, (accuracy, loss) in scored.items():
+                self.evaluation_seconds[slot] += share
+                if slot not in best or accuracy >= best[slot][1]:
+                    best[slot] = (averaged, accuracy, loss)
+        return best
 
     def stop(self, slot: int) -> None:
         """Stop the training in a slot, which is then free."""
         self._training_in(slot)
-        self._running.pop(slot)
+        self._trainings.pop(slot)
 
-    def _training_in(self, slot: int) -> SlotTraining:
-        if slot not in self._running:
-            known = tuple(sorted(self._running))
-            raise ArgumentError(f"slot must be one with a training, {known}, got {slot}.")
-        return self._running[slot]
+    def scores(
+        self, slots: Sequence[int], *, averaged: bool, sweep: DeviceSweep | None = None
+    ) -> dict[int, tuple[float, float]]:
+        """Accuracy and mean loss of some networks as they are now, evaluated together.
+
+        Args:
+            slots: Which networks; a slot keeps its network after its training has ended.
+            averaged: Whether to evaluate their averaged weights.
+            sweep: What to evaluate on; None takes the validation images.
+
+        Raises:
+            ArgumentError: No training has begun in one of the slots.
+        """
+        return self._networks.scores(slots, sweep or self._validation, averaged=averaged)
 
     def state(self, slot: int, *, averaged: bool = False) -> dict[str, Tensor]:
         """The tensors of the ``state_dict`` of a slot's network, as of now; copies.
@@ -276,15 +374,14 @@ class StackedTrainer:
         Raises:
             ArgumentError: The slot has no training, or one between two evaluations.
         """
-        each = self._running.get(slot)
-        points = [] if each is None else each.curve.points
-        if each is None or not points or each.done != points[-1].steps:
+        training = self._trainings.get(slot)
+        points = [] if training is None else training.curve.points
+        if training is None or not points or training.done != points[-1].steps:
             raise ArgumentError(f"slot must be one that was evaluated just now, got {slot}.")
         sampler = self._draws.samplers.get(slot)
-        held = self._tensors(bandits=sampler is None)
         state = {
             "points": [dataclasses.asdict(point) for point in points],
-            "tensors": {name: tensor[slot] for name, tensor in held.items()},
+            "tensors": self._row(slot),
             "sampler": None if sampler is None else sampler.state_dict(),
         }
         copied: dict[str, Any] = tree_map_only(
@@ -292,220 +389,47 @@ class StackedTrainer:
         )
         return copied
 
-    def advance(self) -> list[tuple[int, Evaluation | TrainingDiverged]]:
-        """Train until the next evaluation of one training or more, and evaluate these.
-
-        After an error while training, Ctrl-C included, all slots are free. Start there with new
-        samplers: a draw of the old ones may have no losses.
-
-        Returns:
-            Slots with their evaluations. After its last evaluation a training leaves its slot. So
-            does a training that diverged, which has the error instead of an evaluation.
-        """
-        self._running = {slot: self._running[slot] for slot in self.busy}
-        if not self._running:
-            return []
-        steps = min(each.curve.next_stop - each.done for each in self._running.values())
-        self._networks.keep(self.free)
-        self._draws.forget(self.free)
-        start = self._clock()
-        try:
-            self._take(steps)
-            synchronize(self._device)
-        except BaseException:
-            # It is not known which steps were taken, so no training can continue.
-            self._running.clear()
-            raise
-        # A step takes as long with free slots, which must not make a training look slow.
-        elapsed = self._clock() - start
-        share = elapsed / self.slots
-        for slot, each in self._running.items():
-            each.done += steps
-            each.seconds += share
-            self.idle_seconds[slot] += elapsed / len(self._running) - share
-        due = [slot for slot, each in self._running.items() if each.done == each.curve.next_stop]
-        found = self._evaluate(due)
-        for slot, result in found:
-            if not isinstance(result, Evaluation):
-                self.stop(slot)
-        return found
-
-    def _resume(
-        self, slot: int, each: SlotTraining, state: Mapping[str, Any], *, window: int
-    ) -> None:
-        points = each.curve.stored(state["points"])
-        sampler = self._draws.samplers.get(slot)
-        held = self._tensors(bandits=sampler is None)
-        row = {name: tensor[slot] for name, tensor in held.items()}
-        pairs = matched(row, state["tensors"], window=window)
-        if sampler is not None:
-            sampler.load_state_dict(state["sampler"])
-        for tensor, saved in pairs:
-            tensor.copy_(saved)
-        each.curve.points.extend(points)
-        each.done, each.seconds = each.curve.done
-
-    def _tensors(self, *, bandits: bool) -> dict[str, Tensor]:
-        """The tensors that a training changes, [K, ...] each; with those of its bandits, if any."""
+    def _row(self, slot: int) -> dict[str, Tensor]:
+        """The tensors that a slot's training changes, with those of its bandits, if any; views."""
         parts = {
             "network": self._networks.tensors(),
             "optimizer": self._optimizer.tensors(),
-            "numbers": self._numbers.tensors(),
+            "numbers": self._schedules.tensors(),
         }
-        if self.examples is not None:
-            parts["examples"] = self.examples.tensors()
-        if bandits and self._draws.engine is not None:
-            parts |= {"draws": self._draws.tensors(), "bandits": self._draws.engine.rows()}
-        return {f"{part}.{name}": t for part, held in parts.items() for name, t in held.items()}
+        if self.tally is not None:
+            parts["examples"] = self.tally.tensors()
+        engine = self._draws.engine
+        if engine is not None and slot not in self._draws.samplers:
+            parts |= {"draws": self._draws.tensors(), "bandits": engine.rows()}
+        return {
+            f"{part}.{name}": tensor[slot]
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+        }
 
-    def _new_step(self) -> Captured:
-        engine = None if self._draws.engine is None else self._draws.engine.generator
-        return Captured(
-            device=self._device,
-            generators=(self._batches.generator, engine),
-            capture=self._capture,
-        )
+    def _training_in(self, slot: int) -> SlotTraining:
+        if slot not in self._trainings:
+            begun = tuple(sorted(self._trainings))
+            raise ArgumentError(f"slot must be one with a training, {begun}, got {slot}.")
+        return self._trainings[slot]
 
-    def _take(self, steps: int) -> None:
-        at_once = self._draws.steps_at_once
-        for begin in range(0, steps, at_once):
-            count = min(at_once, steps - begin)
-            self._draws.rewind()
-            for place in range(count):
-                if place in PLANNED_PARTS:
-                    self._plan(begin, range(place, min(PLANNED_PARTS[place], count)))
-                step = begin + place
-                if step < 2 and not self._step.captured:
-                    self._take_checked(compare=step == 1 or steps == 1)
-                else:
-                    self._step(self._body)
-                if self._step.reason == DRAWS:
-                    raise RuntimeError(DRAWS)
-                if self.examples is not None:
-                    self.examples.count()
-                self._draws.learn(*self._outputs)
-            self._draws.count_chosen(steps=count)
-        if self.examples is not None:
-            # Here and not later: the caller of `advance` halves the slots if memory runs out.
-            self.examples.add_up()
 
-    def _plan(self, begin: int, places: range) -> None:
-        """Plan batches by their places after step ``begin`` of a round."""
-        for slot in self._draws.samplers:
-            each = self._running[slot]
-            first = each.done + begin
-            self._draws.plan(slot, {place: each.curve.progress(first + place) for place in places})
+class StackSlot(NamedTuple):
+    """A slot of a stack, in which one training at a time runs."""
 
-    def _take_checked(self, *, compare: bool) -> None:
-        """A step that raises if the network changes what its slots would share.
+    stack: StackedTrainer
+    slot: int
 
-        The network is called once for all slots. Only the first two steps of an `advance` are
-        checked, because reading the states takes time. A graph runs no Python.
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations the training has in the end."""
+        return self.stack.evaluations(self.slot)
 
-        Without ``compare`` there is no comparison with the last checked step: an evaluation in
-        between may have set other numbers.
-        """
-        states = python_random_states()
-        self._step(self._body)
-        if states != python_random_states():
-            raise RuntimeError(DRAWS)
-        reason = self._watch.change()
-        if compare and reason is not None:
-            raise RuntimeError(reason)
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the training, right after an evaluation."""
+        return self.stack.state_dict(self.slot)
 
-    def _body(self) -> None:
-        """One step of all networks: operations on tensors at fixed addresses only."""
-        numbers, networks = self._numbers, self._networks
-        indices, importance = self._draws.next()
-        if self._draws.candidates:
-            indices = self._draws.choose(indices, self._candidate_losses(indices))
-        inputs, targets = self._batches.fetch(indices.flatten())
-        targets = targets.view(self.slots, self.batch_size)
-        networks.model.train(True)
-        logits = networks.logits(inputs, highest=self._highest_label)
-        losses = stacked_cross_entropy(logits, targets, numbers.label_smoothing)
-        # A reference is kept until the step's end. Without it a kernel of the main stream could get
-        # the memory before the second stream's bandits read it.
-        self._outputs = outputs = losses.detach(), logits.detach(), targets
-        if self.examples is not None:
-            with self._step.on_second_stream():
-                self.examples.keep(indices, outputs[0], outputs[1])
-        if self._draws.engine is not None:
-            with self._step.on_second_stream():
-                self._draws.learn_and_draw(outputs[0])
-        # Networks share no weights, so the gradient of the sum of their losses has each network's
-        # gradient in its row.
-        leaves = list(networks.leaves.values())
-        loss = (losses * importance).mean(dim=1).sum()
-        # A network may have weights that it does not use.
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-        rows = torch.cat([gradient.reshape(self.slots, -1) for gradient in gradients], dim=1)
-        self._optimizer.step(rows, numbers.factor())
-        numbers.count(outputs[0])
-        networks.update_average(numbers.average_share())
-        self._step.join()
-
-    @torch.no_grad()
-    def _candidate_losses(self, indices: Tensor) -> Tensor:
-        """Losses [K, n] of each network's unaugmented examples [K, n], in evaluation mode."""
-        to_evaluation(self._networks.model)
-        flat = indices.flatten()
-        inputs = self._batches.inputs(flat)
-        logits = self._networks.logits(inputs, highest=self._highest_label)
-        targets = self._batches.data.labels.index_select(0, flat).view_as(indices)
-        return stacked_cross_entropy(logits, targets, None)
-
-    def _evaluate(self, due: list[int]) -> list[tuple[int, Evaluation | TrainingDiverged]]:
-        sums, statistics = self._numbers.read(), self._draws.statistics(due)
-        scores: dict[int, tuple[bool, float, float]] = {}
-        # Trained weights last: they replace averaged ones of equal accuracy.
-        for averaged, at_end in itertools.product((True, False), (False, True)):
-            chosen = [
-                slot
-                for slot in due
-                if (curve := self._running[slot].curve).at_end is at_end
-                and averaged in curve.choices
-            ]
-            start = self._clock()
-            examples = self._validation if at_end else self._early
-            found = self.scores(chosen, averaged=averaged, examples=examples)
-            share = (self._clock() - start) / max(len(chosen), 1)
-            for slot, (accuracy, loss) in found.items():
-                self.evaluation_seconds[slot] += share
-                if slot not in scores or accuracy >= scores[slot][1]:
-                    scores[slot] = (averaged, accuracy, loss)
-        results = []
-        for slot in due:
-            each = self._running[slot]
-            result: Evaluation | TrainingDiverged
-            try:
-                result = each.curve.add(
-                    *scores[slot],
-                    step=each.done,
-                    batch_size=self.batch_size,
-                    seconds=each.seconds,
-                    train_loss=sums[slot] / (each.done - each.curve.done[0]),
-                    learning_rate=each.peak * each.curve.schedule.factor(each.done - 1),
-                    statistics=statistics[slot],
-                )
-            except TrainingDiverged as error:
-                # Its traceback refers to the networks.
-                result = error.with_traceback(None)
-            self._numbers.forget(slot)
-            results.append((slot, result))
-        return results
-
-    def scores(
-        self, slots: Sequence[int], *, averaged: bool, examples: DeviceSweep | None = None
-    ) -> dict[int, tuple[float, float]]:
-        """Accuracy and mean loss of some networks as they are now, evaluated together.
-
-        Args:
-            slots: Which networks; a slot keeps its network after its training has ended.
-            averaged: Whether to evaluate their averaged weights.
-            examples: What to evaluate on; None takes the validation images.
-
-        Raises:
-            ArgumentError: No training has begun in one of the slots.
-        """
-        return self._networks.scores(slots, examples or self._validation, averaged=averaged)
+    def stop(self) -> None:
+        """Stop the training, if one runs."""
+        if self.slot in self.stack.busy:
+            self.stack.stop(self.slot)

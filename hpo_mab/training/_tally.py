@@ -99,7 +99,7 @@ class ExampleTally:
         self._average = torch.zeros(slots, 2, device=device)
         #: Outputs of the last step, at an address that a CUDA graph writes to: indices, losses
         #: and logits, one after another.
-        self._step: Tensor | None = None
+        self._last_outputs: Tensor | None = None
         #: Outputs of the last ``_steps`` steps, a row each, which are not added up yet.
         self._kept: Tensor | None = None
         self._steps = 0
@@ -112,18 +112,18 @@ class ExampleTally:
             losses: Their losses, detached, float32 of the same shape.
             logits: Model outputs, detached, float32 [B, C] or [K, B, C].
         """
-        if self._step is None:
+        if self._last_outputs is None:
             self._make_room(losses, logits)
         # One kernel: the bytes of the indices are copied as if they were float32.
         as_floats = indices.contiguous().flatten().view(torch.float32)
         outputs = (as_floats, losses.flatten(), logits.flatten())
-        torch.cat(outputs, out=self._step)
+        torch.cat(outputs, out=self._last_outputs)
 
     def count(self) -> None:
         """Count a step whose outputs were kept; adds up when all rows are full."""
-        if self._step is None or self._kept is None:
+        if self._last_outputs is None or self._kept is None:
             return
-        self._kept[self._steps].copy_(self._step)
+        self._kept[self._steps].copy_(self._last_outputs)
         self._steps += 1
         if self._steps == len(self._kept):
             self.add_up()
@@ -149,21 +149,21 @@ class ExampleTally:
         relative = losses / levels.clamp_min(torch.finfo(torch.float32).tiny)
         values = losses.new_empty(*losses.shape, len(COLUMNS))
         columns = (visits, losses >= levels, relative, margin, confidence, confidence**2)
-        for place, column in enumerate(columns):
-            values[..., place] = column
+        for number, column in enumerate(columns):
+            values[..., number] = column
         rows = indices if self._rows is None else self._rows[indices]
         # Outputs that are not finite must not count: they go to the row that is not read.
         rows = torch.where(finite & margin.isfinite(), rows, self._count)
         rows = rows + torch.arange(self._slots, device=rows.device)[:, None] * (self._count + 1)
-        places = rows.flatten()
-        self._sums.flatten(0, 1).index_add_(0, places, values.flatten(0, 2))
+        positions = rows.flatten()
+        self._sums.flatten(0, 1).index_add_(0, positions, values.flatten(0, 2))
         if self._predictions is not None:
             # A network may have more outputs than there are classes.
             predicted = logits[..., : self._classes]
             if predicted.shape[-1] < logits.shape[-1]:
                 highest = predicted.amax(dim=-1, keepdim=True)
             chosen = (predicted == highest).to(self._predictions.dtype).flatten(0, 2)
-            self._predictions.flatten(0, 1).index_add_(0, places, chosen)
+            self._predictions.flatten(0, 1).index_add_(0, positions, chosen)
         self._steps = 0
 
     def begin(self, slot: int) -> None:
@@ -201,7 +201,7 @@ class ExampleTally:
         width = 3 * losses.numel() + logits.numel()
         # Even, so that the indices of each row can be read as int64.
         self._kept = torch.zeros(steps, width + width % 2, device=device)[:, :width]
-        self._step = torch.zeros(width, device=device)
+        self._last_outputs = torch.zeros(width, device=device)
         # The moving average is a recurrence over steps, one small kernel each. Unrolled, it is one
         # product with this matrix. Row t has the weights of steps s < t in the average before t;
         # the last row gives the average after all steps.

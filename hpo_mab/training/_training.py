@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Self, Unpack
 
 import torch
@@ -14,18 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from hpo_mab._errors import ArgumentError, plain_arguments
+from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers._base import BatchSampler
 from hpo_mab.samplers._feedback import copied_to
-from hpo_mab.training._average import WeightAverage, owner_of, python_numbers, set_numbers
-from hpo_mab.training._batches import (
-    Batches,
-    DeviceBatches,
-    LoaderBatches,
-    LossMeter,
-    Sweep,
-    TimedSampler,
-)
+from hpo_mab.training._average import WeightAverage, full_state, load_full_state
+from hpo_mab.training._batches import Batches, DeviceBatches, LossMeter, Sweep, TimedSampler
 from hpo_mab.training._device import (
     check_index_range,
     check_precision,
@@ -55,9 +48,9 @@ class Training(Iterator[Evaluation]):
     decayed, else the averaged ones.
 
     After an evaluation `state_dict` is the whole state. A training with the same arguments, or with
-    more ``budgets``, that loads it first yields the earlier evaluations again, then continues. On a
-    CPU the curve, except its seconds, is bit for bit that of a training never stopped. Random
-    generators that the network keeps itself are not part of the state.
+    more ``budgets``, that loads it continues; `resumed` has the earlier evaluations. On the same
+    kind of CPU the curve, except its seconds, is bit for bit that of a training never stopped.
+    Random generators that the network keeps itself are not part of the state.
 
     Args:
         model: Network from inputs to logits [B, C], on the device of ``batches``.
@@ -79,10 +72,9 @@ class Training(Iterator[Evaluation]):
         precision: ``"float32"``, or ``"bfloat16"`` for mixed precision.
         channels_last: Whether the model has the memory format channels last; its inputs may have
             either. About a third faster on CPUs, and for bfloat16 on GPUs.
-        graph: Whether to take steps by `DeviceStep`, which on CUDA replays them from a graph; only
-            with `DeviceBatches`. If the graph draws the batches, ``sampler_seconds`` is 0. None:
-            where a graph can be captured, see `loop_reason`. The default is False.
-        examples: Adds up each example's visits; None adds nothing up.
+        graph: Whether steps may be replayed from a CUDA graph; `loop_reason` is why they are not.
+            If the graph draws the batches, ``sampler_seconds`` is 0.
+        tally: Adds up each example's visits; None adds nothing up.
         clock: Returns seconds.
 
     Raises:
@@ -126,29 +118,29 @@ class Training(Iterator[Evaluation]):
         steps: int,
         precision: str = "float32",
         channels_last: bool = False,
-        graph: bool | None = False,
-        examples: ExampleTally | None = None,
+        graph: bool = False,
+        tally: ExampleTally | None = None,
         clock: Callable[[], float] = time.perf_counter,
         **curve: Unpack[CurveArguments],
     ) -> None:
         check_precision(precision)
+        known = isinstance(optimizer, Optimizer)
+        require(known, "optimizer", "a torch.optim.Optimizer", type(optimizer).__name__)
         require_trainable(model)
         if isinstance(batches, DeviceBatches):
             check_index_range(sampler, len(batches.data))
         self._curve = LearningCurve(steps=steps, **curve)
-        reason = why_no_graph(batches, sampler, optimizer)
-        if graph and reason is not None:
-            raise ArgumentError(f"graph must not be True here: {reason}.")
         self._device = next(model.parameters()).device
-        wanted = self._device.type == "cuda" if graph is None else graph
-        self._graph = wanted and reason is None
-        self._loop_reason = reason if wanted else None
+        wanted = graph and self._device.type == "cuda"
+        self._loop_reason = why_no_graph(batches, sampler, optimizer) if wanted else None
+        self._may_use_graph = wanted and self._loop_reason is None
         self.model = model
         self.sampler = sampler
         self._batches = batches
-        self.examples = examples
+        self.tally = tally
         self._validation = validation
         self._early = validation if early is None else early
+        #: Its seconds continue those of a loaded state.
         self._timed = TimedSampler(sampler, clock=clock)
         self._optimizer = optimizer
         self._precision = precision
@@ -160,12 +152,13 @@ class Training(Iterator[Evaluation]):
         self._average = WeightAverage(model, window=window) if window else None
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self._device_step: DeviceStep | None = None
+        #: Batches of the ordinary loop, from its first step on.
+        self._stream: Generator[tuple[Tensor, Tensor]]
         #: The batch that a loaded state had drawn for its next step.
         self._drawn: Mapping[str, Any] | None = None
         self._meter = LossMeter(self._device)
-        self._yielded = 0
-        #: Evaluations that came from a loaded state; 0 without one.
-        self.resumed_at = 0
+        #: Evaluations of a loaded state; none without one.
+        self.resumed: tuple[Evaluation, ...] = ()
         #: Seconds of the evaluations that this training has made itself.
         self.evaluation_seconds = 0.0
         #: Called with the share of steps done. On a CPU after each step; elsewhere at evaluations,
@@ -175,18 +168,14 @@ class Training(Iterator[Evaluation]):
         self._at_end = contextlib.ExitStack()
 
     def __next__(self) -> Evaluation:
-        points = self._curve.points
-        if self._yielded == len(points):
-            if self._closed or self._curve.complete:
-                self.close()
-                raise StopIteration
-            try:
-                self._advance()
-            except BaseException:
-                self.close()
-                raise
-        self._yielded += 1
-        return points[self._yielded - 1]
+        if self._closed or self._curve.complete:
+            self.close()
+            raise StopIteration
+        try:
+            return self._advance()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the training, and the processes that load its data."""
@@ -199,9 +188,9 @@ class Training(Iterator[Evaluation]):
             self.close()
 
     @property
-    def ended(self) -> bool:
-        """Whether its last evaluation was returned."""
-        return self._yielded == len(self._curve.stops)
+    def evaluations(self) -> int:
+        """How many evaluations the training has in the end, those of a loaded state included."""
+        return len(self._curve.stops)
 
     @property
     def captured(self) -> bool:
@@ -210,15 +199,15 @@ class Training(Iterator[Evaluation]):
 
     @property
     def loop_reason(self) -> str | None:
-        """Why a training on CUDA with ``graph=None`` takes steps without a graph; None otherwise.
+        """Why a training on CUDA with ``graph`` takes steps without one; None otherwise.
 
         Whether a capture failed is known after the first evaluation.
         """
         return self._device_step.reason if self._device_step is not None else self._loop_reason
 
-    def evaluate(self, examples: Sweep) -> tuple[float, float]:
+    def evaluate(self, sweep: Sweep) -> tuple[float, float]:
         """Accuracy and mean loss of the last evaluated weights on other examples."""
-        return self._accuracy(examples, averaged=self._curve.averaged)
+        return self._scores(sweep, averaged=self._curve.averaged)
 
     def network_state(self) -> dict[str, Any]:
         """The model's ``state_dict`` with the weights evaluated last; copies on the CPU."""
@@ -232,9 +221,9 @@ class Training(Iterator[Evaluation]):
             for name, own in self.model.state_dict(keep_vars=True).items()
         }
 
-    def _advance(self) -> None:
+    def _advance(self) -> Evaluation:
         """Train up to the next stop and evaluate; the clock runs while training only."""
-        done, seconds = self._curve.done
+        done, seconds = self._curve.last_step, self._curve.last_seconds
         if not self._begun:
             self._begin()
         stop = self._curve.next_stop
@@ -243,7 +232,7 @@ class Training(Iterator[Evaluation]):
             self._take_steps(done, stop)
             trained = self._clock() - start
             train_loss = self._meter.read(step=stop)
-            self._evaluate(stop, seconds + trained, train_loss=train_loss)
+            point = self._evaluate(stop, seconds + trained, train_loss=train_loss)
         except TrainingDiverged as error:
             error.examples = (error.step - done) * self.sampler.batch_size
             error.seconds = self._clock() - start if trained is None else trained
@@ -251,6 +240,7 @@ class Training(Iterator[Evaluation]):
         # On a CPU `_take_steps` has reported each step.
         if self.on_progress is not None and self._device.type != "cpu":
             self.on_progress(stop / self._curve.stops[-1])
+        return point
 
     def _take_steps(self, done: int, stop: int) -> None:
         on_step = self.on_progress if self._device.type == "cpu" else None
@@ -269,7 +259,7 @@ class Training(Iterator[Evaluation]):
         self.model.train(True)
         if self.sampler.asks_network:
             self._set_scorer()
-        if self._graph and isinstance(self._batches, DeviceBatches):
+        if self._may_use_graph and isinstance(self._batches, DeviceBatches):
             self._device_step = DeviceStep(
                 forward=self.model,
                 batches=self._batches,
@@ -277,7 +267,7 @@ class Training(Iterator[Evaluation]):
                 optimizer=self._optimizer,
                 meter=self._meter,
                 average=self._average,
-                examples=self.examples,
+                tally=self.tally,
                 drawn=self._drawn,
                 label_smoothing=self._curve.label_smoothing,
                 precision=self._precision,
@@ -309,10 +299,10 @@ class Training(Iterator[Evaluation]):
         losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self._curve.label_smoothing
         )
-        if self.examples is not None:
+        if self.tally is not None:
             indices = copied_to(losses.device, self.sampler._outstanding[0].indices)
-            self.examples.keep(indices, losses.detach(), logits.detach())
-            self.examples.count()
+            self.tally.keep(indices, losses.detach(), logits.detach())
+            self.tally.count()
         loss = self._timed.update(losses, logits=logits, targets=targets)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -322,22 +312,22 @@ class Training(Iterator[Evaluation]):
         self._meter.accumulate(losses.detach())
         self._meter.count(step=number)
 
-    def _accuracy(self, examples: Sweep, *, averaged: bool) -> tuple[float, float]:
+    def _scores(self, sweep: Sweep, *, averaged: bool) -> tuple[float, float]:
         """Accuracy and loss of the averaged or the trained weights."""
         forward = self._average.forward() if averaged and self._average is not None else None
-        return evaluate(self.model, examples, precision=self._precision, forward=forward)
+        return evaluate(self.model, sweep, precision=self._precision, forward=forward)
 
-    def _evaluate(self, step: int, seconds: float, *, train_loss: float) -> None:
-        """Add the evaluation after a step to the curve."""
+    def _evaluate(self, step: int, seconds: float, *, train_loss: float) -> Evaluation:
+        """Add the evaluation after a step to the curve; returns it."""
         start = self._clock()
-        examples = self._validation if self._curve.at_end else self._early
+        sweep = self._validation if self._curve.next_is_last_of_budget else self._early
         results = [
-            (averaged, *self._accuracy(examples, averaged=averaged))
-            for averaged in self._curve.choices
+            (averaged, *self._scores(sweep, averaged=averaged))
+            for averaged in self._curve.weights_to_evaluate
         ]
         self.evaluation_seconds += self._clock() - start
         in_graph = self._device_step is not None and self._device_step.draws_in_graph
-        self._curve.add(
+        return self._curve.add(
             *max(results, key=lambda result: result[1]),
             step=step,
             batch_size=self.sampler.batch_size,
@@ -365,11 +355,8 @@ class Training(Iterator[Evaluation]):
         Only after the first evaluation that this training has made itself, and only with
         `DeviceBatches` or a `LoaderBatches` without workers: workers draw batches ahead.
         """
-        if isinstance(self._batches, LoaderBatches):
-            on_demand = self._batches.num_workers == 0
-        else:
-            on_demand = isinstance(self._batches, DeviceBatches)
-        return on_demand and self._yielded == len(self._curve.points) > self.resumed_at
+        on_demand = isinstance(self._batches, DeviceBatches) or self._batches.num_workers == 0
+        return on_demand and len(self._curve.points) > len(self.resumed)
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, sampler, random states and curve, safe for ``weights_only`` loading.
@@ -389,16 +376,14 @@ class Training(Iterator[Evaluation]):
         with contextlib.nullcontext() if step is None else step.between_steps() as drawn:
             return {
                 "points": [dataclasses.asdict(point) for point in self._curve.points],
-                "model": self.model.state_dict(),
-                "buffers": self._other_buffers(),
-                "numbers": python_numbers(self.model),
+                **full_state(self.model),
                 "optimizer": self._optimizer.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "average": None if self._average is None else self._average.state_dict(),
                 "augmentation": None if generator is None else generator.get_state(),
                 "random": random_states(self._device),
                 "drawn": drawn,
-                "examples": None if self.examples is None else self.examples.tensors(),
+                "examples": None if self.tally is None else self.tally.tensors(),
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
@@ -411,16 +396,7 @@ class Training(Iterator[Evaluation]):
                 state does not fit raise other errors; the training cannot be used after that.
         """
         points = self._stored_points(state)
-        self.model.load_state_dict(state["model"])
-        for name, saved in state["buffers"].items():
-            tensors, key = owner_of(self.model, name)
-            own = tensors.get(key)
-            if own is not None and own.shape == saved.shape:
-                own.copy_(saved)
-            else:  # A network may make a buffer, or change its shape, while it is trained.
-                module = self.model.get_submodule(name.rpartition(".")[0])
-                module.register_buffer(key, saved.to(self._device, copy=True), persistent=False)
-        set_numbers(self.model, state["numbers"])
+        load_full_state(self.model, state)
         self._optimizer.load_state_dict(state["optimizer"])
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak
@@ -431,29 +407,22 @@ class Training(Iterator[Evaluation]):
         if self._generator is not None:
             self._generator.set_state(state["augmentation"].cpu())
         set_random_states(self._device, state["random"])
-        if self.examples is not None and state["examples"] is not None:
-            self.examples.load(state["examples"])
+        if self.tally is not None and state["examples"] is not None:
+            self.tally.load(state["examples"])
         self._drawn = state["drawn"]
         self._curve.points.extend(points)
-        self.resumed_at = len(points)
+        self.resumed = tuple(points)
         return self
-
-    def _other_buffers(self) -> dict[str, Tensor]:
-        """Buffers that are not part of the network's ``state_dict``, by name."""
-        kept = self.model.state_dict()
-        return {name: one for name, one in self.model.named_buffers() if name not in kept}
 
     def _stored_points(self, state: Mapping[str, Any]) -> list[Evaluation]:
         """The points of a state, which must be of this training."""
-        if self._yielded or self._curve.points:
+        if self._curve.points:
             raise ArgumentError("a state must be loaded before the first evaluation.")
-        points = self._curve.stored(state["points"])
+        points = self._curve.checked_points(state["points"])
         if (state["average"] is None) != (self._average is None):
             raise ArgumentError("the state is of a training with another average.")
-        if (state["drawn"] is not None) and not self._graph:
-            raise ArgumentError(
-                "the state is of a training by captured steps; give graph=None or graph=True."
-            )
+        if state["drawn"] is not None and not self._may_use_graph:
+            raise ArgumentError("the state is of a training by captured steps; give graph=True.")
         return points
 
     @property

@@ -47,7 +47,7 @@ class WorkerProcess:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             # -P: a file of the current folder must not hide a module of Python.
-            [sys.executable, "-P", "-m", "hpo_mab", "worker", *arguments, "--quiet", "--until-eof"],
+            [sys.executable, "-P", "-m", "hpo_mab", "worker", "--quiet", "--until-eof", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
@@ -127,9 +127,8 @@ class ProcessLauncher:
     Examples:
         >>> from hpo_mab.storage import Storage
         >>> from hpo_mab.workers import ProcessLauncher
-        >>> storage = Storage("sqlite:///studies.db")
-        >>> launch = ProcessLauncher(storage, devices=["cpu"], data_root="data")
-        >>> storage.close()
+        >>> with Storage("sqlite:///studies.db") as storage:
+        ...     launch = ProcessLauncher(storage, devices=["cpu"], data_root="data")
     """
 
     def __init__(
@@ -214,14 +213,14 @@ class ProcessLauncher:
 
     def _start(self, study: optuna.Study, device: str, workers: int) -> WorkerProcess:
         options = {
-            "--study": study.study_name,
             "--device": device,
             "--data-root": self._data_root,
             **({} if self._slots is None else {"--slots": str(self._slots)}),
             "--workers": str(workers),
         }
         arguments = [part for option in options.items() for part in option]
-        return WorkerProcess(arguments, storage=self._storage.secret_url)
+        # A name may begin with a dash.
+        return WorkerProcess([*arguments, "--", study.study_name], storage=self._storage.secret_url)
 
 
 class _OthersStarter:

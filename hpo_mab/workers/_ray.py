@@ -43,12 +43,10 @@ class RayLauncher:
     Examples:
         >>> from hpo_mab.storage import Storage
         >>> from hpo_mab.workers import RayLauncher
-        >>> storage = Storage("sqlite:///studies.db")
-        >>> RayLauncher(storage, workers=4, data_root="data")
+        >>> RayLauncher(Storage("sqlite:///studies.db"), workers=4, data_root="data")
         Traceback (most recent call last):
             ...
         hpo_mab._errors.StorageError: Ray needs a storage that every node reaches, ...
-        >>> storage.close()
     """
 
     def __init__(

@@ -6,17 +6,11 @@ import torch
 
 from hpo_mab import _machine, training
 from hpo_mab._errors import ArgumentError, require
-from hpo_mab.search._slots import ROUNDS
+from hpo_mab.search._slots import FEWEST_ROUNDS
 
 
 class WorkerWarning(UserWarning):
-    """Fewer workers run than were requested.
-
-    Examples:
-        >>> import warnings
-        >>> from hpo_mab.workers import WorkerWarning
-        >>> warnings.simplefilter("error", WorkerWarning)  # fewer workers become an error
-    """
+    """Fewer workers run than were requested."""
 
 
 def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
@@ -84,7 +78,7 @@ def later_devices(
     same time, and all workers at most a quarter of the ``trials`` that are left. Each needs as much
     memory as this process holds now.
     """
-    workers = min(room(device=device, threads=threads), trials // ROUNDS // slots)
+    workers = min(room(device=device, threads=threads), trials // FEWEST_ROUNDS // slots)
     free, held = _machine.available_memory(), _machine.resident_memory()
     if free is not None and held:
         workers = min(workers, 1 + free // held)

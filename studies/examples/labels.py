@@ -79,11 +79,11 @@ def train(
         evaluations=1,
         warmup=0.15,
         channels_last=True,
-        examples=ExampleTally(labels, device=torch.device("cpu")),
+        tally=ExampleTally(labels, device=torch.device("cpu")),
     )
     (last,) = run
-    assert run.examples is not None
-    return run.examples.take().on_host(), sampler.probabilities, last.accuracy
+    assert run.tally is not None
+    return run.tally.take().on_host(), sampler.probabilities, last.accuracy
 
 
 def noisy_labels(

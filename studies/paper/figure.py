@@ -31,12 +31,14 @@ def picture(path: Path) -> go.Figure:
 
     stored = read_record(path)
     seeds = len({run.seed for run in stored.runs})
+    batch_size = stored.runs[0].settings.training["batch_size"]
     made = make_subplots(rows=1, cols=2, horizontal_spacing=0.09)
     for column, metric in enumerate(("accuracy", "train_loss"), start=1):
-        panel = figures.learning_curves(stored.runs, metric=metric, against="steps")
+        panel = figures.learning_curves(stored.runs, metric=metric)
         for trace in panel.data:
             shown = column == 1 and trace.showlegend is not False
-            made.add_trace(trace.update(showlegend=shown), row=1, col=column)
+            iterations = [examples / batch_size for examples in trace.x]
+            made.add_trace(trace.update(x=iterations, showlegend=shown), row=1, col=column)
         made.update_xaxes(title_text="iterations", row=1, col=column)
         made.update_yaxes(title_text=panel.layout.yaxis.title.text, row=1, col=column)
     made.update_layout(

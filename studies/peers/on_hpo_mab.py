@@ -38,17 +38,15 @@ class HpoMab:
 
     def outcome(self, job: Job) -> Outcome:
         """The study's best trial, and events from Optuna's times and the stored curves."""
-        from hpo_mab._errors import HpoMabError
+        from hpo_mab import HpoMabError
         from hpo_mab.storage import Storage, open_study, read_run
 
-        storage = Storage(str(Path(job.folder) / "studies.db"))
-        try:
-            run = read_run(storage, _NAME)
-        except HpoMabError:  # It was ended before the study was made.
-            storage.close()
-            return Outcome(config=None, accuracy=None, known=0, events=(), running=())
-        frozen = {trial.number: trial for trial in open_study(storage, _NAME).get_trials()}
-        storage.close()
+        with Storage(str(Path(job.folder) / "studies.db")) as storage:
+            try:
+                run = read_run(storage, _NAME)
+            except HpoMabError:  # It was ended before the study was made.
+                return Outcome(config=None, accuracy=None, known=0, events=(), running=())
+            frozen = {trial.number: trial for trial in open_study(storage, _NAME).get_trials()}
         events: list[Event] = []
         for trial in run.trials:
             one = frozen[trial.number]

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from tables import Cell, read_cells
 
-from hpo_mab.search._choice import signed_rank_estimate
+from hpo_mab.advantage._signed_rank import signed_rank_estimate
 
 sys.path.append(str(Path(__file__).parents[1]))
 from shared import curve, set_layout

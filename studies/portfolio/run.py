@@ -119,7 +119,7 @@ class Cells:
         counts: list[ExampleCounts] = []
         for number in range(EARLIER):
             tally = ExampleTally(self.labels, device=self.device)
-            self._alone({"kind": "uniform"}, number, examples=tally)
+            self._alone({"kind": "uniform"}, number, tally=tally)
             counts.append(tally.take().on_host())
         return torch.from_numpy(functools.reduce(operator.add, counts).mean("loss"))
 
@@ -174,7 +174,7 @@ class Cells:
         }
 
     def _alone(
-        self, arm: Mapping[str, Any], number: int, *, examples: ExampleTally | None = None
+        self, arm: Mapping[str, Any], number: int, *, tally: ExampleTally | None = None
     ) -> dict[str, Any]:
         model = self._network(number).to(self.device)
         run = Training(
@@ -184,8 +184,8 @@ class Cells:
                 "sgd", model.parameters(), **self._optimizer(number)
             ),
             channels_last=True,
-            graph=None,
-            examples=examples,
+            graph=True,
+            tally=tally,
             clock=self.clock,
             **self._parts(self._seed(number)),
             **self._options(number),
@@ -313,7 +313,7 @@ def main() -> None:
     sets = [
         (
             Record(given.out, name, device),
-            data.split(*data.load(name, root=str(given.root), download=False)).to(device),
+            data.load_splits(name, root=given.root, download=False).to(device),
         )
         for name in given.names
     ]

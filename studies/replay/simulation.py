@@ -53,8 +53,8 @@ class CurveTable:
         return cls(
             source=source,
             budgets=pairs.budgets,
-            bandit=np.round(pairs.bandit[whole], 4),
-            uniform=np.round(pairs.uniform[whole], 4),
+            bandit=np.round(pairs.arm[whole], 4),
+            uniform=np.round(pairs.reference[whole], 4),
         )
 
     @classmethod
@@ -65,17 +65,9 @@ class CurveTable:
         return cls(source=fields["source"], **arrays)
 
     def save(self, path: str | Path) -> None:
-        """Write the table as JSON, one configuration a line."""
-        lines = {
-            key: "[\n" + ",\n".join(json.dumps(row) for row in getattr(self, key).tolist()) + "]"
-            for key in ("bandit", "uniform")
-        }
-        text = (
-            f'{{"source": {json.dumps(self.source)},\n"budgets": '
-            f'{json.dumps(self.budgets.tolist())},\n"bandit": {lines["bandit"]},\n'
-            f'"uniform": {lines["uniform"]}}}\n'
-        )
-        Path(path).write_text(text, encoding="utf-8")
+        """Write the table as JSON."""
+        arrays = {key: getattr(self, key).tolist() for key in ("budgets", "bandit", "uniform")}
+        Path(path).write_text(json.dumps({"source": self.source, **arrays}), encoding="utf-8")
 
     def __len__(self) -> int:
         """Number of configurations P."""
@@ -94,7 +86,7 @@ class CurveTable:
     def pairs(self, rows: NDArray[np.int64]) -> PairedCurves:
         """Some of the configurations as pairs."""
         return PairedCurves(
-            budgets=self.budgets, bandit=self.bandit[rows], uniform=self.uniform[rows]
+            budgets=self.budgets, arm=self.bandit[rows], reference=self.uniform[rows]
         )
 
 

@@ -1,10 +1,17 @@
-"""Compare stopping with pausing on the recorded curves.
+r"""Compare stopping with pausing on the recorded curves.
 
-python studies/rungs/promotion.py fashion_mnist.json cifar10.json digits.json --out promotion.json
+    python studies/rungs/promotion.py fashion_mnist.json cifar10.json digits.json \
+        --out promotion.json
+    python studies/rungs/promotion.py fashion_mnist.json cifar10.json --early --orders 100 \
+        --out early.json
 
 A replay searches a random order of the recorded trainings until a complete trial is as good as the
 best of the first 24. The cost is divided by that of training each trial to the end. An order
 counts as 48 full trials if a rule never finds such a trial, or needs more.
+
+``--early`` replays the rules with fewer validation examples at early evaluations. The recorded
+accuracies are of all validation examples; the replay adds the noise of a part of them. The cost
+includes evaluations: an evaluated example counts as a third of a trained one.
 """
 
 from __future__ import annotations
@@ -13,6 +20,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +29,12 @@ from tables import LONGEST, TRIALS, WINDOW, halving, read_arms
 Floats = NDArray[np.float64]
 #: Cost of finding the target; infinite if a rule never finds it.
 Rule = Callable[[Floats, float, int], float]
+#: Training examples of a trial and its validation examples, by data set.
+SIZES = {"cifar10": (80_000, 10_000), "fashion_mnist": (48_000, 12_000)}
+#: Validation examples of an early evaluation; None for all.
+PARTS = (None, 5_000, 2_000, 1_000, 500)
+#: Draws of the noise of a part.
+REPEATS = 10
 
 
 def train_all(curves: Floats, target: float, initial: int) -> float:
@@ -144,13 +158,68 @@ def _costs(pool: Floats, *, initial: int, orders: int) -> dict[str, tuple[float,
     }
 
 
+def noisy(curves: Floats, count: int, *, validation: int, rng: np.random.Generator) -> Floats:
+    """The accuracies on a random part of the examples; the last evaluation uses all.
+
+    Args:
+        curves: Accuracies [n, T].
+        count: Examples of the part.
+        validation: All examples.
+        rng: Source of the noise.
+    """
+    found = curves.copy()
+    early = curves[:, :-1]
+    variance = early * (1 - early) * (1 / count - 1 / validation)
+    found[:, :-1] += np.sqrt(variance) * rng.standard_normal(early.shape)
+    return found
+
+
+def replay_early(curves: Floats, name: str, *, orders: int) -> list[dict[str, Any]]:
+    """Cost of each rule by the number of early validation examples.
+
+    Args:
+        curves: Accuracies [S, K, T].
+        name: Name of the data set.
+        orders: Random orders of the trainings per draw.
+    """
+    train, validation = SIZES[name]
+    pool = curves.reshape(-1, curves.shape[-1])
+    rows = []
+    for count in PARTS:
+        rng = np.random.default_rng(0)
+        early = validation if count is None else count
+        evaluations = ((pool.shape[1] - 1) * early + validation) / (3 * train)
+        costs: dict[str, list[float]] = {}
+        for _ in range(REPEATS):
+            seen = pool if count is None else noisy(pool, count, validation=validation, rng=rng)
+            for rule, (cost, _) in _costs(seen, initial=10, orders=orders).items():
+                costs.setdefault(rule, []).append(cost * (1 + evaluations))
+        shown = {rule: round(float(np.mean(values)), 3) for rule, values in costs.items()}
+        rows.append({"examples": early, "evaluations": round(evaluations, 3), "cost": shown})
+    return rows
+
+
+def early(records: list[Path], *, orders: int) -> dict[str, list[dict[str, Any]]]:
+    """`replay_early` of the records' uniform sampling, by data set."""
+    found = {}
+    for path in records:
+        for about, kinds in read_arms(json.loads(path.read_text(encoding="utf-8"))):
+            if about == {"sampler": "uniform", "schedule": "linear", "average": WINDOW}:
+                found[path.stem] = replay_early(kinds["averaged"], path.stem, orders=orders)
+    return found
+
+
 def main() -> None:
     """Replay every record and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--orders", type=int, default=1000)
+    parser.add_argument("--early", action="store_true")
     args = parser.parse_args()
+    if args.early:
+        args.out.write_text(json.dumps(early(args.records, orders=args.orders)) + "\n")
+        return
     rows = []
     for path in args.records:
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -133,7 +133,7 @@ class Recorder:
                 for slot, (accuracy, _) in self.trainer.scores(alive, averaged=averaged).items():
                     curves[kind][slot].append(round(accuracy, 5))
         tests = {
-            kind: self.trainer.scores(list(slots), averaged=averaged, examples=self.test)
+            kind: self.trainer.scores(list(slots), averaged=averaged, sweep=self.test)
             for kind, averaged in (("averaged", True), ("raw", False))
         }
         for slot in slots:
@@ -160,7 +160,7 @@ def record(
 ) -> None:
     """Train every arm on every seed; the file is saved after each arm."""
     where = select_device(device)
-    splits = data.split(*data.load(name, root=str(root), download=False)).to(where)
+    splits = data.load_splits(name, root=root, download=False).to(where)
     budget = epochs or EPOCHS.get(name, 2.0)
     recorder = Recorder(splits, name=name, epochs=budget, model=model, slots=slots)
     points = configurations(CONFIGURATIONS, seed=0)

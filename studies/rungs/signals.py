@@ -52,7 +52,7 @@ class Trainer:
     """
 
     def __init__(self, name: str, *, root: Path, epochs: float) -> None:
-        splits = data.split(*data.load(name, root=str(root), download=False))
+        splits = data.load_splits(name, root=root, download=False)
         self.recorder = Recorder(splits, name=name, epochs=epochs, model="small_cnn", slots=1)
         normalization = Normalization(splits.mean, splits.std)
         self.batches = DeviceBatches(splits.train, normalization=normalization)

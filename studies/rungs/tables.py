@@ -546,8 +546,8 @@ def tables(document: Mapping[str, Any], *, replays: int) -> dict[str, Any]:
             kind: measure_evidence(
                 PairedCurves(
                     budgets=np.arange(1.0, x.shape[-1] + 1),
-                    bandit=x.mean(axis=0),
-                    uniform=searched["uniform", kind].mean(axis=0),
+                    arm=x.mean(axis=0),
+                    reference=searched["uniform", kind].mean(axis=0),
                 )
             ).moves
             for (sampler, kind), x in searched.items()

@@ -33,8 +33,8 @@ def simulate(rng, *, pairs, factor=1.0, noise=0.01):
     shape = (pairs, len(BUDGETS))
     return PairedCurves(
         budgets=BUDGETS,
-        bandit=curve(factor * BUDGETS, ceiling, scale) + noise * rng.standard_normal(shape),
-        uniform=curve(BUDGETS, ceiling, scale) + noise * rng.standard_normal(shape),
+        arm=curve(factor * BUDGETS, ceiling, scale) + noise * rng.standard_normal(shape),
+        reference=curve(BUDGETS, ceiling, scale) + noise * rng.standard_normal(shape),
     )
 
 
@@ -76,8 +76,8 @@ def test_between_evaluations_the_bias_is_small(budgets):
     ceiling, scale = rng.uniform(0.6, 0.95, (8, 1)), np.exp(rng.normal(8.0, 0.5, (8, 1)))
     made = PairedCurves(
         budgets=budgets,
-        bandit=curve(1.5 * budgets, ceiling, scale),
-        uniform=curve(budgets, ceiling, scale),
+        arm=curve(1.5 * budgets, ceiling, scale),
+        reference=curve(budgets, ceiling, scale),
     )
     seen = budgets * 1.5 <= budgets[-1]
     found = np.array([e.value for e in acceleration(made)])[seen]
@@ -87,8 +87,8 @@ def test_between_evaluations_the_bias_is_small(budgets):
 def test_advantage_is_the_mean_difference():
     made = PairedCurves(
         budgets=[10, 20],
-        bandit=[[0.5, 0.6], [0.3, math.nan], [0.4, 0.8]],
-        uniform=[[0.4, 0.6], [0.4, 0.5], [0.1, 0.5]],
+        arm=[[0.5, 0.6], [0.3, math.nan], [0.4, 0.8]],
+        reference=[[0.4, 0.6], [0.4, 0.5], [0.1, 0.5]],
     )
     first, second = advantage(made)
     assert first == mean_estimate(made.difference[:, 0])
@@ -99,7 +99,7 @@ def test_advantage_is_the_mean_difference():
 
 def test_an_accuracy_that_uniform_never_reaches_gives_at_least():
     uniform = np.tile([0.3, 0.4, 0.5], (6, 1)) + np.linspace(0, 0.01, 6)[:, None]
-    made = PairedCurves(budgets=[100, 200, 400], bandit=uniform + 0.3, uniform=uniform)
+    made = PairedCurves(budgets=[100, 200, 400], arm=uniform + 0.3, reference=uniform)
     for found, bound in zip(acceleration(made), [4.0, 2.0, 1.0], strict=True):
         assert found.censored
         assert (found.value, found.high) == (bound, math.inf)
@@ -109,14 +109,14 @@ def test_an_accuracy_that_uniform_never_reaches_gives_at_least():
 def test_an_acceleration_beyond_the_budget_has_a_lower_end_at_the_bound():
     rng = np.random.default_rng(0)
     uniform = np.array([0.3, 0.4, 0.5]) + 0.001 * rng.standard_normal((8, 3))
-    made = PairedCurves(budgets=[100, 200, 400], bandit=uniform + 0.3, uniform=uniform[::-1])
+    made = PairedCurves(budgets=[100, 200, 400], arm=uniform + 0.3, reference=uniform[::-1])
     found = acceleration(made)[0]
     assert found.low == found.value == 4.0
 
 
 def test_a_dip_of_the_mean_curve_counts_as_noise():
     uniform = np.array([[0.30, 0.50, 0.46, 0.70]] * 3)
-    made = PairedCurves(budgets=[1, 2, 3, 4], bandit=np.full((3, 4), 0.47), uniform=uniform)
+    made = PairedCurves(budgets=[1, 2, 3, 4], arm=np.full((3, 4), 0.47), reference=uniform)
     # Pooled, evaluations two and three are 0.48: 0.47 is reached just before the second.
     assert acceleration(made)[0].value == pytest.approx(2.0, rel=0.05)
 
@@ -131,7 +131,7 @@ def test_too_few_pairs_give_no_interval(pairs):
 
 def test_identical_curves_never_count_as_faster():
     row = np.linspace(0.3, 0.7, 5) + np.random.default_rng(0).normal(0, 0.05, (9, 5))
-    made = PairedCurves(budgets=BUDGETS, bandit=row, uniform=row)
+    made = PairedCurves(budgets=BUDGETS, arm=row, reference=row)
     found = acceleration(made)
     assert not any(k.above(1.0) or k.below(1.0) for k in found)
     assert equivalent_budget(BUDGETS, found).tolist() == BUDGETS.tolist()
@@ -139,11 +139,11 @@ def test_identical_curves_never_count_as_faster():
 
 def test_only_configurations_with_a_whole_reference_curve_count():
     made = simulate(np.random.default_rng(3), pairs=10, factor=2.0)
-    uniform = made.uniform.copy()
+    uniform = made.reference.copy()
     uniform[7:, 2:] = np.nan
-    bandit = made.bandit.copy()
+    bandit = made.arm.copy()
     bandit[0, 3:] = np.nan
-    found = acceleration(PairedCurves(budgets=BUDGETS, bandit=bandit, uniform=uniform))
+    found = acceleration(PairedCurves(budgets=BUDGETS, arm=bandit, reference=uniform))
     assert [k.n for k in found] == [7, 7, 7, 6, 6]
 
 

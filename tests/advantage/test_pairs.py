@@ -19,7 +19,7 @@ BUDGETS = np.array([100.0, 200.0, 400.0])
 
 def curves(**fields):
     rows = np.array([[0.2, 0.4, 0.5]])
-    return PairedCurves(**({"budgets": BUDGETS, "bandit": rows, "uniform": rows} | fields))
+    return PairedCurves(**({"budgets": BUDGETS, "arm": rows, "reference": rows} | fields))
 
 
 def test_interpolation_keeps_evaluations_and_is_straight_in_log_budget():
@@ -44,41 +44,41 @@ def test_interpolation_of_a_stopped_curve_is_known_up_to_its_last_evaluation():
 
 def test_equal_seconds_reads_a_slower_arm_earlier():
     seconds = np.array([[1.0, 2.0, 4.0]])
-    slower = curves(bandit_seconds=2 * seconds, uniform_seconds=seconds).in_seconds()
+    slower = curves(arm_seconds=2 * seconds, reference_seconds=seconds).in_seconds()
     # After 2 and 4 seconds the slower arm is at its first and second evaluation.
-    assert slower.bandit[0, 1:] == pytest.approx([0.2, 0.4])
-    assert slower.bandit[0, 0] < 0.2
+    assert slower.arm[0, 1:] == pytest.approx([0.2, 0.4])
+    assert slower.arm[0, 0] < 0.2
 
 
 def test_equal_seconds_lets_a_faster_arm_keep_its_end_but_not_a_stopped_one():
     seconds = np.array([[1.0, 2.0, 4.0]])
-    faster = curves(bandit_seconds=seconds / 2, uniform_seconds=seconds).in_seconds()
-    assert faster.bandit[0].tolist() == pytest.approx([0.4, 0.5, 0.5])
+    faster = curves(arm_seconds=seconds / 2, reference_seconds=seconds).in_seconds()
+    assert faster.arm[0].tolist() == pytest.approx([0.4, 0.5, 0.5])
     stopped = curves(
-        bandit=np.array([[0.2, 0.4, np.nan]]),
-        bandit_seconds=np.array([[0.5, 1.0, np.nan]]),
-        uniform_seconds=seconds,
+        arm=np.array([[0.2, 0.4, np.nan]]),
+        arm_seconds=np.array([[0.5, 1.0, np.nan]]),
+        reference_seconds=seconds,
     ).in_seconds()
-    assert stopped.bandit[0, 0] == pytest.approx(0.4)
-    assert np.isnan(stopped.bandit[0, 1:]).all()
+    assert stopped.arm[0, 0] == pytest.approx(0.4)
+    assert np.isnan(stopped.arm[0, 1:]).all()
 
 
 def test_equal_seconds_of_equal_clocks_changes_nothing():
     seconds = np.array([[1.0, 1.0, 4.0]])
-    same = curves(bandit_seconds=seconds, uniform_seconds=seconds).in_seconds()
-    assert same.bandit[0, 2] == pytest.approx(0.5, abs=1e-6)
-    assert same.bandit[0, 0] == pytest.approx(0.2, abs=1e-6)
+    same = curves(arm_seconds=seconds, reference_seconds=seconds).in_seconds()
+    assert same.arm[0, 2] == pytest.approx(0.5, abs=1e-6)
+    assert same.arm[0, 0] == pytest.approx(0.2, abs=1e-6)
 
 
-@pytest.mark.parametrize("noisy", ["bandit_seconds", "uniform_seconds"])
+@pytest.mark.parametrize("noisy", ["arm_seconds", "reference_seconds"])
 def test_the_noise_of_clocks_is_no_difference(noisy):
     # Equally good and equally fast; one pair's clock is a tenth fast, the next one's slow.
     rng = np.random.default_rng(0)
     seconds = np.tile(BUDGETS / 100, (20, 1))
     rising = np.array([0.3, 0.5, 0.7]) + rng.normal(0, 1e-4, (20, 1))
-    clocks = {"bandit_seconds": seconds, "uniform_seconds": seconds}
+    clocks = {"arm_seconds": seconds, "reference_seconds": seconds}
     clocks[noisy] = seconds * np.where(np.arange(20) % 2, 0.9, 1.1)[:, None]
-    pairs = curves(bandit=rising, uniform=rising, **clocks).in_seconds()
+    pairs = curves(arm=rising, reference=rising, **clocks).in_seconds()
     for estimate in advantage(pairs):
         assert abs(estimate.value) < 0.003
         assert not estimate.above(0.0)
@@ -91,7 +91,7 @@ def test_the_cost_of_a_slower_arm_is_seen_through_the_noise_of_clocks():
     clocks = 1.5 * np.exp(rng.normal(0, 0.1, (30, 1)))
     rising = np.array([0.3, 0.5, 0.7]) + rng.normal(0, 0.02, (30, 1))
     pairs = curves(
-        bandit=rising, uniform=rising, bandit_seconds=seconds * clocks, uniform_seconds=seconds
+        arm=rising, reference=rising, arm_seconds=seconds * clocks, reference_seconds=seconds
     )
     second = advantage(pairs.in_seconds())[1]
     # Two thirds of the second budget lie between the first two evaluations.
@@ -107,7 +107,7 @@ def test_one_training_on_a_busy_machine_is_no_cost_of_the_sampler():
     clocks = seconds * np.exp(rng.normal(0, 0.01, (20, 1)))
     clocks[0] *= 10
     rising = np.array([0.3, 0.5, 0.7]) + rng.normal(0, 0.02, (20, 1))
-    pairs = curves(bandit=rising, uniform=rising, bandit_seconds=clocks, uniform_seconds=seconds)
+    pairs = curves(arm=rising, reference=rising, arm_seconds=clocks, reference_seconds=seconds)
     for estimate in advantage(pairs.in_seconds()):
         assert abs(estimate.value) < 0.002
         assert estimate.high - estimate.low < 0.01
@@ -118,7 +118,7 @@ def test_pairs_that_were_stopped_do_not_hide_the_cost_of_whole_trainings():
     rising = np.tile([0.3, 0.5, 0.7], (4, 1))
     clocks, curve = seconds * 1.1, rising.copy()
     clocks[2:], curve[2:, 1:], clocks[2:, 1:] = seconds[2:] * 0.8, np.nan, np.nan
-    pairs = curves(bandit=curve, uniform=rising, bandit_seconds=clocks, uniform_seconds=seconds)
+    pairs = curves(arm=curve, reference=rising, arm_seconds=clocks, reference_seconds=seconds)
     last = advantage(pairs.in_seconds())[-1]
     assert (last.value, last.n) == (pytest.approx(-0.2 * np.log(1.1) / np.log(2)), 2)
 
@@ -128,17 +128,17 @@ def test_one_budget_says_nothing_about_equal_seconds(pace):
     seconds = np.array([[4.0]])
     one = curves(
         budgets=BUDGETS[:1],
-        bandit=[[0.5]],
-        uniform=[[0.4]],
-        bandit_seconds=pace * seconds,
-        uniform_seconds=seconds,
+        arm=[[0.5]],
+        reference=[[0.4]],
+        arm_seconds=pace * seconds,
+        reference_seconds=seconds,
     ).in_seconds()
-    assert np.isnan(one.bandit).all()
-    assert one.uniform.tolist() == [[0.4]]
+    assert np.isnan(one.arm).all()
+    assert one.reference.tolist() == [[0.4]]
 
 
 def test_equal_seconds_needs_seconds():
-    with pytest.raises(ArgumentError, match="bandit_seconds"):
+    with pytest.raises(ArgumentError, match="arm_seconds"):
         curves().in_seconds()
     assert math.isnan(curves().cost)
 
@@ -154,9 +154,9 @@ _BUDGETS = "budgets must be one-dimensional, positive, finite"
         ("budgets", [100.0, 200.0, math.nan], _BUDGETS),
         ("budgets", [100.0, 200.0, math.inf], _BUDGETS),
         ("budgets", [[100.0, 200.0, 400.0]], _BUDGETS),
-        ("bandit", np.zeros((1, 2)), "bandit"),
-        ("uniform", np.zeros((2, 3)), "uniform"),
-        ("bandit_seconds", np.zeros(3), "bandit_seconds"),
+        ("arm", np.zeros((1, 2)), "arm"),
+        ("reference", np.zeros((2, 3)), "reference"),
+        ("arm_seconds", np.zeros(3), "arm_seconds"),
     ],
 )
 def test_what_does_not_fit_is_refused(field, value, message):
@@ -166,8 +166,8 @@ def test_what_does_not_fit_is_refused(field, value, message):
 
 def test_counts_fall_where_either_arm_was_stopped():
     pairs = curves(
-        bandit=np.array([[0.1, 0.2, np.nan], [0.1, 0.2, 0.3]]),
-        uniform=np.array([[0.1, 0.2, 0.3], [0.1, np.nan, np.nan]]),
+        arm=np.array([[0.1, 0.2, np.nan], [0.1, 0.2, 0.3]]),
+        reference=np.array([[0.1, 0.2, 0.3], [0.1, np.nan, np.nan]]),
     )
     assert np.isfinite(pairs.difference).sum(axis=0).tolist() == [2, 1, 0]
     assert pairs.ended == 0
@@ -207,9 +207,9 @@ def test_pairs_agree_in_seed_and_slot():
     pairs = pair_curves(bandit, uniform)
     assert len(pairs) == 2
     assert pairs.budgets.tolist() == [100, 200, 300]
-    assert pairs.bandit.tolist() == [[0.3, 0.4, 0.5], [0.5, 0.6, 0.7]]
-    assert pairs.uniform.tolist() == [[0.2, 0.3, 0.4], [0.1, 0.2, 0.9]]
-    assert pairs.bandit_seconds.tolist() == [[2, 4, 6], [2, 4, 6]]
+    assert pairs.arm.tolist() == [[0.3, 0.4, 0.5], [0.5, 0.6, 0.7]]
+    assert pairs.reference.tolist() == [[0.2, 0.3, 0.4], [0.1, 0.2, 0.9]]
+    assert pairs.arm_seconds.tolist() == [[2, 4, 6], [2, 4, 6]]
 
 
 @pytest.mark.parametrize(
@@ -248,8 +248,8 @@ def test_stopped_trials_are_missing_from_where_they_stopped():
     bandit = [study("mab", trial(0, [0.3, 0.4], state="pruned", value=None))]
     uniform = [study("uniform", trial(0, [0.2, 0.3, 0.4]))]
     pairs = pair_curves(bandit, uniform)
-    assert np.isnan(pairs.bandit).tolist() == [[False, False, True]]
-    assert np.isnan(pairs.bandit_seconds).tolist() == [[False, False, True]]
+    assert np.isnan(pairs.arm).tolist() == [[False, False, True]]
+    assert np.isnan(pairs.arm_seconds).tolist() == [[False, False, True]]
 
 
 def test_what_a_trial_did_beyond_its_budget_is_left_out():
@@ -260,7 +260,7 @@ def test_what_a_trial_did_beyond_its_budget_is_left_out():
     pairs = pair_curves(bandit, uniform)
     assert pairs.budgets.tolist() == [100, 200, 300]
     assert np.isfinite(pairs.difference).all()
-    assert pairs.uniform[:, -1].tolist() == [0.4, 0.3]
+    assert pairs.reference[:, -1].tolist() == [0.4, 0.3]
 
 
 def test_a_retried_slot_counts_once_and_failures_not_at_all():
@@ -275,15 +275,15 @@ def test_a_retried_slot_counts_once_and_failures_not_at_all():
     uniform = [study("uniform", trial(0, [0.2, 0.3, 0.4]), trial(1, [0.2, 0.3, 0.4]))]
     pairs = pair_curves(bandit, uniform)
     assert len(pairs) == 1
-    assert pairs.bandit[0].tolist() == [0.3, 0.4, 0.5]
+    assert pairs.arm[0].tolist() == [0.3, 0.4, 0.5]
 
 
 def test_other_batch_sizes_are_read_at_the_common_budgets():
     bandit = [study("mab", trial(0, [0.2, 0.4, 0.6], step=99.5), trial_examples=300)]
     uniform = [study("uniform", trial(0, [0.2, 0.4, 0.6]))]
     pairs = pair_curves(bandit, uniform)
-    assert np.isfinite(pairs.bandit).all()
-    assert pairs.bandit[0] == pytest.approx([0.2, 0.4, 0.6], abs=0.01)
+    assert np.isfinite(pairs.arm).all()
+    assert pairs.arm[0] == pytest.approx([0.2, 0.4, 0.6], abs=0.01)
 
 
 def test_a_trial_of_large_batches_does_not_move_the_end_of_the_others():
@@ -350,9 +350,9 @@ def test_pairs_of_other_batch_sizes_are_compared_by_their_evaluations():
     pairs = pair_curves([evaluated(bandit)], [evaluated(uniform)])
     assert pairs.budgets.tolist() == [400, 800, 1200]
     assert pairs.ended == 2
-    assert pairs.bandit.tolist()[:2] == [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
-    assert pairs.uniform.tolist() == [curve] * 3
-    assert np.isnan(pairs.bandit[2]).tolist() == [False, False, True]
+    assert pairs.arm.tolist()[:2] == [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
+    assert pairs.reference.tolist() == [curve] * 3
+    assert np.isnan(pairs.arm[2]).tolist() == [False, False, True]
 
 
 def test_other_numbers_of_evaluations_are_compared_at_equal_examples():
@@ -361,8 +361,8 @@ def test_other_numbers_of_evaluations_are_compared_at_equal_examples():
     pairs = pair_curves([evaluated(bandit, 2)], [evaluated(uniform, 4)])
     # At 300 of 400 examples, straight in the logarithm of the budget.
     between = 0.4 + 0.4 * math.log(1.5) / math.log(2)
-    assert pairs.bandit[0, 1:].tolist() == pytest.approx([0.4, between, 0.8])
-    assert pairs.bandit_seconds[0, 1:].tolist() == pytest.approx([2.0, 3.0, 4.0])
+    assert pairs.arm[0, 1:].tolist() == pytest.approx([0.4, between, 0.8])
+    assert pairs.arm_seconds[0, 1:].tolist() == pytest.approx([2.0, 3.0, 4.0])
 
 
 def test_what_auto_trained_under_uniform_sampling_is_in_no_pair():
@@ -408,8 +408,8 @@ def test_own_loops_whose_trials_use_two_samplers_keep_all_pairs():
 
 
 def test_accuracies_must_be_finite_or_unknown():
-    with pytest.raises(ArgumentError, match="bandit must be finite, or NaN"):
-        PairedCurves(budgets=[1.0, 2.0], bandit=[[0.5, math.inf]], uniform=[[0.5, 0.6]])
+    with pytest.raises(ArgumentError, match="arm must be finite, or NaN"):
+        PairedCurves(budgets=[1.0, 2.0], arm=[[0.5, math.inf]], reference=[[0.5, 0.6]])
 
 
 def test_loops_that_end_before_their_budget_are_read_where_they_were_evaluated():
@@ -420,8 +420,8 @@ def test_loops_that_end_before_their_budget_are_read_where_they_were_evaluated()
     )
     found = pair_curves([ours], [theirs])
     assert found.budgets.tolist() == [96, 192, 288]
-    assert found.bandit.tolist() == [[0.3, 0.5, 0.6]]
-    assert found.uniform.tolist() == [[0.2, 0.4, 0.5]]
+    assert found.arm.tolist() == [[0.3, 0.5, 0.6]]
+    assert found.reference.tolist() == [[0.2, 0.4, 0.5]]
 
 
 def test_evaluations_of_trials_with_fewer_steps_than_evaluations_are_not_numbered_alike():

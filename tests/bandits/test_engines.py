@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -13,12 +14,11 @@ import torch
 from engines import make_engine, teach
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tools import no_waiting
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.bandits import BanditSettings, DeviceEngine
 from hpo_mab.bandits._thompson import columns_of
-from hpo_mab.training._captured import register
+from hpo_mab.training._captured import register_generators
 
 LOSSES = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.nan, math.inf, -math.inf])
 
@@ -81,24 +81,35 @@ def test_counts_equal_a_recount_of_the_last_pulls(
         assert engine.counts().tolist() == recount.counts().tolist()
 
 
-@pytest.mark.parametrize("memory", [None, 150])
+@pytest.mark.parametrize("memory", [None, 60, 150])
 def test_counts_and_states_agree_after_hundreds_of_pulls_of_an_arm(memory: int | None) -> None:
-    # One bandit's arm rises through all states, then is drawn by itself.
-    recount = Recount(3, 70, memory, 0.99)
-    engine = make_engine("host", examples=210, bandits=3, memory=memory)
+    recount = Recount(3, 300, memory, 0.99)
+    engine, again = (make_engine("host", examples=900, bandits=3, memory=memory) for _ in range(2))
     rng = np.random.default_rng(0)
+    alone = []
     for step in range(450):
-        pulled = [0, int(rng.integers(8)), int(rng.integers(70))]
+        # Long sequences of one arm of the first bandit: it rises through all states, then is drawn
+        # by itself, and leaves the window when other arms fill it.
+        arm = (step // 70) % 3 if rng.random() < 0.9 else int(rng.integers(3))
+        pulled = [arm, int(rng.integers(8)), int(rng.integers(300))]
         losses = rng.exponential(size=3).round(3).tolist()
         recount.learn(pulled, losses)
         teach(engine, pulled, losses)
-        if step % 50 == 49:
+        alone.append(bool(engine._members.states[0, 0] == engine._single_column))
+        if step % 10 == 9:
             assert engine.counts().tolist() == recount.counts().tolist()
+    assert ((True, False) in itertools.pairwise(alone)) == (memory is not None)
     # The propensities look up every state: one mistaken for another would not add up.
     assert torch.allclose(engine.propensities().sum(dim=1), torch.ones(3, dtype=torch.float64))
     pairs = engine.counts().numpy().reshape(-1, 2)
-    states = columns_of(pairs, engine._single_column).reshape(3, 70)
+    states = columns_of(pairs, engine._single_column).reshape(3, 300)
     assert engine._members.states.tolist() == states.tolist()
+    again.load_state(engine.state())
+    for _ in range(200):
+        assert again.counts().tolist() == engine.counts().tolist()
+        assert torch.equal(again.draw(uniform=False)[0], engine.draw(uniform=False)[0])
+        for one in (again, engine):
+            teach(one, [1, 2, 3], [0.3, 0.7, 0.5])
 
 
 def test_discount_decays_all_counts_of_a_bandit_at_each_of_its_pulls() -> None:
@@ -108,24 +119,6 @@ def test_discount_decays_all_counts_of_a_bandit_at_each_of_its_pulls() -> None:
     teach(engine, [1, 0], [5.0, 1.0])  # Judged by 2: success, failure.
     teach(engine, [1, 1], [2.0, 6.0])  # Judged by 3: failure, success.
     assert engine.counts().tolist() == [[[0, 0.25], [0.5, 1]], [[0.25, 0.5], [1, 0]]]
-
-
-@pytest.mark.parametrize("bad", [[math.nan, math.inf, -math.inf], [9.0, math.nan, 0.0]])
-def test_a_batch_with_a_loss_that_is_not_finite_changes_nothing(
-    bad: list[float], engine_kind: str
-) -> None:
-    def state_after(*lessons: list[float]) -> dict[str, object]:
-        engine = make_engine(engine_kind, examples=12, bandits=3, memory=2)
-        for losses in lessons:
-            teach(engine, [0, 1, 2], losses)
-        found = engine.state()
-        return {
-            name: value.tolist() if torch.is_tensor(value) else value
-            for name, value in found.items()
-        }
-
-    assert state_after([1.0, 2.0, 3.0], bad) == state_after([1.0, 2.0, 3.0])
-    assert state_after(bad, [1.0, 2.0, 3.0]) == state_after([1.0, 2.0, 3.0])
 
 
 @pytest.mark.parametrize("memory", [None, 126, 127, 128, 129])
@@ -171,7 +164,7 @@ def test_arms_with_pulls_are_skipped_by_passes(engine_kind: str) -> None:
     for arm in (0, 0, 4):
         teach(engine, [arm] * 3, [1.0, 1.0, 1.0])
     counts = counts_of(engine, 200, 18)
-    shares = engine.shares.numpy()
+    shares = np.asarray(engine._shares)
     unknown = counts[shares[:, [1, 2, 3, 5]]]
     assert (np.ptp(unknown, axis=1) <= 1).all()
     # Two successes of arm 0: drawn more often than the unknown ones.
@@ -202,8 +195,8 @@ def test_thompson_propensities_of_discounted_counts_are_refused() -> None:
         engine.propensities()
 
 
-def test_each_network_of_a_stack_has_its_own_figures() -> None:
-    shares = np.tile(make_engine("device", examples=23, bandits=2).shares.numpy(), (3, 1))
+def test_each_network_of_a_stack_has_its_own_statistics() -> None:
+    shares = np.tile(make_engine("host", examples=23, bandits=2)._shares, (3, 1))
     engine = DeviceEngine(shares, BanditSettings(), torch.Generator().manual_seed(0), stack=3)
     for _ in range(40):
         _, _, arms = engine.draw(uniform=False)
@@ -213,9 +206,9 @@ def test_each_network_of_a_stack_has_its_own_figures() -> None:
         # A tenth of the examples is 3.
         most = draws.flatten().sort(descending=True).values[:3]
         expected.append({"reward_rate": rewarded / judged, "concentration": int(most.sum()) / 80})
-    assert engine.figures_of([2, 0]) == [expected[2], expected[0]]
+    assert engine.statistics_of([2, 0]) == [expected[2], expected[0]]
     # Rewards are those since the last call.
-    assert ["reward_rate" in found for found in engine.figures_of([0, 1])] == [False, True]
+    assert ["reward_rate" in found for found in engine.statistics_of([0, 1])] == [False, True]
 
 
 KNOBS: dict[str, dict[str, Any]] = {
@@ -230,18 +223,6 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
-def test_draw_and_learn_never_wait_for_the_host(knobs: dict[str, Any]) -> None:
-    engine = make_engine("device", examples=1003, bandits=32, device="cuda", **knobs)
-    losses = torch.rand(32, device="cuda")
-    with no_waiting():
-        for step in range(20):
-            _, _, arms = engine.draw(uniform=step % 5 == 4)
-            engine.learn(arms, losses)
-    assert engine._tally[0, 1] == 20 * 32
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 def test_a_graph_draws_and_learns_at_each_replay(knobs: dict[str, Any]) -> None:
     engine = make_engine("device", examples=1003, bandits=32, device="cuda", **knobs)
     losses = torch.rand(1003, device="cuda")
@@ -252,7 +233,7 @@ def test_a_graph_draws_and_learns_at_each_replay(knobs: dict[str, Any]) -> None:
             engine.learn(arms, losses[indices])
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    register(graph, engine.generator)
+    register_generators(graph, engine.generator)
     with torch.cuda.graph(graph):
         indices, _, arms = engine.draw(uniform=False)
         engine.learn(arms, losses[indices])

@@ -33,7 +33,7 @@ def test_draws_follow_the_propensities(engine_kind: str, name: str) -> None:
     train(engine, steps=30, arms=5, seed=1)
     expected = torch.zeros(17, dtype=torch.float64)
     propensities = engine.propensities()
-    shares = engine.shares
+    shares = torch.as_tensor(engine._shares)
     expected[shares[shares >= 0].long()] = propensities[shares >= 0]
     draws = 2500
     drawn = torch.cat([engine.draw(uniform=False)[0] for _ in range(draws)])

@@ -17,7 +17,7 @@ from hpo_mab.bandits._settings import (
     LossBinarizer,
     MovingAverage,
     above_average,
-    draw_figures,
+    draw_statistics,
 )
 
 BAD: list[tuple[str, Any]] = [
@@ -178,8 +178,8 @@ def test_a_batch_with_a_loss_that_is_not_finite_moves_no_average() -> None:
 
 def test_figures_without_a_value_are_left_out() -> None:
     draws = torch.tensor([[4, 1, 0, 3, 2, 0], [0] * 6])
-    assert draw_figures(draws, torch.tensor([[3, 4], [0, 2]]), examples=4) == [
+    assert draw_statistics(draws, torch.tensor([[3, 4], [0, 2]]), examples=4) == [
         {"reward_rate": 0.75, "concentration": 0.4},
         {"reward_rate": 0.0},
     ]
-    assert draw_figures(draws, torch.zeros(2, 2), examples=11) == [{"concentration": 0.7}, {}]
+    assert draw_statistics(draws, torch.zeros(2, 2), examples=11) == [{"concentration": 0.7}, {}]

@@ -1,8 +1,6 @@
-"""States of arms, windows of pulls, and uniform passes."""
+"""States of arms and uniform passes."""
 
 from __future__ import annotations
-
-import collections
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ import torch
 from engines import make_engine
 from scipy import stats
 
-from hpo_mab.bandits._host import PullWindow
 from hpo_mab.bandits._thompson import (
     MIN_BLOCK,
     MOST_PULLS,
@@ -20,8 +17,6 @@ from hpo_mab.bandits._thompson import (
     columns_of,
     states_within,
 )
-
-BANDITS = 4
 
 
 @pytest.mark.parametrize("pulls", [1, 2, MOST_PULLS])
@@ -48,37 +43,6 @@ def test_a_pull_more_and_less_leads_back() -> None:
             else:
                 assert added == shared
         assert more[shared, reward] == less[shared, reward] == shared
-
-
-@pytest.mark.parametrize("memory", [1, 5])
-def test_a_bandit_drops_the_pull_that_leaves_its_window(memory: int) -> None:
-    rng = np.random.default_rng(0)
-    window = PullWindow(BANDITS, memory, arms=300)
-    kept = collections.deque[tuple[list[int], list[int]]]()
-    for _ in range(60):
-        arms = rng.integers(0, 300, BANDITS)
-        rewards = rng.integers(0, 2, BANDITS).astype(np.int8)
-        kept.append((arms.tolist(), rewards.tolist()))
-        expected = kept.popleft() if len(kept) > memory else None
-        leaving = window.push(arms, rewards)
-        found = None if leaving is None else tuple(part.tolist() for part in leaving)
-        assert found == expected
-
-
-def test_a_restored_window_continues() -> None:
-    window, restored = (PullWindow(BANDITS, 3, arms=300) for _ in range(2))
-
-    def push(window: PullWindow, step: int) -> list[list[int]]:
-        rewards = np.full(BANDITS, step % 2, dtype=np.int8)
-        leaving = window.push(10 * step + np.arange(BANDITS), rewards)
-        return [part.tolist() for part in leaving or ()]
-
-    for step in range(5):
-        push(window, step)
-    for name, array in window.arrays().items():
-        restored.arrays()[name][...] = array
-    for step in range(5, 9):
-        assert push(restored, step) == push(window, step) != []
 
 
 @pytest.mark.parametrize("arms", [3, MIN_BLOCK, MIN_BLOCK + 1, 1000, 5000])

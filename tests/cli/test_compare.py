@@ -15,10 +15,11 @@ import optuna
 import pytest
 from tools import next_commands
 
+from hpo_mab._attributes import PUBLISHED_KEY
 from hpo_mab.search._runner import RunHere
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import OnTrial
-from hpo_mab.storage import Storage, open_study
+from hpo_mab.storage import Storage, open_study, study_names
 
 Cli = Any
 
@@ -227,6 +228,20 @@ def test_the_dashboard_keeps_files_where_the_user_says(
     (tmp_path / "taken").touch()
     monkeypatch.setenv("HPO_MAB_ARTIFACTS", "taken/files")
     assert cli("dashboard", "--port", "0")[0] == 0
+
+
+@pytest.mark.usefixtures("no_server")
+def test_the_dashboard_says_once_that_it_updates_its_pages(cli: Cli, tiny: str) -> None:
+    for seed in ("0", "1"):
+        assert cli("run", tiny, "--trials", "1", "--seed", seed, "--quiet")[0] == 0
+    storage = Storage("sqlite:///hpo_mab.db")
+    for name in study_names(storage):
+        study = open_study(storage, name)
+        study._storage.set_study_system_attr(study._study_id, PUBLISHED_KEY, {})
+    storage.close()
+    _, _, err = cli("dashboard", "--port", "0")
+    assert err.count("Updating notes and figures of studies with new trials") == 1
+    assert cli("dashboard", "--port", "0")[2] == ""
 
 
 def test_the_dashboard_serves_the_storage_on_loopback_and_a_free_port(tmp_path: Path) -> None:

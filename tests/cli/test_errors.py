@@ -37,8 +37,6 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.db").write_text("no database " * 500)
     (tmp_path / "broken.toml").write_text("[budget\n")
-    text = (tmp_path / tiny).read_text()
-    (tmp_path / "type.toml").write_text(text.replace("epochs = 1", 'epochs = "many"'))
 
 
 @pytest.mark.parametrize(
@@ -47,50 +45,41 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
         ("report foreign", ["'foreign'", "has no definition", "hpo-mab dashboard"]),
         ("report empty", ["'empty'", "hpo-mab run"]),
         ("report empty bare", ["'empty', 'bare'", "hpo-mab run"]),
-        ("report none.json", ["none.json", "compare --record"]),
         ("report empty -o folder", ["folder is a folder", "give a file"]),
         ("compare tiny.toml --record folder", ["folder is a folder", "give a file"]),
         ("compare tiny.toml --record no/such/x.json", ["no/such/x.json cannot be written"]),
         ("compare tiny.toml --set compare.reference=x", ["reference must be 'uniform'", "'x'"]),
         ("copy empty --move --to :memory:", ["--to must be a file or a server", ":memory:"]),
-        ("worker --study foreign", ["'foreign'", "hpo-mab dashboard"]),
-        ("worker --study emty", ["'emty'", "'empty'"]),
+        ("worker foreign", ["'foreign'", "hpo-mab dashboard"]),
+        ("worker emty", ["'emty'", "'empty'"]),
         ("replay bare 0", ["Trial 0 of 'bare'", "trials that have one: none"]),
         ("run broken.toml", ["broken.toml", "line 1"]),
-        ("run type.toml", ["type.toml", "budget.epochs", "got 'many'"]),
         (
             "run tiny.toml --pruner advantage --set pruner.evidence=none.json",
             ["none.json", "hpo-mab evidence"],
         ),
-        ("run tiny.toml --trials 0", ["budget.trials must be at least 1, got 0"]),
-        ("run tiny.toml --set training.slots=0", ["slots must be at least 1 or 'auto', got 0."]),
-        ("run tiny.toml --set training.keep=x", ["must be 'trained' or 'better', got 'x'."]),
-        ("run tiny.toml --set training=3", ["training must be a section, got 3."]),
         ("run tiny.toml --workers 0", ["--workers", "at least 1", "0"]),
         ("run tiny.toml --workers many", ["--workers", "'auto'", "'many'"]),
-        ("run tiny.toml --slots 0", ["training.slots", "at least 1", "0"]),
         ("run tiny.toml --slots many", ["--slots", "'auto'", "'many'"]),
         ("run tiny.toml --workers 2 --ray auto", ["Ray needs a storage", "postgresql://"]),
         ("run tiny.toml --ray auto", ["--ray needs --workers N"]),
         ("run tiny.toml --gpus-per-worker 0.5", ["--gpus-per-worker needs --ray"]),
         ("run tiny.toml --workers 2 --storage sqlite://", ["in memory"]),
-        ("compare tiny.toml --seeds 0", ["compare.seeds must be at least 1, got 0"]),
         ("evidence bare --margin 2", ["--margin must be in [0, 1], got 2"]),
         ("examples bare --top 0", ["--top must be at least 1, got 0"]),
         ("studies --trial 3", ["--trial needs the name of its study, got --trial 3"]),
-        (
-            "run tiny.toml --pruner hyperband --set pruner.reduction_factor=1",
-            ["pruner.reduction_factor must be an integer of at least 2, got 1"],
-        ),
         ("dashboard --storage text.db", ["text.db", "Name another file"]),
         ("dashboard --storage none.db", ["none.db", "hpo-mab run"]),
         ("dashboard --host 192.0.2.1", ["192.0.2.1", "127.0.0.1"]),
         ("dashboard --host=", ["--host must be an address of this machine", "got ''"]),
         ("run tiny.toml --epochs 1e308", ["must be above 0 and at most 1e+15, got 1e+308"]),
-        ("compare tiny.toml --seeds 2000", ["compare.seeds must be at most 1000, got 2000"]),
+        (
+            "compare tiny.toml --seeds 2000",
+            ["compare.seeds must be less than or equal to 1000, got 2000"],
+        ),
         (
             'compare tiny.toml --set compare.arms={a={},""={}}',
-            ["compare.arms", "must be a text that is not empty, got ''"],
+            ["compare.arms", "must have at least 1 character, got ''"],
         ),
         ("replay bare 0 --tolerance nan", ["--tolerance must be at least 0, got nan"]),
         ("run a\x1b.toml", [r"a\x1b.toml: no such file"]),

@@ -24,6 +24,7 @@ def test_each_name_that_run_accepts_is_shown_and_accepted_by_other_commands(
         assert any(line.startswith(f"{name} ") for line in out.splitlines()), name
         assert cli("report", "--json", "--", name)[0] == 0, name
         assert cli("replay", "--", name, "0")[0] == 0, name
+        assert cli("worker", "--", name)[0] == 0, name
     assert cli("copy", "--to", "a#copy.db", "--", "a run 2")[0] == 0
     for text in ("a#copy.db#a run 2", "arm=hpo_mab.db#-best", "arm=a run 2"):
         assert cli("report", "--json", text)[0] == 0, text

@@ -101,7 +101,7 @@ def test_no_command_shows_stores_or_hands_on_a_password(
     commands: list[tuple[str, ...]] = [
         ("run", tiny, "--trials", "1", *at),
         ("run", tiny, "--trials", "2", "--workers", "2", *at),
-        ("worker", "--study", NAME, *at),
+        ("worker", NAME, *at),
         ("compare", tiny, "--trials", "2", *files, *at),
         ("report", "tiny-*", "-o", "page.html", *at),
         ("report", f"{url}#{NAME}", "-o", "page.html", "--record", "again.json"),
@@ -150,7 +150,7 @@ def test_no_mistake_shows_a_password(cli: Cli, tiny: str, url: str) -> None:
         ("report", f"{url}#tiny-*"),
         ("run", tiny, "--workers", "2", *at),
         ("compare", tiny, *at),
-        ("worker", "--study", NAME, *at),
+        ("worker", NAME, *at),
         ("report", "tiny-*", *at),
         ("report", "record.json", f"{url}#tiny-*"),
         ("replay", NAME, "0", *at),
@@ -173,8 +173,8 @@ def test_no_mistake_shows_a_password(cli: Cli, tiny: str, url: str) -> None:
 
 def test_the_shell_completes_without_showing_a_password(tmp_path: Path) -> None:
     url = f"postgresql://me:{quote(PASSWORD, safe='')}@127.0.0.1:1/studies"
-    line = f"hpo-mab worker --storage {url} --study "
-    asked = {"_HPO_MAB_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": "5"}
+    line = f"hpo-mab worker --storage {url} "
+    asked = {"_HPO_MAB_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": "4"}
     found = subprocess.run(
         [sys.executable, "-m", "hpo_mab"],
         env={**os.environ, **asked, "HPO_MAB_STORAGE": url},

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tools import count
+from tools import count, until
 
 from hpo_mab.storage import Storage, read_run
 
@@ -37,13 +36,6 @@ def _finished(database: Path) -> int:
 def _has_trained(database: Path, pid: int) -> bool:
     """Whether a process has begun a trial."""
     return count(database, f"trial_system_attributes WHERE value_json LIKE '%:{pid}:%'") > 0
-
-
-def _wait(condition: Callable[[], bool], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -81,11 +73,11 @@ def test_workers_survive_a_kill_and_ctrl_c_and_lose_nothing(
 ) -> None:
     database = tmp_path / "hpo_mab.db"
     with _launched(tiny, tmp_path, workers=2) as parent:
-        _wait(lambda: _finished(database) >= 1 and len(_children(parent.pid)) == 1)
+        assert until(lambda: _finished(database) >= 1 and len(_children(parent.pid)) == 1)
         workers = _children(parent.pid)
-        _wait(lambda: _has_trained(database, workers[0]))
+        assert until(lambda: _has_trained(database, workers[0]))
         os.kill(workers[0], signal.SIGKILL)
-        _wait(lambda: len(set(_children(parent.pid)) - set(workers)) == 1)
+        assert until(lambda: len(set(_children(parent.pid)) - set(workers)) == 1)
         parent.send_signal(signal.SIGINT)
         assert parent.wait(240) == 130
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
@@ -104,13 +96,13 @@ def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
     target = Target.load(study)
     Target(trials=3, total=None, epoch_examples=target.epoch_examples).save(study)
     storage.close()
-    status, out, err = cli("worker", "--study", NAME)
+    status, out, err = cli("worker", NAME)
     assert (status, out) == (0, "")
     assert "3/3 trials" in err
     out = cli.out("replay", NAME, "2")
     assert "reproduced bit for bit" in out
 
-    assert cli("worker", "--study", NAME) == (0, "", "")
+    assert cli("worker", NAME) == (0, "", "")
 
 
 def test_replay_says_that_a_trial_was_trained_in_a_slot(cli: Cli, tiny: str) -> None:
@@ -122,25 +114,11 @@ def test_replay_says_that_a_trial_was_trained_in_a_slot(cli: Cli, tiny: str) -> 
     assert json.loads(cli("replay", "slots", "0", "--json").out)["slots"] == 2
 
 
-def test_a_warning_advises_against_many_workers_on_sqlite(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from hpo_mab.cli._run import launcher
-    from hpo_mab.search import load_spec
-
-    storage = Storage(str(tmp_path / "x.db"))
-    for workers, advice in (("auto", False), ("2", False), ("3", True)):
-        options = {"workers": workers, "ray": None, "gpus_per_worker": None}
-        context: Any = SimpleNamespace(params={**options, "quiet": False, "as_json": False})
-        launcher(context, load_spec("digits"), storage)
-        assert ("postgresql://" in capsys.readouterr().err) == advice
-
-
 def test_a_worker_on_ray_reserves_the_threads_of_its_trials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from hpo_mab import workers
-    from hpo_mab.cli._run import launcher
+    from hpo_mab.cli._launcher import launcher
     from hpo_mab.search import load_spec
 
     given: dict[str, Any] = {}

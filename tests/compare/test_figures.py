@@ -374,9 +374,9 @@ def test_learning_curves_are_means_over_seeds_with_their_interval():
         trial([0.1, 0.0], number=8, state="fail"),
     ]
     runs[1] = dataclasses.replace(runs[1], trials=(*runs[1].trials, *extra))
-    figure = figures.learning_curves(runs, against="steps")
+    figure = figures.learning_curves(runs)
     (trace,) = lines(figure, "mab")
-    assert trace.x == (40.0, 80.0)
+    assert trace.x == (4_000.0, 8_000.0)
     # Seeds are what varies: two trials of one seed are one value, 0.6.
     values = 100 * np.array([0.6, 0.8, 0.9])
     assert trace.y == pytest.approx((10.0, values.mean()))
@@ -387,9 +387,8 @@ def test_learning_curves_are_means_over_seeds_with_their_interval():
     assert loss.x == (4_000.0, 8_000.0)
     assert loss.y[-1] == pytest.approx(1.1 - values.mean() / 100)
     assert loss.line.color == trace.line.color
-    for wrong in ({"metric": "acuracy"}, {"against": "step"}):
-        with pytest.raises(UnknownNameError):
-            figures.learning_curves(runs, **wrong)
+    with pytest.raises(UnknownNameError):
+        figures.learning_curves(runs, metric="acuracy")
 
 
 def test_learning_curves_say_which_weights_they_are_of():

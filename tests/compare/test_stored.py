@@ -8,14 +8,14 @@ import optuna
 import pytest
 from made_up import study
 
-from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.compare import _stored, stored_comparison
 from hpo_mab.compare._evidence import evidence_of
 from hpo_mab.compare._stored import _parsed, comparison_of
 from hpo_mab.data import DataIdentity
 from hpo_mab.samplers import BatchSampler, MABSampler, UniformSampler
 from hpo_mab.search import TrialReporter
-from hpo_mab.storage import Storage, StoredDefinition
+from hpo_mab.storage import Storage, StoredDefinition, study_names
 from hpo_mab.training import Budget
 
 
@@ -37,6 +37,14 @@ def test_studies_of_other_files_are_not_compared(storage: Storage) -> None:
     _make(storage, "mab", "three", seed=1)
     with pytest.raises(ArgumentError, match="'uniform-1' and 'mab-1' differ in labels, files"):
         stored_comparison(["*"], storages=[str(storage.file)])
+
+
+def test_an_open_database_is_compared_and_stays_open() -> None:
+    with Storage(":memory:") as storage:
+        _make(storage, "mab", "one")
+        assert [run.arm for run in stored_comparison(["*"], storages=[storage]).runs] == ["mab"]
+        # In memory it would be empty if it had been closed.
+        assert study_names(storage) == ("mab-0",)
 
 
 @pytest.mark.parametrize(
@@ -225,3 +233,13 @@ def test_evidence_of_pairs_that_a_pruner_has_stopped_is_refused():
     runs = [study(arm, 0, paired=12) for arm in ("uniform", "mab")]
     with pytest.raises(ArgumentError, match="no pruner can stop; 2 of these were stopped"):
         evidence_of(runs)
+
+
+def test_evidence_names_the_argument_that_names_no_study():
+    runs = [study(arm, 0) for arm in ("median", "mab")]
+    with pytest.raises(UnknownNameError, match=r"Unknown reference 'uniform'.*median"):
+        evidence_of(runs)
+    with pytest.raises(UnknownNameError, match=r"Unknown arm 'bandit'.*mab"):
+        evidence_of(runs, arm="bandit", reference="median")
+    with pytest.raises(ArgumentError, match="two arms, and these are all of 'mab'"):
+        evidence_of(runs[1:])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(name="address", scope="module")
 def _address(compared) -> Iterator[str]:
-    assert publish_comparison(*compared).problem == ""
+    assert publish_comparison(*compared) == ""
     with served(compared.storage) as address:
         yield address
 
@@ -124,7 +124,7 @@ def test_the_note_is_rendered_and_its_link_opens_the_comparison(
     ("query", "words"),
     [
         ("?study=tiny-mab-seed9", "Unknown study 'tiny-mab-seed9'"),
-        ("?study=tiny-mab-seed0&reference=b%C3%A4r", "Unknown arm 'bär'"),
+        ("?study=tiny-mab-seed0&reference=b%C3%A4r", "Unknown reference 'bär'"),
         ("?study=", "Unknown study ''"),
         ("?ids=1,2", "study must be given, as in /hpo-mab/compare?study=ONE&study=OTHER."),
     ],
@@ -142,7 +142,7 @@ def test_a_thousand_trials_draw_few_lines_and_offer_their_curves(
     page: Page, large: Storage, tmp_path: Path
 ) -> None:
     run = read_run(large, "large-mab-seed0")
-    assert publish_study(large, run).problem == ""
+    assert publish_study(large, run) == ""
     with served(large) as address:
         page.goto(f"{address}/dashboard/studies/1")
         for name in ("00-incumbent-examples", "09-knobs", "11-concentration"):
@@ -175,7 +175,7 @@ def _piloted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, op
         warnings.simplefilter("ignore", AdvantageWarning)
         runner = StudyRunner(spec, storage)
         run = runner.run(score=False).run
-    assert publish_study(storage, run, images=runner.objective.workload.images).problem == ""
+    assert publish_study(storage, run, images=runner.objective.workload.images) == ""
     with served(storage) as address:
         yield address, open_study(storage, run.name)
     storage.close()

@@ -73,16 +73,16 @@ def test_rungs_are_shown_where_the_pruner_places_them(
     keeper = pruner.keeper(judged)
     rungs = (pruner._placement(rung, trial, keeper) for rung in itertools.count())
     known = (rung for rung in rungs if rung is not None)
-    placed = list(itertools.takewhile(lambda rung: rung.uniform <= EVALUATIONS, known))
+    placed = list(itertools.takewhile(lambda rung: rung.uniform_step <= EVALUATIONS, known))
     rows = table(note, "rung")
     assert [(int(lies), int(decided)) for _, lies, decided, _ in rows] == [
-        (rung.uniform, rung.step) for rung in placed
+        (rung.uniform_step, rung.step) for rung in placed
     ]
-    assert any(rung.step < rung.uniform for rung in placed) is moved
+    assert any(rung.step < rung.uniform_step for rung in placed) is moved
     assert ("prunes as successive halving" in note) is not moved
     reasons = [why for *_, why in rows if why != "nothing earlier was measured"]
     if moved:
-        count = sum(rung.step < rung.uniform for rung in placed)
+        count = sum(rung.step < rung.uniform_step for rung in placed)
         assert f"decides {count} of {len(placed)} rungs earlier" in note
         assert any("is worth" in why and "ranks as well: tau" in why for why in reasons)
     else:
@@ -93,7 +93,7 @@ def test_rungs_are_shown_where_the_pruner_places_them(
 def test_a_rung_stays_where_the_study_has_no_earlier_evaluation() -> None:
     tau = Estimate(value=0.0, low=-0.05, high=0.1, n=9)
     known = Rung(budget=0.25, decided_at=0.2, equivalent=0.3, fidelity=tau)
-    placed = Placement(step=1, uniform=1, equivalent=1, evidence=None)
+    placed = Placement(step=1, uniform_step=1, equivalent=1, evidence=None)
     reason = _rung_reason(known, placed, measured(2.2))
     assert reason == "a trial of this study is not evaluated earlier"
 

@@ -15,7 +15,7 @@ from hpo_mab.dashboard._files import ListedImages, examples_note, listed_example
 from hpo_mab.dashboard._notes import (
     confirmed_note,
     markdown_table,
-    pruning_notes,
+    pruning_note,
     storage_option,
     study_note,
 )
@@ -49,19 +49,12 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
         "equivalent_step": 2.2,
         "evidence": "0123abcd",
     }
-    trial = a_trial(0, curve=(point(1),), attrs={"hpo_mab:pruned_because": because})
-    run = a_run(trial, pruner={"kind": "advantage"})
-    note = pruning_notes(run)[0]
+    note = pruning_note({"hpo_mab:pruned_because": because})
     assert (
         "rung 1 at evaluation 1, as one of 7 trials judged there so far; 62.50% was needed" in note
     )
     assert "Evidence 0123abcd moved this rung: without it, it would lie at evaluation 2." in note
     assert "worth evaluation 2.2 of uniform training" in note
-
-
-def test_a_trial_of_few_steps_has_an_evaluation_after_each() -> None:
-    run = a_run(a_trial(0, curve=(point(2),)), budget={"steps": 4, "evaluations": 8})
-    assert pruning_notes(run)[0].startswith("**Pruned at evaluation 2 of 4**")
 
 
 def test_a_note_lists_the_most_suspicious_labels(tmp_path: Path) -> None:
@@ -135,34 +128,9 @@ def test_the_note_lists_the_configurations_that_were_trained_again() -> None:
     assert "90.00% validation accuracy** in trial 0, batch sampler uniform." in note
 
 
-def test_a_continued_configuration_is_one_earlier_trial() -> None:
-    continued = {"hpo_mab:promotes": 0, "hpo_mab:resumed_at": 1}
-    run = a_run(
-        a_trial(0, curve=(point(1, accuracy=0.6),)),
-        a_trial(1, slot=0, curve=(point(1, accuracy=0.6), point(2)), attrs=continued),
-        a_trial(2, curve=(point(1),)),
-    )
-    assert "that reached this evaluation: 1, better ones: 1 (median" in pruning_notes(run)[2]
-
-
-def test_pruned_trials_without_a_curve_have_their_reason() -> None:
-    because = {"step": 2, "value": 0.5, "threshold": 0.6, "percentile": 50.0, "competitors": 3}
-    attrs = {"hpo_mab:pruned_because": because, "hpo_mab:examples": 400}
-    run = a_run(
-        a_trial(0, value=0.5, attrs=attrs), a_trial(1, attrs={"hpo_mab:reason": "diverged"})
-    )
-    evaluated, diverged = (pruning_notes(run)[number] for number in (0, 1))
-    assert evaluated.startswith("**Pruned.**\n\nWhy: 50.00% was its best value")
-    assert diverged == "**Pruned before its first evaluation.**\n\nWhy: diverged."
-
-
-def test_only_studies_with_first_configurations_say_that_these_are_never_pruned() -> None:
-    because = {"step": 1, "value": 0.5, "threshold": 0.6, "percentile": 50.0, "competitors": 3}
-    trial = a_trial(0, curve=(point(1),), attrs={"hpo_mab:pruned_because": because})
-    run = a_run(trial, search={"initial": 4})
-    assert "The first 4 configurations of this study are never pruned." in pruning_notes(run)[0]
-    own = dataclasses.replace(run, spec={})
-    assert "never pruned" not in pruning_notes(own)[0]
+def test_a_trial_without_a_reason_has_no_note() -> None:
+    assert pruning_note({"hpo_mab:reason": "not a *number*"}) == r"**Pruned**: not a \*number\*."
+    assert pruning_note({"hpo_mab:examples": 400}) == ""
 
 
 def test_a_bar_within_a_cell_ends_no_cell() -> None:

@@ -23,17 +23,11 @@ from optuna.artifacts import get_all_artifact_meta, upload_artifact
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from PIL import Image
-from tools import answer
+from tools import answer, refreshed
 
 from hpo_mab._attributes import CONFIRMED_KEY, PUBLISHED_KEY
-from hpo_mab.dashboard import (
-    Published,
-    _serve,
-    publish_comparison,
-    publish_study,
-    refresh,
-)
 from hpo_mab.dashboard import _publish as publishing
+from hpo_mab.dashboard import _serve, publish_comparison, publish_study, refresh
 from hpo_mab.dashboard._files import (
     CURVES_FILE,
     Artifacts,
@@ -73,9 +67,7 @@ def figures_of(study: optuna.Study) -> dict[str, dict]:
 
 
 def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> None:
-    published = publish_comparison(*compared)
-    assert published.problem == ""
-    assert published.studies == tuple(run.name for run in compared.runs)
+    assert publish_comparison(*compared) == ""
     for run in compared.runs:
         study = open_study(compared.storage, run.name)
         figures = figures_of(study)
@@ -105,7 +97,7 @@ def test_a_comparison_without_pairs_leaves_no_figures_of_pairs(compared) -> None
     (contrast,) = compared.summary.contrasts
     without = dataclasses.replace(contrast, pairs=0, paired=())
     summary = dataclasses.replace(compared.summary, contrasts=(without,))
-    assert publish_comparison(compared.storage, compared.runs, summary).problem == ""
+    assert publish_comparison(compared.storage, compared.runs, summary) == ""
     figures = figures_of(open_study(compared.storage, compared.runs[0].name))
     assert figures.keys() & COMPARED == {"cost-to-target"}
 
@@ -118,7 +110,7 @@ def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(
     images = load_splits(StudySpec.model_validate(run.spec)).train
 
     def note(**options: Any) -> str:
-        assert publish_study(storage, run, **options).problem == ""
+        assert publish_study(storage, run, **options) == ""
         return get_note(open_study(storage, run.name))
 
     assert "](/artifacts/" not in note()
@@ -146,7 +138,7 @@ def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(
     assert len(json.dumps(stored)) < 2_000
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("HPO_MAB_ARTIFACTS", str(tmp_path / "taken" / "in"))
-    assert publish_study(storage, run, images=images).problem == ""
+    assert publish_study(storage, run, images=images) == ""
 
 
 def test_pruned_trials_say_why(compared) -> None:
@@ -155,15 +147,37 @@ def test_pruned_trials_say_why(compared) -> None:
     assert pruned
     for run, trial in pruned:
         study = open_study(compared.storage, run.name)
-        note = note_of(study, trial.number)
-        assert f"**Pruned at evaluation {trial.curve[-1].index} of 3**" in note
-        assert f"accuracy there of averaged weights: {trial.curve[-1].accuracy:.2%}" in note
-        assert "Why: " in note
+        note = shown_notes(compared.storage, study)[trial.number]["body"]
+        assert note.startswith("**Pruned**: ")
+        assert f"best value up to evaluation {trial.curve[-1].index}; " in note
         assert "best 50% of" in note
         assert "hpo_mab:reason" not in trial.attrs
-        # The median pruner stops what is below the median of the earlier ones.
-        better, earlier = (int(word) for word in _counts(note))
-        assert better > earlier / 2
+        # Each stored note would make the page of the study slower.
+        attrs = study._storage.get_study_system_attrs(study._study_id)
+        assert [key for key in attrs if "note_ver" in key] == ["dashboard:note_ver"]
+
+
+def test_a_users_note_replaces_the_reason(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "own.db"))
+    study = optuna.create_study(study_name="own", storage=storage.optuna)
+    attrs = {"hpo_mab:reason": "diverged"}
+    # JSON of this length is cut off.
+    long = {"hpo_mab:pruned_because": {"step": 1, "evidence": "x" * 2_000}}
+    for state, each in (("PRUNED", attrs), ("FAIL", attrs), ("PRUNED", {}), ("PRUNED", long)):
+        study.add_trial(optuna.create_trial(state=optuna.trial.TrialState[state], user_attrs=each))
+    shown = shown_notes(storage, study)
+    assert [note["body"] for note in shown] == ["**Pruned**: diverged.", "", "", ""]
+    trial = study.trials[0]._trial_id
+    for number, text in enumerate(("**Pruned**: diverged. I lowered lr.", "", "Mine."), start=1):
+        # The page requests the version after the one that it shows.
+        sent = {"version": shown_notes(storage, study)[0]["version"] + 1, "body": text}
+        path = f"/api/studies/{study._study_id}/{trial}/note"
+        answer(application(storage), path, start=(start := mock.Mock()), method="PUT", body=sent)
+        assert start.call_args.args[0].startswith("204")
+        assert refresh(storage) == ""
+        expected = {"version": number, "body": text or "**Pruned**: diverged."}
+        assert shown_notes(storage, study)[0] == expected
+    storage.close()
 
 
 def test_the_note_says_all_that_was_searched(large: Storage) -> None:
@@ -178,17 +192,10 @@ def test_the_note_says_all_that_was_searched(large: Storage) -> None:
         assert f"{value:.4g}" in row or str(value) in row
 
 
-def _counts(note: str) -> tuple[str, str]:
-    words = note.replace(",", "").split()
-    return words[words.index("ones:") + 1], words[words.index("evaluation:") + 1]
-
-
-def note_of(study: optuna.Study, number: int) -> str:
-    from optuna_dashboard._note import get_note_from_system_attrs
-
-    trial_id = study.get_trials(deepcopy=False)[number]._trial_id
-    attrs = study._storage.get_study_system_attrs(study._study_id)
-    return get_note_from_system_attrs(attrs, trial_id)["body"]
+def shown_notes(storage: Storage, study: optuna.Study) -> list[dict[str, Any]]:
+    """The notes of a study's trials, as the dashboard sends them."""
+    body = json.loads(answer(application(storage), f"/api/studies/{study._study_id}"))
+    return [trial["note"] for trial in body["trials"]]
 
 
 def test_text_that_users_write_is_kept(compared) -> None:
@@ -227,9 +234,8 @@ def test_a_failure_is_reported_not_raised(
 ) -> None:
     monkeypatch.setattr(publishing, "study_figures", mock.Mock(side_effect=error))
     before = get_note(open_study(compared.storage, compared.runs[0].name))
-    published = publish_study(compared.storage, compared.runs[0])
-    assert published.problem == f"'{compared.runs[0].name}': {text}"
-    assert published.studies == ()
+    problem = publish_study(compared.storage, compared.runs[0])
+    assert problem == f"'{compared.runs[0].name}': {text}"
     assert get_note(open_study(compared.storage, compared.runs[0].name)) == before
 
 
@@ -240,16 +246,14 @@ def test_a_thousand_trials_take_less_than_two_seconds(large: Storage) -> None:
     while not seconds or (min(seconds) >= 2.0 and len(seconds) < 5):
         # Processor time: other programs count only as far as they take caches away.
         began = time.process_time()
-        published = publish_study(large, run)
+        problem = publish_study(large, run)
         seconds.append(time.process_time() - began)
-        assert published.problem == ""
+        assert problem == ""
     assert min(seconds) < 2.0
     study = open_study(large, run.name)
     figures = figures_of(study)
     assert figures.keys() >= OWN
     assert max(len(json.dumps(figure)) for figure in figures.values()) < 20_000
-    assert "Earlier trials that reached this evaluation: 20," in note_of(study, 20)
-    assert "Validation accuracy there: " in note_of(study, 20)
 
 
 def test_large_curves_are_an_artifact_replaced_in_place(large: Storage) -> None:
@@ -362,29 +366,29 @@ def test_refresh_publishes_studies_with_new_trials_only(
         source.backup(target)  # The journal next to the file belongs to it.
     compared = compared._replace(storage=Storage(f"sqlite:///{copy}"))
     publish_comparison(*compared)
-    assert refresh(compared.storage).studies == ()
+    assert refreshed(compared.storage) == ([], "")
     name = compared.runs[0].name
     study = open_study(compared.storage, name)
     drawn = figures_of(study)
     study.set_user_attr(CONFIRMED_KEY, {str(compared.runs[0].best.number): [0.5]})
-    assert refresh(compared.storage).studies == (name,)
+    assert refreshed(compared.storage) == ([name], "")
     # Those of both arms.
     assert figures_of(study) == drawn
     assert f"**trial {compared.runs[0].best.number}** has the highest" in get_note(study)
     assert "Trials have ended since" not in get_note(study)
-    assert refresh(compared.storage).studies == ()
+    assert refreshed(compared.storage) == ([], "")
     optuna.create_study(study_name="someone else's", storage=compared.storage.optuna)
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING))
-    assert refresh(compared.storage).studies == ()  # A waiting trial is no news.
+    assert refreshed(compared.storage) == ([], "")  # A waiting trial is no news.
     with monkeypatch.context() as patch:
         # It takes seconds in a large database.
         patch.setattr(LeanStorage, "get_all_trials", mock.Mock(side_effect=AssertionError))
-        assert refresh(compared.storage) == Published(studies=(), problem="")
+        assert refreshed(compared.storage) == ([], "")
     study.add_trial(optuna.trial.create_trial(value=0.999))
-    assert refresh(compared.storage).studies == (name,)
+    assert refreshed(compared.storage) == ([name], "")
     assert "99.90% validation accuracy" in get_note(study)
     assert "Trials have ended since: the verdict" in get_note(study)
-    assert refresh(compared.storage).studies == ()
+    assert refreshed(compared.storage) == ([], "")
     compared.storage.close()
 
 
@@ -396,11 +400,11 @@ def test_an_error_in_one_study_hides_no_other(compared) -> None:
     study = open_study(compared.storage, names[0])
     stored = study.user_attrs["hpo_mab:definition"]
     study.set_user_attr("hpo_mab:definition", {**stored, "version": 99})
-    published = refresh(compared.storage)
+    written, problem = refreshed(compared.storage)
     study.set_user_attr("hpo_mab:definition", stored)
-    assert set(names[1:]) <= set(published.studies)
-    assert names[0] not in published.studies
-    assert published.problem.startswith(f"'{names[0]}': ")
+    assert set(names[1:]) <= set(written)
+    assert names[0] not in written
+    assert problem.startswith(f"'{names[0]}': ")
 
 
 def test_a_study_of_own_loops_gets_its_page_however_many_trials_are_complete(
@@ -421,8 +425,7 @@ def test_a_study_of_own_loops_gets_its_page_however_many_trials_are_complete(
     # One whose loop ended before it had a reporter.
     study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
     study.optimize(objective, n_trials=11)
-    published = refresh(storage)
-    assert (published.studies, published.problem) == (("own",), "")
+    assert refreshed(storage) == (["own"], "")
     storage.close()
 
 
@@ -470,7 +473,7 @@ def test_a_folder_that_cannot_be_written_costs_no_note(
     run = read_run(large, "large-mab-seed0")
     study = open_study(large, run.name)
     save_note(study, "")
-    assert "artifacts" in publish_study(large, run).problem
+    assert "artifacts" in publish_study(large, run)
     assert "## What ran" in get_note(study)
 
 
@@ -479,11 +482,11 @@ def test_figures_of_a_comparison_stay_if_curves_cannot_be_saved(
 ) -> None:
     monkeypatch.setattr(publishing, "LARGE", 1)
     monkeypatch.setattr(publishing, "save_curves", mock.Mock(side_effect=OSError("disk full")))
-    assert "disk full" in publish_comparison(*compared).problem
+    assert "disk full" in publish_comparison(*compared)
     study = open_study(compared.storage, compared.runs[0].name)
     drawn = figures_of(study)
     # It tries again.
-    assert "disk full" in refresh(compared.storage).problem
+    assert "disk full" in refresh(compared.storage)
     assert figures_of(study) == drawn
 
 
@@ -504,5 +507,5 @@ def test_two_publishers_take_turns(large: Storage, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(large, "lock", watched_lock)
     monkeypatch.setattr(publishing, "_write", watched_write)
-    assert publish_study(large, run).problem == ""
+    assert publish_study(large, run) == ""
     assert seen == [[run.name]] * 2

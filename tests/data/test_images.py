@@ -134,6 +134,13 @@ def test_training_images_get_zero_mean_and_unit_variance() -> None:
     torch.testing.assert_close(pixels.std(1, correction=0), torch.ones(3))
 
 
+def test_statistics_may_be_numbers() -> None:
+    images = torch.randint(0, 256, (4, 2, 5, 6), dtype=torch.uint8)
+    given = [0.1, 0.5], (0.2, 0.3)
+    expected = Normalization(*map(torch.tensor, given))(images)
+    torch.testing.assert_close(Normalization(*given)(images), expected, rtol=0, atol=0)
+
+
 def test_statistics_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ArgumentError, match="one value for each channel"):
         Normalization(torch.zeros(3), torch.ones(1))

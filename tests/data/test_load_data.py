@@ -10,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from parts import whole_parts
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 from torchvision.datasets import mnist
@@ -20,7 +21,7 @@ from hpo_mab.data import DataIdentity, DatasetSplits, ImageData, _load
 
 
 def test_digits_are_the_grey_levels_of_scikit_learn() -> None:
-    train, test = data.load("digits")
+    train, test = whole_parts("digits")
     source = load_digits().images
     assert len(train) + len(test) == len(source)
     assert len(test) == 360
@@ -44,22 +45,17 @@ def test_digits_are_all_of_scikit_learn(installed: bool, monkeypatch: pytest.Mon
 
 
 def test_digits_split_is_fixed() -> None:
-    assert data.load("digits")[1].labels.tolist() == data.load("digits")[1].labels.tolist()
+    assert whole_parts("digits")[1].labels.tolist() == whole_parts("digits")[1].labels.tolist()
 
 
-def test_unknown_names_offer_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"data set 'fashion_mnits'.*'fashion_mnist'"):
-        data.load("fashion_mnits")
+def test_an_unknown_option_offers_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match=r"option of data set 'image_folder' 'sise'.*'size'"):
-        data.load("image_folder", sise=3)
-    with pytest.raises(UnknownNameError, match="option of data set 'digits' 'size'"):
-        data.load("digits", size=3)
+        data.load_splits("image_folder", sise=3)
 
 
-def test_every_name_has_options() -> None:
-    assert {name: data.options(name) for name in data.available() if data.options(name)} == {
-        "image_folder": ("size",)
-    }
+def test_options_are_those_that_the_caller_does_not_give() -> None:
+    options = {name: list(_load.DATA_SETS.options(name)) for name in data.available()}
+    assert {name: own for name, own in options.items() if own} == {"image_folder": ["size"]}
     assert "cifar100" in data.available()
     assert list(data.available()) == sorted(data.available())
 
@@ -95,13 +91,12 @@ def test_data_sets_of_other_labels_are_other_data() -> None:
 def test_a_function_is_given_what_it_takes() -> None:
     seen: dict[str, Any] = {}
 
-    def load(*, root: Path, seed: int, size: int = 2) -> dict[str, Any]:
-        seen.update(root=root, seed=seed, size=size)
+    def load(*, root: Path, seed: int, validation: float, size: int = 2) -> dict[str, Any]:
+        seen.update(root=root, seed=seed, validation=validation, size=size)
         return _table()
 
     data.load_splits(load, root="here", seed=7, size=5)
-    assert seen == {"root": Path("here"), "seed": 7, "size": 5}
-    assert data.options(load) == ("size",)
+    assert seen == {"root": Path("here"), "seed": 7, "validation": 0.15, "size": 5}
 
 
 def test_parts_of_another_form_are_refused() -> None:
@@ -119,8 +114,6 @@ def test_parts_of_another_form_are_refused() -> None:
     ):
         with pytest.raises(ArgumentError, match=words):
             data.load_splits(lambda found=found: found)
-    with pytest.raises(ArgumentError, match="is not one of images; use load_splits"):
-        data.load(_table)
 
 
 def test_images_to_leave_out_are_for_data_sets_of_images(tmp_path: Path) -> None:
@@ -167,7 +160,7 @@ def _no_network(url: str, download_root: str, filename: str, md5: str) -> None:
 
 def test_files_in_place_are_read(tmp_path: Path) -> None:
     _put(tmp_path)
-    train, test = data.load("mnist", root=tmp_path, download=False)
+    train, test = whole_parts("mnist", root=tmp_path, download=False)
     assert (train.images.shape, len(test)) == ((30, 1, 28, 28), 20)
     assert train.images[:, 0, 5, 5].tolist() == list(range(30))
     assert train.labels.tolist() == [i % 10 for i in range(30)]
@@ -178,7 +171,7 @@ def test_the_second_load_needs_no_torchvision_until_a_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _put(tmp_path)
-    first, _ = data.load("mnist", root=tmp_path, download=False)
+    first, _ = whole_parts("mnist", root=tmp_path, download=False)
     expected = first.images.clone()
     decoded: list[str] = []
     dataset = _load._torchvision_dataset
@@ -188,11 +181,11 @@ def test_the_second_load_needs_no_torchvision_until_a_file_changes(
         return dataset(source, root, **options)
 
     monkeypatch.setattr(_load, "_torchvision_dataset", count)
-    again, _ = data.load("mnist", root=tmp_path, download=False)
+    again, _ = whole_parts("mnist", root=tmp_path, download=False)
     assert decoded == []
     assert torch.equal(again.images, expected)
     _put(tmp_path, first=50)
-    changed, _ = data.load("mnist", root=tmp_path, download=False)
+    changed, _ = whole_parts("mnist", root=tmp_path, download=False)
     assert decoded == ["MNIST", "MNIST"]
     assert int(changed.images[0, 0, 0, 0]) == 50
 
@@ -201,7 +194,7 @@ def test_missing_files_are_fetched_into_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mnist, "download_and_extract_archive", _unpack)
-    train, _ = data.load("mnist", root=tmp_path / "new")
+    train, _ = whole_parts("mnist", root=tmp_path / "new")
     assert len(train) == 30
     names = sorted(path.name for path in (tmp_path / "new").iterdir())
     assert names == [".hpo_mab_cache", "MNIST"]
@@ -213,7 +206,7 @@ def test_a_broken_download_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(mnist, "download_and_extract_archive", _no_network)
     root = tmp_path / "root"
     with pytest.raises(DataError) as caught:
-        data.load("mnist", root=root)
+        data.load_splits("mnist", root=root)
     message = str(caught.value)
     assert "\n" not in message
     assert str(root) in message
@@ -221,7 +214,7 @@ def test_a_broken_download_is_one_line_and_leaves_nothing(
     assert "Connect to the network" in message
     assert not root.exists()
     monkeypatch.setattr(mnist, "download_and_extract_archive", _unpack)
-    assert len(data.load("mnist", root=root)[0]) == 30
+    assert len(whole_parts("mnist", root=root)[0]) == 30
 
 
 def test_a_broken_download_keeps_what_was_there(
@@ -230,7 +223,7 @@ def test_a_broken_download_keeps_what_was_there(
     monkeypatch.setattr(mnist, "download_and_extract_archive", _no_network)
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(DataError, match="could not be fetched"):
-        data.load("mnist", root=tmp_path)
+        data.load_splits("mnist", root=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -239,7 +232,7 @@ def test_without_download_nothing_is_fetched(
 ) -> None:
     monkeypatch.setattr(mnist, "download_and_extract_archive", _unpack)
     with pytest.raises(DataError, match="Allow the download"):
-        data.load("mnist", root=tmp_path / "root", download=False)
+        data.load_splits("mnist", root=tmp_path / "root", download=False)
     assert not (tmp_path / "root").exists()
 
 
@@ -247,9 +240,9 @@ def test_a_damaged_file_is_fetched_again(tmp_path: Path, monkeypatch: pytest.Mon
     _put(tmp_path)
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"short")
     with pytest.raises(DataError, match="'mnist' is not usable in"):
-        data.load("mnist", root=tmp_path, download=False)
+        data.load_splits("mnist", root=tmp_path, download=False)
     monkeypatch.setattr(mnist, "download_and_extract_archive", _unpack)
-    train, _ = data.load("mnist", root=tmp_path)
+    train, _ = whole_parts("mnist", root=tmp_path)
     assert train.images[:, 0, 0, 0].tolist() == list(range(30))
 
 
@@ -265,7 +258,7 @@ def test_a_damaged_file_is_fetched_again(tmp_path: Path, monkeypatch: pytest.Mon
 def test_real_data(
     data_root: Path, name: str, shape: tuple[int, ...], classes: int, first: str
 ) -> None:
-    train, test = data.load(name, root=data_root, download=False)
+    train, test = whole_parts(name, root=data_root, download=False)
     assert tuple(train.images.shape) == shape
     assert len(test) == 10000
     assert (train.num_classes, train.classes[0]) == (classes, first)
@@ -279,7 +272,7 @@ def test_what_a_killed_process_left_in_the_cache_is_removed_after_a_day(tmp_path
     for each in (old, new):
         each.mkdir(parents=True)
     os.utime(old, (0, 0))
-    data.load("mnist", root=tmp_path, download=False)
+    whole_parts("mnist", root=tmp_path, download=False)
     assert (old.exists(), new.exists()) == (False, True)
 
 
@@ -287,21 +280,11 @@ def test_other_users_can_read_the_cache(tmp_path: Path) -> None:
     _put(tmp_path)
     before = os.umask(0o022)
     try:
-        data.load("mnist", root=tmp_path, download=False)
+        whole_parts("mnist", root=tmp_path, download=False)
     finally:
         os.umask(before)
     (entry,) = (tmp_path / ".hpo_mab_cache").iterdir()
     assert entry.stat().st_mode & 0o777 == 0o755
-
-
-def test_load_gives_a_function_all_that_it_may_take() -> None:
-    def mine(*, seed: int, validation: float) -> dict[str, data.ImageData]:
-        images = torch.zeros(40, 1, 4, 4, dtype=torch.uint8)
-        labels = torch.arange(40) % 2
-        return {"train": data.ImageData(images=images, labels=labels, classes=("a", "b"))}
-
-    train, test = data.load(mine)
-    assert (len(train), len(test)) == (32, 8)
 
 
 def test_a_root_in_the_home_folder_is_found_there(

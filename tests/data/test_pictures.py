@@ -12,9 +12,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from parts import whole_parts
 from PIL import Image
 
-from hpo_mab import data
 from hpo_mab.data import DataWarning, _pictures
 
 _RAMP = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
@@ -30,7 +30,7 @@ def _folder(root: Path, make: Callable[[int], Image.Image], suffix: str = "png")
 
 
 def _pixels(root: Path, **options: Any) -> np.ndarray[Any, Any]:
-    train, test = data.load("image_folder", root=root, size=4, **options)
+    train, test = whole_parts("image_folder", root=root, size=4, **options)
     return np.concatenate([train.images.numpy(), test.images.numpy()])
 
 
@@ -108,7 +108,7 @@ def test_images_of_a_single_colour_are_named_at_every_load(tmp_path: Path) -> No
     Image.new("LA", (9, 9), (7, 0)).save(tmp_path / "dog" / "1.png")
     for _ in range(2):
         with pytest.warns(DataWarning, match=r"2 of 10 images .* single colour: cat/0.*dog/1"):
-            data.load("image_folder", root=tmp_path, size=4)
+            whole_parts("image_folder", root=tmp_path, size=4)
 
 
 def _with_exif(*entries: tuple[int, int, int, int]) -> bytes:

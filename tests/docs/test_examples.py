@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pytest
 import typer
+from tools import refreshed
 
 from hpo_mab.cli._main import app
 from hpo_mab.compare import (
@@ -23,7 +24,6 @@ from hpo_mab.compare import (
     stored_comparison,
     summarise,
 )
-from hpo_mab.dashboard import refresh
 from hpo_mab.storage import Storage
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +163,7 @@ def assert_compared(*studies: str, pairs: int) -> None:
     assert contrast.pairs >= pairs
     assert json.loads(comparison_record(found, summarise(found.runs)))["studies"]
     storage = Storage("studies.db")
-    assert refresh(storage).studies == studies
+    assert refreshed(storage) == ([*studies], "")
     storage.close()
 
 
@@ -223,7 +223,7 @@ def stored_curves(study: str) -> list[Any]:
 @pytest.mark.filterwarnings("ignore")  # Accelerate's.
 def test_the_accelerate_example_runs() -> None:
     pytest.importorskip("accelerate", reason="needs Accelerate")
-    page = ROOT / "docs/how-to/accelerate.md"
+    page = ROOT / "docs/how-to/own-loop.md"
     for block in blocks(page, "py"):
         run(page, block)
 

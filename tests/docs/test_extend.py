@@ -66,6 +66,6 @@ def test_an_extension_is_one_file_and_runs(title: str, printed: dict[str, str]) 
     blocks = dict(SECTIONS[title])
     changed = [line for line in blocks["diff"].splitlines() if line.startswith("+++ ")]
     # The figure's field; its column in existing databases; and the sampler that reports it.
-    assert len(changed) == (3 if title == "A stored figure" else 1)
+    assert len(changed) == (3 if title == "A stored statistic" else 1)
     commands = blocks["bash"].splitlines()
     assert printed[title].count("validation accuracy") >= len(commands) > 0

@@ -19,7 +19,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 from small_studies import tiny
-from tools import count
+from tools import PATIENCE, count, until
 from torch.utils.data import TensorDataset
 
 from hpo_mab._interrupts import stoppable
@@ -29,7 +29,6 @@ from hpo_mab.search import StudyRunner, TrainingObjective
 from hpo_mab.search._prepare import check_corners
 from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.search._stacks import Stacks
-from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget
@@ -64,18 +63,6 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "hpo_mab", *sys.argv[1:]])
 """
 
-#: Seconds to wait for an expected event; a busy machine may need them.
-PATIENCE = 240.0
-
-
-def _until(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
 
 def _running(folder: Path) -> int:
     """Number of running trials that have begun to train."""
@@ -102,7 +89,7 @@ class _Terminal:
         os.write(self._hands, b"\x03")
 
     def ends_within(self, seconds: float) -> bool:
-        return _until(lambda: self.process.poll() is not None, seconds)
+        return until(lambda: self.process.poll() is not None, seconds)
 
     def processes(self) -> list[int]:
         """Living processes of the session, and its children, which have sessions of their own."""
@@ -169,13 +156,13 @@ def test_ctrl_c_twice_at_a_terminal_ends_a_long_trial_in_seconds(
 ) -> None:
     _make(tmp_path, epochs=100_000)
     mine = terminal("run", "long.toml")
-    assert _until(lambda: _running(tmp_path)), mine.said
+    assert until(lambda: _running(tmp_path)), mine.said
     mine.press_ctrl_c()
     time.sleep(0.2)
     mine.press_ctrl_c()
     assert mine.ends_within(PATIENCE), mine.said
     assert mine.process.returncode in INTERRUPTED, mine.said
-    assert _until(lambda: not mine.processes())
+    assert until(lambda: not mine.processes())
     assert "Traceback" not in mine.said
     _is_tried_again(tmp_path)
 
@@ -251,14 +238,6 @@ def _images() -> ImageSplits:
     pixels = torch.zeros(60, 1, 4, 4, dtype=torch.uint8)
     images = ImageData(images=pixels, labels=torch.arange(60) % 2, classes=("a", "b"))
     return split(images, images, validation=0.5)
-
-
-@pytest.fixture(name="study")
-def _study(storage: Storage) -> optuna.Study:
-    """A study of three trials."""
-    study = optuna.create_study(direction="maximize", storage=storage.optuna)
-    Target(trials=3, total=None, epoch_examples=40).save(study)
-    return study
 
 
 @pytest.mark.usefixtures("python_handler")

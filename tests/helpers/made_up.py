@@ -177,4 +177,4 @@ def accelerated(factor: float, *, scramble: float = 0.0, pairs: int = 30) -> Pai
 
     uniform = curve(budgets)
     bandit = curve(budgets * factor) + rng.normal(0, scramble, (pairs, 1))
-    return PairedCurves(budgets=budgets, bandit=bandit, uniform=uniform)
+    return PairedCurves(budgets=budgets, arm=bandit, reference=uniform)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import optuna
 
 from hpo_mab._attributes import SAMPLER_KEY
 from hpo_mab.search import StudySpec, make_spec
-from hpo_mab.storage import StudyRun
+from hpo_mab.storage import StoredDefinition, StudyRun
 from hpo_mab.training import Evaluation
 
 
@@ -40,6 +42,18 @@ def quick(**budget: Any) -> StudySpec:
             "search": {"sampler": "random", "initial": 4},
         }
     )
+
+
+def define(study: optuna.Study, spec: Mapping[str, Any]) -> None:
+    """Store a definition with a study whose trials train 100 examples, an epoch."""
+    StoredDefinition(
+        arm="uniform",
+        seed=0,
+        trial_examples=100,
+        epoch_examples=100,
+        spec=spec,
+        environment={},
+    ).save(study)
 
 
 def timeless(curve: Iterable[Evaluation]) -> list[dict[str, Any]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import shlex
 import sqlite3
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 from wsgiref.util import setup_testing_defaults
 
 import numpy as np
@@ -20,6 +23,9 @@ import sqlalchemy as sa
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from hpo_mab.storage import Storage
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -31,6 +37,20 @@ def runs(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"
+
+
+#: Seconds to wait for an expected event; a busy machine may need them.
+PATIENCE = 240.0
+
+
+def until(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
+    """Wait until a condition holds; false if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def count(database: Path, rows: str) -> int:
@@ -53,6 +73,16 @@ def statements_of(engine: sa.Engine) -> list[str]:
 
     sa.event.listen(engine, "before_cursor_execute", note)
     return statements
+
+
+def refreshed(storage: Storage) -> tuple[list[str], str]:
+    """Names of the studies whose pages are written if the dashboard is refreshed; the problem."""
+    from hpo_mab.dashboard import _publish
+
+    publish = _publish._publish_one
+    with mock.patch.object(_publish, "_publish_one", side_effect=publish) as written:
+        problem = _publish.refresh(storage)
+    return [call.args[1].name for call in written.call_args_list], problem
 
 
 @contextlib.contextmanager
@@ -120,9 +150,22 @@ def answer(
     *,
     start: Any = lambda *_: io.BytesIO().write,
     host: str = "127.0.0.1",
+    method: str = "GET",
+    body: Any = None,
 ) -> bytes:
-    """What a WSGI application answers to a request for a path; ``start`` gets status, headers."""
-    request: dict[str, Any] = {"PATH_INFO": path, "wsgi.errors": errors or io.StringIO()}
+    """What a WSGI application answers to a request for a path; ``start`` gets status, headers.
+
+    ``body`` is sent as JSON.
+    """
+    sent = b"" if body is None else json.dumps(body).encode()
+    request: dict[str, Any] = {
+        "PATH_INFO": path,
+        "REQUEST_METHOD": method,
+        "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": str(len(sent)),
+        "wsgi.input": io.BytesIO(sent),
+        "wsgi.errors": errors or io.StringIO(),
+    }
     setup_testing_defaults(request)
     parts = served({**request, "HTTP_HOST": host}, start)
     try:

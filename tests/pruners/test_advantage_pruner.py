@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import warnings
@@ -22,6 +23,7 @@ from hpo_mab.pruners import (
     AdvantagePruner,
     AdvantageWarning,
     RungFidelity,
+    _evidence,
     why_pruned,
 )
 from hpo_mab.pruners._evidence import EvidenceKeeper, pairs_of_trials
@@ -89,7 +91,6 @@ def evidence(factor: float) -> Evidence:
                 decided_at=early,
                 equivalent=early * factor,
                 fidelity=_known(0.0) if early < budget else None,
-                refused=None if early < budget else "advantage",
             )
         )
     return Evidence(
@@ -196,7 +197,7 @@ def test_negative_values_give_the_evidence_of_the_same_curves_from_zero(
     direction: StudyDirection,
 ) -> None:
     curves = accelerated(2.2)
-    sides = {"mab": curves.bandit, "uniform": curves.uniform}
+    sides = {"mab": curves.arm, "uniform": curves.reference}
     sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
 
     def shifted(by: float) -> PairedCurves:
@@ -215,8 +216,8 @@ def test_negative_values_give_the_evidence_of_the_same_curves_from_zero(
 
     # As of a mean squared error.
     negative, from_zero = shifted(-5.0), shifted(-min(side.min() for side in sides.values()))
-    assert negative.bandit == pytest.approx(from_zero.bandit)
-    assert negative.uniform == pytest.approx(from_zero.uniform)
+    assert negative.arm == pytest.approx(from_zero.arm)
+    assert negative.reference == pytest.approx(from_zero.reference)
     assert measure_evidence(negative, margin=0.2).moves
 
 
@@ -327,8 +328,8 @@ def test_twins_in_the_study_become_evidence_that_is_stored() -> None:
     study = _study(AdvantagePruner(max_resource=8, min_resource=4, margin=0.2))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     for slot in range(30):
-        _run_freely(study, curves.bandit[slot], slot=slot)
-        _run_freely(study, curves.uniform[slot], slot=slot, sampler="uniform", twin_of=slot)
+        _run_freely(study, curves.arm[slot], slot=slot)
+        _run_freely(study, curves.reference[slot], slot=slot, sampler="uniform", twin_of=slot)
     assert EVIDENCE_KEY not in study.user_attrs
     _run(study, 0.1, 0.1, slot=30)
     stored = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
@@ -339,9 +340,9 @@ def test_twins_in_the_study_become_evidence_that_is_stored() -> None:
 
 def _uniform_and_bandit(storage: optuna.storages.BaseStorage, curves: PairedCurves) -> optuna.Study:
     studies = []
-    for name in ("bandit", "uniform"):
+    for name, side in (("bandit", curves.arm), ("uniform", curves.reference)):
         study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
-        for curve in getattr(curves, name):
+        for curve in side:
             _run_freely(study, curve)
         studies.append(study)
     return studies[0]
@@ -380,12 +381,11 @@ def test_stored_evidence_of_another_margin_or_reference_is_not_used(
     assert Evidence.from_json(study.user_attrs[EVIDENCE_KEY]).margin == margin
 
 
-def test_rungs_move_back_when_the_evidence_changes() -> None:
+def test_rungs_move_back_when_the_evidence_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_evidence, "_TRIALS_BETWEEN_UPDATES", 1)
     storage = optuna.storages.InMemoryStorage()
     study = _uniform_and_bandit(storage, accelerated(2.2))
-    study.pruner = AdvantagePruner(
-        reference="uniform", max_resource=8, min_resource=4, margin=0.2, refresh=1
-    )
+    study.pruner = AdvantagePruner(reference="uniform", max_resource=8, min_resource=4, margin=0.2)
     _run_all(study, 0.5, 0.6, 0.7)
     assert _run_all(study, 0.1) == [2]
     behind = accelerated(0.5, pairs=40)
@@ -393,7 +393,7 @@ def test_rungs_move_back_when_the_evidence_changes() -> None:
     uniform = optuna.load_study(study_name="uniform", storage=storage)
     for _ in range(len(study.trials) - len(uniform.trials)):
         uniform.tell(uniform.ask(), state=TrialState.FAIL)
-    for one, other in zip(behind.bandit, behind.uniform, strict=True):
+    for one, other in zip(behind.arm, behind.reference, strict=True):
         _run_freely(study, one)
         _run_freely(uniform, other)
     with pytest.warns(AdvantageWarning, match="70 pairs"):
@@ -422,7 +422,7 @@ def test_evidence_of_another_network_is_not_used() -> None:
 
 def test_evidence_comes_from_a_file_and_goes_to_the_study(tmp_path: Path) -> None:
     known = evidence(2.2)
-    known.save(tmp_path / "evidence.json")
+    (tmp_path / "evidence.json").write_text(json.dumps(known.to_json()))
     study = _study(AdvantagePruner(evidence=tmp_path / "evidence.json", max_resource=8))
     _run(study, 0.5)
     assert study.user_attrs[EVIDENCE_KEY] == known.to_json()
@@ -458,7 +458,11 @@ class _Counting(optuna.storages.InMemoryStorage):
         return super().get_study_user_attrs(study_id)
 
 
-def test_the_database_is_read_no_more_often_than_by_successive_halving() -> None:
+def test_the_database_is_read_no_more_often_than_by_successive_halving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_evidence, "_TRIALS_BETWEEN_UPDATES", 1000)
+
     def reads(pruner: BasePruner) -> list[str]:
         storage = _Counting()
         study = _study(pruner, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
@@ -468,7 +472,7 @@ def test_the_database_is_read_no_more_often_than_by_successive_halving() -> None
         return storage.reads
 
     # Evidence that moves only the last rung leaves the same decisions to be made.
-    ours = reads(AdvantagePruner(evidence=evidence(1.2), max_resource=8, refresh=1000))
+    ours = reads(AdvantagePruner(evidence=evidence(1.2), max_resource=8))
     theirs = reads(SuccessiveHalvingPruner(min_resource=1, reduction_factor=2))
     assert ours.count("attrs") - theirs.count("attrs") <= 2
     assert ours.count("trials") - theirs.count("trials") <= 1
@@ -498,14 +502,15 @@ def test_a_value_that_is_not_a_number_is_the_reason() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_choices_may_be_lists() -> None:
-    study = _study(AdvantagePruner(min_resource=4, refresh=1))
+def test_choices_may_be_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_evidence, "_TRIALS_BETWEEN_UPDATES", 1)
+    study = _study(AdvantagePruner(min_resource=4))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     widths = CategoricalDistribution(("[64, 64]", "[128]"))
     widths.choices = ([64, 64], [128])  # type: ignore[assignment] - Optuna takes them, and warns.
     curves = accelerated(2.2, pairs=12)
     for slot in range(12):
-        for side, more in (("bandit", {}), ("uniform", {"hpo_mab:sampler": "uniform"})):
+        for side, more in (("arm", {}), ("reference", {"hpo_mab:sampler": "uniform"})):
             curve = {step: float(v) for step, v in enumerate(getattr(curves, side)[slot], start=1)}
             study.add_trial(
                 optuna.create_trial(
@@ -534,7 +539,6 @@ def test_integers_of_numpy_are_integers() -> None:
         ({"min_resource": 0}, "min_resource must be an integer of at least 1, got 0"),
         ({"reduction_factor": 1}, "reduction_factor must be an integer of at least 2, got 1"),
         ({"max_resource": 0}, "max_resource"),
-        ({"refresh": 0}, "refresh"),
         ({"margin": 1.5}, r"margin must be in \[0, 1\], got 1.5"),
         ({"evidence": {}}, "evidence must have version 1, got None"),
         ({"evidence": "no/such.json"}, "'no/such.json' cannot be read"),
@@ -644,6 +648,15 @@ def test_fidelity_needs_eight_trials_and_is_measured_again_with_more() -> None:
     more = RungFidelity.measure(trials, full=8, known=eight)
     assert more is not None
     assert (more.trials, RungFidelity.from_json(more.to_json())) == (10, more)
+
+
+def test_fidelity_does_not_depend_on_the_order_in_which_slots_were_trained() -> None:
+    study = _study(optuna.pruners.NopPruner())
+    for slot, curve in enumerate(_ranked(*_NOISE[2])):
+        _run_freely(study, curve, paired=True, slot=slot)
+    # The first was lost, and repeated after the others.
+    late = [*study.trials[1:], study.trials[0]]
+    assert RungFidelity.measure(late, full=8) == RungFidelity.measure(study.trials, full=8)
 
 
 def test_evidence_moves_no_rung_that_fidelity_has_moved() -> None:

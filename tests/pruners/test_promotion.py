@@ -157,11 +157,20 @@ def test_checkpoints_of_the_best_are_kept() -> None:
     for value in np.linspace(0.9, 0.1, 12):
         made.new(float(value))
     assert made.ends == [("PRUNED", 4)] * 12
-    # Four of twelve may continue: eight are kept, and as many more as it takes for another place.
-    assert [trial.number for trial in made.pruner.worth_keeping(made.study)] == list(range(11))
+    # Four of twelve may continue: a quarter more and eight are kept.
+    assert [trial.number for trial in made.pruner.worth_keeping(made.study)] == list(range(12))
     assert made.advance() == 0
     assert made.ends[-1] == ("COMPLETE", 8)
     assert 12 not in {trial.number for trial in made.pruner.worth_keeping(made.study)}
+
+
+def test_checkpoints_of_many_paused_trials_are_dropped() -> None:
+    made = _Study(min_resource=4)
+    for value in np.linspace(0.9, 0.1, 100):
+        made.new(float(value))
+    assert made.ends == [("PRUNED", 4)] * 100
+    # Half may continue: a quarter more and eight are kept.
+    assert [trial.number for trial in made.pruner.worth_keeping(made.study)] == list(range(70))
 
 
 def _complete(*values: float, **settings: int) -> _Study:

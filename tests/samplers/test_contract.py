@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hpo_mab import samplers
 from hpo_mab.samplers import BatchSampler
+from hpo_mab.samplers._registry import SAMPLERS
 from hpo_mab.testing import SamplerContract, TableModel
 
 
@@ -102,7 +103,9 @@ def test_no_step_waits_for_the_device(name: str) -> None:
     for _ in range(3):
         step()
     with no_waiting():
-        for _ in range(20):
+        for done in range(20):
+            if done == 10 and name == "MabFloor":
+                sampler.set_progress(1.0)  # From here on it draws uniformly.
             step()
 
 
@@ -122,5 +125,15 @@ def test_a_state_that_was_read_to_a_card_continues_on_the_host(name: str) -> Non
 
 @pytest.mark.parametrize("kind", samplers.available())
 def test_every_knob_has_a_default(kind: str) -> None:
-    made = samplers.create(kind, [0, 1] * 10, batch_size=4, **samplers.knobs(kind))
+    defaults = {name: option.default for name, option in SAMPLERS.options(kind).items()}
+    made = samplers.create(kind, [0, 1] * 10, batch_size=4, **defaults)
     assert len(made.draw()) == 4
+
+
+def test_an_option_that_is_nan_equals_itself_in_a_state() -> None:
+    class Scaled(samplers.UniformSampler):
+        def __init__(self, labels: Any, *, scale: float, **common: Any) -> None:
+            super().__init__(labels, **common)
+
+    one, other = (Scaled([0, 1] * 4, batch_size=2, scale=float("nan")) for _ in "12")
+    other.load_state_dict(one.state_dict())

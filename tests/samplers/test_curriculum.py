@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.samplers import BatchSampler, create, knobs
+from hpo_mab.samplers import BatchSampler, create
+from hpo_mab.samplers._registry import SAMPLERS
 from hpo_mab.samplers._selective import CurriculumSampler, easiest
 
 LABELS = torch.arange(120) % 3
@@ -107,7 +108,7 @@ def test_a_part_smaller_than_a_batch_is_all_examples() -> None:
 
 
 def test_difficulty_is_no_knob() -> None:
-    assert set(knobs("curriculum")) == {"start", "end", "trim"}
+    assert set(SAMPLERS.options("curriculum")) == {"start", "end", "trim"}
     assert create("uniform", LABELS, batch_size=7, difficulty=DIFFICULTY).batch_size == 7
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hpo_mab.samplers import AdamBSSampler, GradNormSampler
+from hpo_mab.samplers import AdamBSSampler, BatchSampler, GradNormSampler
 
 LABELS = torch.arange(40) % 2
 
@@ -19,7 +19,7 @@ def _logits(indices: torch.Tensor) -> torch.Tensor:
     return margin[:, None] * right
 
 
-def _step(sampler: GradNormSampler) -> torch.Tensor:
+def _step(sampler: BatchSampler) -> torch.Tensor:
     indices = sampler.draw()
     sampler.update(torch.ones(len(indices)), logits=_logits(indices))
     return indices
@@ -55,30 +55,15 @@ def test_scorer_sees_indices_of_the_whole_data_set() -> None:
     assert set(torch.cat(seen).tolist()) == set(sampler.examples.tolist())
 
 
-ADAMBS_LABELS = torch.arange(30) % 2
-
-
-def _adambs_logits(indices: torch.Tensor) -> torch.Tensor:
-    """Every tenth example is badly wrong, the others right."""
-    margin = torch.where(indices % 10 == 0, -3.0, 3.0)
-    return margin[:, None] * torch.nn.functional.one_hot(ADAMBS_LABELS[indices], 2)
-
-
 def _squares(indices: torch.Tensor) -> torch.Tensor:
-    truth = torch.nn.functional.one_hot(ADAMBS_LABELS[indices], 2)
-    return (torch.softmax(_adambs_logits(indices), 1) - truth).square().sum(1)
-
-
-def _adambs_step(sampler: AdamBSSampler) -> torch.Tensor:
-    indices = sampler.draw()
-    sampler.update(torch.ones(len(indices)), logits=_adambs_logits(indices))
-    return indices
+    truth = torch.nn.functional.one_hot(LABELS[indices], 2)
+    return (torch.softmax(_logits(indices), 1) - truth).square().sum(1)
 
 
 def test_first_step_by_hand() -> None:
-    sampler = AdamBSSampler(ADAMBS_LABELS, batch_size=6, step=0.5, floor=0.01)
-    indices = _adambs_step(sampler)
-    ratios = torch.ones(30)
+    sampler = AdamBSSampler(LABELS, batch_size=6, step=0.5, floor=0.01)
+    indices = _step(sampler)
+    ratios = torch.ones(40)
     for index, square in zip(indices.tolist(), _squares(indices).tolist(), strict=True):
         ratios[index] *= math.exp(min(1.0, 0.5 * square / 2))
     torch.testing.assert_close(sampler.probabilities(), ratios / ratios.sum())
@@ -86,7 +71,7 @@ def test_first_step_by_hand() -> None:
 
 def test_step_of_zero_and_floor_of_one_are_uniform() -> None:
     for knobs in ({"step": 0.0}, {"floor": 1.0}):
-        sampler = AdamBSSampler(ADAMBS_LABELS, batch_size=6, **knobs)
+        sampler = AdamBSSampler(LABELS, batch_size=6, **knobs)
         for _ in range(20):
-            _adambs_step(sampler)
-        torch.testing.assert_close(sampler.probabilities(), torch.full((30,), 1 / 30))
+            _step(sampler)
+        torch.testing.assert_close(sampler.probabilities(), torch.full((40,), 1 / 40))

@@ -17,7 +17,8 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from small_studies import tiny
+from _faults import _fork
+from small_studies import essence, tiny
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,7 +27,7 @@ from hpo_mab.search import StudyRunner, TrainingObjective
 from hpo_mab.search._prepare import check_corners, load_splits, make_objective
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
-from hpo_mab.storage import Storage, TrialRun
+from hpo_mab.storage import Storage, TrialRun, read_run
 from hpo_mab.training import Budget
 from hpo_mab.training._device import release_memory
 
@@ -158,6 +159,45 @@ def test_data_that_raise_in_the_middle_fail_the_trial_and_not_the_study(
 
 WIDE, NARROW = 6400, 16
 _MIB = 2**20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_a_worker_killed_between_two_parameters_changes_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = {"lr": {"low": 0.01, "high": 1.0}, "momentum": {"low": 0.0, "high": 0.9}}
+    spec = tiny(
+        optimizer=ranges | {"weight_decay": {"low": 0.0, "high": 0.1}},
+        search={"initial": 0},
+        budget={"trials": 4},
+    )
+    whole, parts = (f"sqlite:///{tmp_path / name}.db" for name in ("whole", "parts"))
+
+    def run(url: str) -> list[tuple[Any, ...]]:
+        storage = Storage(url)
+        StudyRunner(spec, storage).run("study", score=False)
+        found = essence(read_run(storage, "study"))
+        storage.close()
+        return found
+
+    expected, suggest = run(whole), optuna.trial.Trial.suggest_float
+
+    def die(trial: optuna.trial.Trial, name: str, *given: Any, **options: Any) -> float:
+        if trial.user_attrs["hpo_mab:slot"] == 2 and name == "weight_decay":
+            os._exit(9)
+        return suggest(trial, name, *given, **options)
+
+    storage = Storage(parts)
+    runner = StudyRunner(spec, storage)
+    runner.run("study", score=False, launch=lambda *_: False)
+    storage.close()
+    # The second of them begins with the trial that the first has left.
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna.trial.Trial, "suggest_float", die)
+            pid = _fork(parts, "study", runner)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert sorted(run(parts)) == sorted(expected)
 
 
 def _greedy_runner(storage: Storage, device: str) -> StudyRunner:

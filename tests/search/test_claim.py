@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from made_up import point
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
-from small_studies import tiny
+from small_studies import define, tiny
 from tools import statements_of
 
 from hpo_mab._attributes import WORKER_KEY
-from hpo_mab._errors import SpecError, StorageError
+from hpo_mab._errors import SpecError
 from hpo_mab._interrupts import deferred_interrupts
 from hpo_mab._plan import RETRIES, Next, Plan
 from hpo_mab.pruners import PromotionPruner, TopKPruner
@@ -29,7 +29,7 @@ from hpo_mab.search._queue import close_lost, requeue
 from hpo_mab.search._searchers import PlannedSampler
 from hpo_mab.search._study import open_for_training
 from hpo_mab.search._target import Target
-from hpo_mab.storage import Storage, StoredDefinition, open_study
+from hpo_mab.storage import Storage, StoredDefinition
 from hpo_mab.storage._optuna import begin_waiting, tell
 from hpo_mab.storage._process import _started, is_gone, machine, release, this_process
 
@@ -173,13 +173,6 @@ def test_a_definition_that_cannot_work_is_refused() -> None:
 
 
 @pytest.fixture
-def study(storage: Storage) -> optuna.Study:
-    made = optuna.create_study(study_name="plain", storage=storage.optuna, direction="maximize")
-    Target(trials=3, total=None, epoch_examples=100).save(made)
-    return made
-
-
-@pytest.fixture
 def dead() -> str:
     """Name of a process of this machine that has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
@@ -242,6 +235,7 @@ def test_paused_trials_continue_side_by_side_with_the_rest_of_the_budget(storage
             user_attrs={"hpo_mab:slot": slot},
         )
         study.add_trial(paused)
+    define(study, {})
     Target(trials=2, total="100epochs", epoch_examples=100).save(study)
     taken: list[optuna.trial.Trial] = []
     # The rule continues one of two; what is left of the budget goes to the other.
@@ -545,14 +539,7 @@ def test_what_lost_trials_spent_counts_in_the_budget(
 def _planned(storage: Storage, spec: StudySpec, *, total: str) -> optuna.Study:
     """A study without trials, whose trials train 100 examples, an epoch, in batches of 10."""
     study = optuna.create_study(storage=storage.optuna, direction="maximize")
-    StoredDefinition(
-        arm="uniform",
-        seed=0,
-        trial_examples=100,
-        epoch_examples=100,
-        spec=spec.model_dump(mode="json") | {"training": {"batch_size": 10}},
-        environment={},
-    ).save(study)
+    define(study, spec.model_dump(mode="json") | {"training": {"batch_size": 10}})
     Target(trials=50, total=total, epoch_examples=100).save(study)
     return study
 
@@ -669,29 +656,3 @@ def test_a_study_that_died_before_it_had_a_definition_is_made_whole(storage: Sto
     optuna.create_study(study_name="half", storage=storage.optuna, direction="maximize")
     run = StudyRunner(tiny(budget={"trials": 1}), storage).run("half", score=False).run
     assert [trial.state for trial in run.trials] == ["complete"]
-
-
-def test_a_full_disk_is_one_line_and_the_study_continues(storage: Storage) -> None:
-    runner = StudyRunner(tiny(budget={"trials": 300}), storage)
-    runner.run("full", score=False, launch=lambda *_: False)
-    engine = storage.optuna.engine
-
-    def limit(connection: object, record: object) -> None:
-        pages = connection.execute("PRAGMA page_count").fetchone()[0]  # type: ignore[attr-defined]
-        connection.execute(f"PRAGMA max_page_count = {pages}")  # type: ignore[attr-defined]
-
-    engine.dispose()
-    sa.event.listen(engine, "connect", limit)
-    # The second time it is still full, before anything is trained.
-    for _ in range(2):
-        with pytest.raises(StorageError, match=r"disk is full.*Free some space") as caught:
-            runner.run("full", score=False)
-        assert "\n" not in str(caught.value)
-    sa.event.remove(engine, "connect", limit)
-    storage.optuna.remove_session()
-    engine.dispose()
-    finished = sum(t.state.is_finished() for t in open_study(storage, "full").trials)
-    more = StudyRunner(tiny(budget={"trials": finished + 1}), storage, objective=runner.objective)
-    run = more.run("full", score=False).run
-    assert sum(trial.state in ("complete", "pruned") for trial in run.trials) == finished + 1
-    assert not any(trial.state == "running" for trial in run.trials)

@@ -162,13 +162,27 @@ def test_a_training_has_the_trials_budget_and_a_seed_of_its_own(storage: Storage
     run = StudyRunner(spec, storage, objective=objective).run(score=False).run
     first = confirm(storage, run.name, trainings=1, max_trainings=1).repeated[0]
     assert first.trial == run.best
-    number = first.trial.number
-    seed = derive_seed(spec.seed, "confirm", number, 0)
+    seed = derive_seed(spec.seed, "confirm", 0)
     with train_recorded(objective, first.trial, seed=seed) as training:
         *_, end = training
     assert first.repeats == (end.accuracy,)
     assert end.steps == first.trial.curve[-1].steps
     assert first.repeats != (first.trial.value,)
+
+
+def test_other_numbers_of_the_trials_change_nothing(storage: Storage, run: StudyRun) -> None:
+    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
+    # As in a study whose first trial was interrupted.
+    shifted = optuna.create_study(
+        study_name="shifted", storage=storage.optuna, direction="maximize"
+    )
+    for key, value in study.user_attrs.items():
+        shifted.set_user_attr(key, value)
+    shifted.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
+    shifted.add_trials(study.get_trials())
+    one, other = (confirm(storage, name, max_trainings=3) for name in (run.name, "shifted"))
+    repeats = [(each.trial.slot, each.repeats) for each in one.repeated]
+    assert [(each.trial.slot, each.repeats) for each in other.repeated] == repeats
 
 
 def test_a_training_that_diverges_counts_as_zero(

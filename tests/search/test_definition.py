@@ -77,12 +77,38 @@ def test_another_search_keeps_only_the_options_it_has(write) -> None:  # type: i
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("seed", True, "a whole number, got True"),
-        ("budget.trials", "5", "a whole number, got '5'"),
-        ("budget.epochs", True, "a number, got True"),
-        ("data.download", 1, "true or false, got 1"),
-        ("training.examples", "yes", "true or false, got 'yes'"),
+        ("seed", True, "a valid integer, got True"),
+        ("budget.trials", "5", "a valid integer, got '5'"),
+        ("budget.trials", 0, "budget.trials must be greater than or equal to 1, got 0"),
+        ("budget.epochs", True, "a valid number, got True"),
+        ("data.download", 1, "a valid boolean, got 1"),
+        ("training.examples", "yes", "a valid boolean, got 'yes'"),
+        ("budget.epochs", "many", "budget.epochs must be a valid number, got 'many'"),
+        ("compare.seeds", 0, "compare.seeds must be greater than or equal to 1, got 0"),
+        ("training", 3, "training must be a section, got 3"),
         ("training.slots", True, "slots"),
+        ("training.slots", 0, "slots must be greater than or equal to 1 or be 'auto', got 0"),
+        ("training.keep", "x", "must be 'trained' or 'better', got 'x'"),
+        ("seed", 2**40, "seed must be less than 4294967296, got 1099511627776"),
+        ("optimizer.lr", "1e-3", "optimizer.lr must be a number, got '1e-3'"),
+        ("optimizer.lr", [0.1, 0.2], r"optimizer.lr must be a number, got \[0.1, 0.2\]"),
+        ("model", {"name": "mlp", "depth": 2.5}, "model.depth must be an integer, got 2.5"),
+        ("sampler.floor", "0.1", "sampler.floor must be a number, got '0.1'"),
+        (
+            "sampler.memory",
+            {"choices": [20, "all"]},
+            r"sampler.memory must be .* 'auto' or None \('none' in a definition\), got 'all'",
+        ),
+        (
+            "sampler.prior",
+            2.0,
+            "sampler.prior must be a list of 2 values, each a number or a range, .* got 2.0",
+        ),
+        (
+            "sampler.prior",
+            {"low": 1, "high": 3},
+            r"sampler.prior must be a list of 2 values, .* as in \[1, 2\], got 1",
+        ),
     ],
 )
 def test_a_value_is_not_taken_for_one_of_another_type(write, key, value, words) -> None:  # type: ignore[no-untyped-def]
@@ -105,7 +131,7 @@ def test_a_wrong_reward_is_found_in_the_definition(write) -> None:  # type: igno
 @pytest.mark.parametrize("value", [["sgd", "adam"], {"choices": ["sgd", "adam"]}, 3, True])
 def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  # type: ignore[no-untyped-def]
     rest = "; it cannot be a range" if isinstance(value, dict) else ", got"
-    with pytest.raises(SpecError, match=f"{key} must be a text{rest}"):
+    with pytest.raises(SpecError, match=f"{key} must be a valid string{rest}"):
         load_spec(write(GOOD), {key: value})
 
 
@@ -119,7 +145,7 @@ def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  
         (('name = "sgd"', 'name = "sgdm"'), ["'sgdm'", "'sgd'"]),
         (('name = "sgd"', 'name = "sgd"\nmomentom = 0.9'), ["'momentom'", "'momentum'"]),
         (("low = 0.01", "low = 2.0"), ["optimizer.lr", "low", "2.0", "1.0"]),
-        (("epochs = 2", "epochs = 0"), ["budget.epochs", "above 0, got 0"]),
+        (("epochs = 2", "epochs = 0"), ["budget.epochs", "greater than 0, got 0"]),
         (("epochs = 2", "epochs = 2\nsteps = 3"), ["budget", "exactly one", "epochs and steps"]),
         (("epochs = 2", ""), ["exactly one", "none"]),
         (("epochs = 2", 'epochs = 2\ntotal = "5 parsecs"'), ["total budget", "5 parsecs"]),
@@ -130,15 +156,15 @@ def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  
         (('kind = "mab"', 'kind = "mab"\n[training]\nbatch_size = 0'), ["batch_size", "got 0"]),
         (
             ('kind = "mab"', 'kind = "mab"\n[training]\nslots = "many"'),
-            ["training.slots must be a whole number or 'auto', got 'many'."],
+            ["training.slots must be a valid integer or be 'auto', got 'many'."],
         ),
         (
             ('kind = "mab"', 'kind = "auto"\nportfolio = "uniform"'),
-            ["sampler.portfolio must be a list, got 'uniform'."],
+            ["sampler.portfolio must be a valid list, got 'uniform'."],
         ),
         (
             ('kind = "mab"', 'kind = "auto"\nportfolio = [1]'),
-            ["sampler.portfolio.0 must be a text or a section, got 1."],
+            ["sampler.portfolio.0 must be a valid string or be a section, got 1."],
         ),
         (("high = 1.0", "high = inf"), ["optimizer.lr", "high, a finite number, got inf"]),
         (('kind = "mab"', 'kind = "mab"\nreward = 2024-06-01'), ["sampler.reward", "write it as"]),
@@ -291,6 +317,11 @@ def test_a_distribution_is_no_value_of_a_definition(section: str, values: dict[s
         words = rf"{section}\.{key} must be .*, and a range as a table"
         with pytest.raises(SpecError, match=words):
             make_spec({**own, **change})
+
+
+def test_a_name_is_no_definition_in_python() -> None:
+    with pytest.raises(SpecError, match="must be a mapping, got 'digits'; load_spec reads a file"):
+        make_spec("digits")  # type: ignore[arg-type]
 
 
 def test_none_is_written_in_an_entry_of_a_portfolio_as_elsewhere() -> None:

@@ -159,10 +159,11 @@ def test_a_trial_that_fails_adds_nothing(
 ) -> None:
     advance, calls = Training._advance, iter(range(100))
 
-    def fail(self: Training) -> None:
-        advance(self)
+    def fail(self: Training) -> Evaluation:
+        evaluation = advance(self)
         if next(calls) == 1:
             raise ValueError("no")
+        return evaluation
 
     monkeypatch.setattr(Training, "_advance", fail)
     run = run_tiny(budget={"trials": 2}, pruner={"kind": "none"})

@@ -296,7 +296,7 @@ def test_worker_processes_find_what_this_process_can_import(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path[1:], ""])
     _run(tiny(**OWN, budget={"trials": 2}), storage, score=False, launch=lambda *_: False)
-    worker = WorkerProcess(["--study", "study", "--device", "cpu"], storage=storage.secret_url)
+    worker = WorkerProcess(["study", "--device", "cpu"], storage=storage.secret_url)
     while worker.status is None:
         time.sleep(0.05)
     assert worker.status == 0, worker.last_line()
@@ -319,8 +319,9 @@ def test_a_training_that_was_cut_off_draws_the_batches_of_one_that_was_not(
         list(itertools.islice(cut, 2))
         state = cut.state_dict()
     with objective.workload.training(configuration, seed=1, state=state) as resumed:
-        assert [evaluation.train_loss for evaluation in resumed] == curve
-        assert resumed.resumed_at == 2
+        assert len(resumed.resumed) == 2
+        evaluations = [*resumed.resumed, *resumed]
+        assert [evaluation.train_loss for evaluation in evaluations] == curve
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ def test_the_median_decides_at_once_where_all_trials_report_averaged_weights(
         ({"pruner": {"kind": "successive_halving", "min_resource": 9}}, "min_resource .* got 9"),
         ({"pruner": {"kind": "advantage", "min_resource": 4}}, "min_resource .* got 4"),
         ({"pruner": {"kind": "top_k"}, "budget": {"evaluations": 1}}, "budget.evaluations .* 2"),
+        ({"pruner": {"kind": "hyperband", "reduction_factor": 1}}, "reduction_factor .* 2, got 1"),
         ({"search": {"n_ei_candidates": 0}}, "search.n_ei_candidates .* 1, got 0"),
         ({"search": {"n_startup_trials": -5}}, "search.n_startup_trials .* 0, got -5"),
         ({"search": {"prior_weight": -1.0}}, r"search.prior_weight .* 0, got -1\.0"),

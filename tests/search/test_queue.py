@@ -14,6 +14,8 @@ from hpo_mab.search import StudyRunner
 from hpo_mab.search._queue import queue_twin
 from hpo_mab.storage import Storage, StudyRun, open_study
 
+pytestmark = pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+
 _PILOT = {"search": {"initial": 4}, "budget": {"trials": 7, "epochs": 1, "evaluations": 3}}
 
 
@@ -21,7 +23,6 @@ def _twins(run: StudyRun) -> list[Any]:
     return [trial for trial in run.trials if "hpo_mab:twin_of" in trial.attrs]
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_the_first_configurations_are_trained_with_both_samplers(storage: Storage) -> None:
     spec = tiny(**_PILOT, pruner={"kind": "advantage"})
     run = StudyRunner(spec, storage).run(score=False).run
@@ -56,7 +57,6 @@ def test_a_twin_beyond_the_first_configurations_is_in_no_pair(storage: Storage) 
     assert [(twin.slot, twin.paired) for twin in twins] == [(0, True), (1, False)]
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_twins_cost_what_the_total_budget_allows(storage: Storage) -> None:
     spec = tiny(
         budget={"trials": 50, "total": "6epochs", "epochs": 1, "evaluations": 3},
@@ -68,12 +68,10 @@ def test_twins_cost_what_the_total_budget_allows(storage: Storage) -> None:
     assert len(_twins(run)) == 3
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_an_interrupted_pilot_resumes_to_the_same(resumes: Any) -> None:
     resumes(tiny(**_PILOT, pruner={"kind": "advantage"}), (3, 1), (4, 2), (9, 1))
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_uniform_studies_have_no_pilot(storage: Storage) -> None:
     spec = tiny(**_PILOT, sampler={"kind": "uniform"}, pruner={"kind": "advantage"})
     runner = StudyRunner(spec, storage)
@@ -82,7 +80,6 @@ def test_uniform_studies_have_no_pilot(storage: Storage) -> None:
     assert _twins(run) == []
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_saved_evidence_needs_no_pilot() -> None:
     spec = tiny(**_PILOT, pruner={"kind": "advantage", "reference": "tiny-uniform-seed0"})
     assert not spec.has_pilot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
-from scipy.stats import wilcoxon
 from small_studies import tiny
 
 from hpo_mab._attributes import (
@@ -31,9 +31,6 @@ from hpo_mab.search._choice import (
     Choice,
     Ended,
     Standing,
-    can_be_shown,
-    fewest_pairs,
-    signed_rank_estimate,
     stored_choice,
 )
 from hpo_mab.search._evidence_file import EvidenceWarning, RaceOutcome
@@ -187,49 +184,6 @@ def test_a_sampler_must_be_ahead_and_must_not_rank_worse(
 
 
 # ------------------------------------------------------------------------------- statistics
-
-
-@pytest.mark.parametrize("error", [0.05, 0.0125])
-def test_the_interval_is_that_of_the_exact_signed_rank_test(error: float) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        differences = rng.normal(0.5, 1.0, int(rng.integers(2, 24)))
-        estimate = signed_rank_estimate(differences, error=error)
-        found = wilcoxon(differences, alternative="greater", method="exact").pvalue
-        assert estimate.above(0.0) == (found <= error)
-        assert estimate.low <= estimate.value <= estimate.high
-
-
-def test_the_error_holds_for_heavy_tails_too() -> None:
-    """Adopted by chance in at most the stated share, within 4 deviations."""
-    rng = np.random.default_rng(1)
-    draws = rng.standard_t(1.5, (2000, 9))
-    wrong = sum(signed_rank_estimate(row, error=ERROR).above(0.0) for row in draws)
-    assert wrong / 2000 <= ERROR + 4 * (ERROR * (1 - ERROR) / 2000) ** 0.5
-
-
-def test_opposite_differences_have_a_mean_of_zero() -> None:
-    # The two differences are not exactly opposite.
-    gain, loss = 0.9 - 0.7, 0.5 - 0.7
-    assert gain + loss != 0
-    assert signed_rank_estimate([gain, loss], error=0.3).value == 0.0
-
-
-def test_one_pair_less_than_the_fewest_shows_nothing() -> None:
-    for error in (0.05, 0.025, 0.0125):
-        fewest = fewest_pairs(error)
-        assert signed_rank_estimate([1.0] * fewest, error=error).low == 1.0
-        assert signed_rank_estimate([1.0] * (fewest - 1), error=error).low == -np.inf
-
-
-def test_a_sampler_leaves_once_no_further_pair_could_help() -> None:
-    rng = np.random.default_rng(3)
-    for error, pairs in ((0.05, 9), (0.0125, 7), (0.0125, 13)):
-        for _ in range(30):
-            known = list(rng.normal(0.3, 1.0, int(rng.integers(1, pairs))))
-            best = [*known, *[1e3 * (i + 1) for i in range(pairs - len(known))]]
-            shown = signed_rank_estimate(best, error=error).above(0.0)
-            assert can_be_shown(known, pairs=pairs, error=error) == shown
 
 
 def _ended(accuracy: float, seconds: float, curve: Sequence[float] = ()) -> Ended:
@@ -397,14 +351,7 @@ def test_a_stored_race_goes_on_where_there_is_no_record() -> None:
     trials.slots = 6
     assert trials.advance() is True
     assert {name for _, name in trials.twins} == {*_CHALLENGERS}
-
-
-def test_a_race_without_a_sampler_that_is_ahead_ends_early() -> None:
-    trials = _Trials(trials=30)
-    choice = trials.run({"easy_first": lambda slot: 0.0})
-    assert choice.sampler == "uniform"
-    assert "no other sampler could be shown to be ahead; best easy_first" in choice.why
-    assert len(trials.twins) == 8
+    assert trials.advance() is False
 
 
 def test_a_pair_behind_can_end_a_short_race() -> None:
@@ -450,6 +397,7 @@ def test_a_race_that_no_sampler_can_win_ends_early() -> None:
     assert trials.race.end(trials.study) == 26
     choice = trials.run({})
     assert choice.sampler == "uniform"
+    assert "no other sampler could be shown to be ahead; best " in choice.why
     # After its first round; from then on trials may be pruned.
     assert trials.slots == 12
     assert trials.race.end(trials.study) == 0
@@ -488,17 +436,6 @@ def test_seconds_decide_where_the_budget_is_a_time() -> None:
     # Both are shown.
     assert "at equal examples and -" in examples.why
     assert "at equal seconds" in examples.why
-
-
-def test_twins_wait_for_the_record_of_examples() -> None:
-    trials = _Trials(trials=30)
-    for slot in range(6):
-        trials.add("uniform", slot, 0.5, twin=False, seconds=1.0)
-    assert not trials.advance()
-    trials.slots = 6
-    assert trials.advance()
-    assert {slot for slot, _ in trials.twins} == {4, 5}
-    assert not trials.advance()
 
 
 def test_too_few_trials_stay_with_uniform_sampling() -> None:
@@ -584,7 +521,7 @@ def _raced(storage: Storage, sampler: str, monkeypatch: pytest.MonkeyPatch, path
         )
         StudyRunner(tiny(**_RACE), storage).run("first", score=False)
     (evidence,) = race_evidence(["first"], storages=[str(storage.url)])
-    evidence.save(path)
+    path.write_text(json.dumps(evidence.to_json()))
     assert Evidence.load(path).to_json() == evidence.to_json()
     return evidence
 
@@ -714,11 +651,11 @@ def test_the_difference_from_the_study_that_chose_is_named() -> None:
 
 def test_evidence_without_a_choice_is_refused(storage: Storage, tmp_path: Path) -> None:
     path = tmp_path / "evidence.json"
-    Evidence(pairs=0, margin=0.1).save(path)
+    path.write_text(json.dumps(Evidence(pairs=0, margin=0.1).to_json()))
     given = {"kind": "auto", "evidence": str(path)}
     with pytest.raises(ArgumentError, match=r"sampler\.evidence must hold the choice of a study"):
         check_study(storage, "none", tiny(sampler=given))
-    Evidence(pairs=0, margin=0.1, race={"study": "x"}).save(path)
+    path.write_text(json.dumps(Evidence(pairs=0, margin=0.1, race={"study": "x"}).to_json()))
     with pytest.raises(ArgumentError, match="its race cannot be read"):
         check_study(storage, "none", tiny(sampler=given))
     with pytest.raises(SpecError, match="evidence needs kind = 'auto', got 'mab'"):

@@ -46,19 +46,6 @@ def test_a_list_of_many_ranges_has_few_extremes() -> None:
     assert list(extremes([])) == [[]]
 
 
-def test_a_choice_may_be_a_list() -> None:
-    value = parse_value("sampler.prior", {"choices": [[1, 1], [2.5, 1]]})
-    assert dict(ranges("sampler.prior", value)) == {
-        "sampler.prior": CategoricalDistribution(["[1, 1]", "[2.5, 1]"])
-    }
-    trial = optuna.trial.FixedTrial({"sampler.prior": "[2.5, 1]"})
-    assert suggest(trial, "sampler.prior", value) == [2.5, 1]
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    found = [suggest(study.ask(), "sampler.prior", value) for _ in range(9)]
-    assert [1, 1] in found
-    assert [2.5, 1] in found
-
-
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
@@ -98,6 +85,7 @@ def test_bounds_or_choices_give_a_distribution(raw: Any, expected: Any) -> None:
         ({"choices": []}, ["choices"]),
         ({"choices": [1], "low": 1}, ["choices"]),
         ({"choices": [{"a": 1}]}, ["choices", "{'a': 1}"]),
+        ({"choices": [[1, 2]]}, ["choices", "[1, 2]"]),
     ],
 )
 def test_an_impossible_range_is_refused_by_name(raw: dict[str, object], words: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import optuna
@@ -16,7 +17,7 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab.compare import stored_comparison
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.search import ShortTrialWarning, recorded_trial
-from hpo_mab.storage import Storage
+from hpo_mab.storage import Storage, study_names
 
 
 def _train(
@@ -50,6 +51,13 @@ def _trials(storage: Storage, study: str = "own") -> list[FrozenTrial]:
 def test_a_recorded_trial_has_a_heartbeat_from_the_start(storage: Storage) -> None:
     with recorded_trial({"lr": 0.3}, study="own", storage=storage) as trial:
         assert storage.optuna.heartbeats([trial._trial_id]) == {trial._trial_id: True}
+
+
+@pytest.mark.parametrize("number", ["a", -3, 1.5])
+def test_a_number_that_is_none_makes_no_study(storage: Storage, number: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"number must be an integer of .* got {number!r}"):
+        _train(storage, {"lr": 0.3}, number=number)
+    assert study_names(storage) == ()
 
 
 def test_a_training_is_a_trial_with_the_tuners_configuration(storage: Storage) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import types
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from hpo_mab._attributes import USED_RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyFailedError, StudyRunner, join_study, replay
+from hpo_mab.search._examples import StudyExamples
 from hpo_mab.search._prepare import make_objective
 from hpo_mab.search._recorder import Recording, TrialRecord
+from hpo_mab.search._space import Assignment
 from hpo_mab.search._stored import reopen, stored_spec
-from hpo_mab.search._study import _refuse_other_definition, make_study
+from hpo_mab.search._study import make_study, refuse_other_definition
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import (
@@ -32,6 +36,7 @@ from hpo_mab.storage import (
     study_names,
 )
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
+from hpo_mab.training._stack import StackSlot
 
 
 @pytest.mark.parametrize("kind", ["mab", "uniform"])
@@ -124,16 +129,37 @@ def test_another_definition_under_the_same_name_is_refused(storage: Storage) -> 
     assert len(open_study(storage, "mine").trials) == 2
 
 
+def test_a_definition_without_a_later_key_is_refused_by_every_command(storage: Storage) -> None:
+    name = StudyRunner(tiny(budget={"trials": 1}), storage).run(score=False).run.name
+    study = open_study(storage, name)
+    stored = StoredDefinition.load(study)
+    training = {key: one for key, one in stored.spec["training"].items() if key != "average"}
+    dataclasses.replace(stored, spec={**stored.spec, "training": training}).save(study)
+    commands = (
+        StudyRunner(tiny(budget={"trials": 2}), storage).run,
+        functools.partial(join_study, storage, name),
+        functools.partial(replay, storage, name, 0),
+        functools.partial(StudyExamples.read, storage, name),
+    )
+    for command in commands:
+        with pytest.raises(StorageError, match=r"training.average is not set there and 0.2 here"):
+            command()
+    # One that may change is the present default.
+    without = {key: one for key, one in stored.spec["training"].items() if key != "slots"}
+    dataclasses.replace(stored, spec={**stored.spec, "training": without}).save(study)
+    assert stored_spec(study).training.slots == "auto"
+
+
 def test_options_of_a_data_set_may_not_change_whatever_their_names_begin_with(
     storage: Storage,
 ) -> None:
     study = StudyRunner(tiny(budget={"trials": 1}), storage).run("mine", score=False).run.name
     stored = StoredDefinition.load(open_study(storage, study)).spec
     wanted = {**stored, "data": {**stored["data"], "root": "elsewhere"}}
-    _refuse_other_definition(open_study(storage, study), wanted)
+    refuse_other_definition(open_study(storage, study), wanted)
     wanted["data"]["root_split"] = 2
     with pytest.raises(StorageError, match=r"data.root_split is not set there and 2 here"):
-        _refuse_other_definition(open_study(storage, study), wanted)
+        refuse_other_definition(open_study(storage, study), wanted)
 
 
 def test_the_budget_of_a_trial_is_that_of_the_largest_batches(storage: Storage) -> None:
@@ -149,7 +175,7 @@ def test_what_may_change_reaches_workers_that_are_started_later(storage: Storage
     changed = {"graph": False, "checkpoint": 7.0, "examples": False}
     spec = tiny(budget={"trials": 2}, training=changed)
     StudyRunner(spec, storage).run("study", score=False)
-    stored = stored_spec(StoredDefinition.load(open_study(storage, "study")))
+    stored = stored_spec(open_study(storage, "study"))
     assert {key: getattr(stored.training, key) for key in changed} == changed
 
 
@@ -562,20 +588,20 @@ def test_a_trial_that_cannot_be_suggested_has_a_reason(
         runner.run(score=False)
 
 
-def test_batch_sizes_give_trials_the_same_evaluations(storage: Storage) -> None:
-    spec = tiny(training={"batch_size": {"choices": [32, 600]}}, budget={"trials": 1})
-    message = "evaluations must be at most 2, the steps of a trial with the largest batch size"
-    with pytest.raises(ArgumentError, match=message):
-        StudyRunner(spec, storage).run(score=False)
-    assert study_names(storage) == ()
-
-
-@pytest.mark.parametrize("sections", [{"pruner": {"kind": "top_k"}}, {"sampler": {"kind": "auto"}}])
-def test_top_k_and_auto_refuse_more_evaluations_than_steps(
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"training": {"batch_size": {"choices": [32, 600]}}},
+        {"pruner": {"kind": "top_k"}},
+        {"sampler": {"kind": "auto"}},
+    ],
+)
+def test_trials_have_no_more_evaluations_than_steps(
     storage: Storage, sections: dict[str, Any]
 ) -> None:
-    spec = tiny(**sections, training={"batch_size": 600}, budget={"trials": 20})
-    with pytest.raises(ArgumentError, match="evaluations must be at most 2"):
+    spec = tiny(**{"training": {"batch_size": 600}, "budget": {"trials": 20}, **sections})
+    message = "evaluations must be at most 2, the steps of a trial with the largest batch size"
+    with pytest.raises(ArgumentError, match=message):
         StudyRunner(spec, storage).run(score=False)
     assert study_names(storage) == ()
 
@@ -601,8 +627,9 @@ def test_every_key_of_the_loop_reaches_the_training(
         pass
     (given,) = caught.value.args
     assert {key: given[key] for key in (*curve, *machine)} == {**curve, **machine}
-    stack = types.SimpleNamespace(start=take)
+    where = StackSlot(types.SimpleNamespace(start=take), 0)  # type: ignore[arg-type]
+    assignment = Assignment(plan_slot=0, configuration=configuration, seed=0, may_prune=False)
     with pytest.raises(_Given) as caught:
-        objective.workload.start_stacked(stack, 0, configuration, sampler=None, seed=0)  # type: ignore[arg-type]
+        objective.workload.start_stacked(where, assignment, sampler=None)  # type: ignore[arg-type]
     (given,) = caught.value.args
     assert {key: given[key] for key in curve} == curve

@@ -24,11 +24,6 @@ def test_a_point_is_named_by_parameters_of_items() -> None:
     assert space.at(params).sampler.options["prior"] == [1.5, 2]
 
 
-def test_choices_that_are_lists_are_counted_as_shapes() -> None:
-    space = _space(model={"widths": {"choices": [[8, 16], [16, 32], [32, 64]]}})
-    assert space.shapes == 3
-
-
 @pytest.mark.parametrize(
     "given",
     [

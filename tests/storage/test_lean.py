@@ -7,7 +7,7 @@ import inspect
 import math
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,19 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, _CachedStorage
 from optuna.study import StudyDirection
+from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import FrozenTrial, TrialState
 from tools import statements_of
 
 from hpo_mab.storage import Storage, _lean
+from hpo_mab.storage._lean import LeanStorage
 from hpo_mab.storage._optuna import tell
 from hpo_mab.storage._tables import HEARTBEATS, frozen_trials
+
+pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 
 MAX = [StudyDirection.MAXIMIZE]
 
@@ -41,6 +45,16 @@ def plain(storage: Storage) -> Iterator[RDBStorage]:
     yield opened
     opened.remove_session()
     opened.engine.dispose()
+
+
+class TestOptunasCases(StorageTestCase):
+    """Optuna's tests of its storages, on SQLite only: they take half a minute."""
+
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Iterator[LeanStorage]:
+        opened = Storage(str(tmp_path / "studies.db"))
+        yield opened.optuna
+        opened.close()
 
 
 def _trials() -> list[FrozenTrial]:
@@ -177,28 +191,6 @@ def test_both_write_the_same(storage: Storage, plain: RDBStorage) -> None:
     assert plain.get_trial(ids[1]).intermediate_values[1] == 0.75
 
 
-def test_a_finished_trial_stays_as_it_is(storage: Storage) -> None:
-    lean = storage.optuna
-    trial_id = lean.create_new_trial(lean.create_new_study(MAX, "study"))
-    lean.set_trial_state_values(trial_id, TrialState.FAIL)
-    writes: list[Callable[[int], None]] = [
-        lambda i: lean.set_trial_intermediate_value(i, 1, 0.5),
-        lambda i: lean.set_trial_user_attr(i, "a", 1),
-        lambda i: lean.set_trial_system_attr(i, "a", 1),
-    ]
-    for write in writes:
-        with pytest.raises(UpdateFinishedTrialError):
-            write(trial_id)
-        with pytest.raises(KeyError):
-            write(trial_id + 1)
-    trial = lean.get_trial(trial_id)
-    assert (trial.intermediate_values, trial.user_attrs, trial.system_attrs) == ({}, {}, {})
-    with pytest.raises(KeyError):
-        lean.get_trial(trial_id + 1)
-    with pytest.raises(KeyError):
-        lean.get_all_trials(77)
-
-
 def test_heartbeats_are_optunas(storage: Storage, plain: RDBStorage) -> None:
     trial_id = plain.create_new_trial(plain.create_new_study(MAX, "study"))
     table = sa.text("SELECT count(*) FROM trial_heartbeats")
@@ -253,7 +245,6 @@ def test_writes_of_many_trials_are_one_statement_each_table(storage: Storage) ->
     assert [trial.user_attrs for trial in trials] == [{"a": 1}, {"a": 1}, {}]
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_trials_are_read_once_and_own_writes_seen(storage: Storage, plain: RDBStorage) -> None:
     lean = storage.optuna
@@ -279,7 +270,6 @@ def test_trials_are_read_once_and_own_writes_seen(storage: Storage, plain: RDBSt
     assert study.trials[3].value == 1.0
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_own_writes_are_seen_without_another_read(storage: Storage, plain: RDBStorage) -> None:
     lean = storage.optuna
@@ -317,7 +307,6 @@ def test_own_writes_are_seen_without_another_read(storage: Storage, plain: RDBSt
     assert [trial.intermediate_values for trial in listed] == 3 * [{1: 1.0}]
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_a_trial_that_another_process_ends_after_it_was_read_stays_as_it_is(
     storage: Storage, plain: RDBStorage
 ) -> None:
@@ -331,7 +320,6 @@ def test_a_trial_that_another_process_ends_after_it_was_read_stays_as_it_is(
         assert lean.get_trial(trial._trial_id).state == TrialState.FAIL
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_parameters_keep_their_order(storage: Storage, plain: RDBStorage) -> None:
     study = optuna.create_study(storage=storage.optuna)
     study.ask().suggest_float("lr", 0.1, 1.0)
@@ -358,7 +346,6 @@ def test_a_trial_that_is_made_is_known_without_a_read(storage: Storage, plain: R
     assert _plainly([made]) == _plainly([plain.get_trial(trial_id)])
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_own_writes_are_seen_whatever_another_thread_reads(storage: Storage) -> None:
     lean = storage.optuna
@@ -401,7 +388,6 @@ def test_attributes_of_a_study_are_read_once(storage: Storage, plain: RDBStorage
     assert study.user_attrs == {"a": 5, "own": 3}
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_a_trial_that_another_process_has_ended_does_not_change(
     storage: Storage, plain: RDBStorage
@@ -419,7 +405,6 @@ def test_a_trial_that_another_process_has_ended_does_not_change(
     assert study.trials[0].user_attrs == study.trials[0].intermediate_values == {}
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_an_inner_context_reads_trials_again(storage: Storage, plain: RDBStorage) -> None:
     lean = storage.optuna
@@ -434,32 +419,6 @@ def test_an_inner_context_reads_trials_again(storage: Storage, plain: RDBStorage
             ended = study.tell(trial, 0.5, skip_if_finished=True)
             assert study.get_trials()[0].state == TrialState.FAIL
     assert (ended.state, ended.value, ended.user_attrs) == (TrialState.FAIL, None, {})
-
-
-def test_both_make_and_end_the_same(storage: Storage, plain: RDBStorage) -> None:
-    study = plain.create_new_study(MAX, "study")
-    template = optuna.create_trial(
-        state=TrialState.RUNNING, user_attrs={"a": [1]}, system_attrs={"b": "c"}
-    )
-    distribution = FloatDistribution(0.1, 1.0, log=True)
-    writers: list[RDBStorage] = [plain, storage.optuna]
-    for writer in writers:
-        for values in ([0.5], [math.inf], None):
-            trial_id = writer._create_new_trial(study, template)._trial_id
-            writer._set_trial_param(trial_id, "lr", 0.5, distribution, distribution)
-            state = TrialState.PRUNED if values is None else TrialState.COMPLETE
-            assert writer.set_trial_state_values(trial_id, state, values)
-            with pytest.raises(UpdateFinishedTrialError):
-                writer.set_trial_state_values(trial_id, state, values)
-    trials = plain.get_all_trials(study)
-    assert [trial.number for trial in trials] == list(range(6))
-    for one, other in zip(trials[:3], trials[3:], strict=True):
-        for attribute in ("state", "values", "params", "distributions", "user_attrs"):
-            assert getattr(one, attribute) == getattr(other, attribute)
-        assert one.system_attrs == other.system_attrs
-        assert one.datetime_start is not None
-        assert other.datetime_complete is not None
-        assert abs((other.datetime_complete - one.datetime_start).total_seconds()) < 60
 
 
 def test_a_database_that_fails_is_an_error_of_storage(tmp_path: Path) -> None:

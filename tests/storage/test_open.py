@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import os
@@ -14,7 +15,7 @@ from optuna.trial import TrialState
 from small_studies import quick
 from tools import statements_of
 
-from hpo_mab._errors import StorageError, UnknownNameError
+from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.search import TrialReporter
 from hpo_mab.search._study import make_study
 from hpo_mab.storage import (
@@ -49,6 +50,22 @@ def test_a_study_in_memory_outlives_the_storage_it_was_made_with() -> None:
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12
     kept.remove_session()
     kept.engine.dispose()
+
+
+@pytest.mark.parametrize("url", [None, 3, b"studies.db"])
+def test_a_url_is_text_or_a_path(url: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"must be a URL or a path, got {type(url).__name__}"):
+        Storage(url)
+
+
+def test_a_block_closes_its_database_even_if_it_raises(tmp_path: Path) -> None:
+    journal = tmp_path / "studies.db-wal"
+    with contextlib.suppress(ZeroDivisionError), Storage(tmp_path / "studies.db") as storage:
+        optuna.create_study(storage=storage.optuna)
+        assert journal.exists()
+        raise ZeroDivisionError
+    # SQLite merges its journal where the last connection closes.
+    assert not journal.exists()
 
 
 def test_a_line_break_at_the_end_is_no_part_of_the_name(tmp_path: Path) -> None:
@@ -324,3 +341,24 @@ def test_a_database_in_a_folder_that_may_not_be_written_is_read(
         patch.setattr("os.access", lambda path, mode: mode != os.W_OK)
         assert study_names(shared) == ("own", "later")
     shared.close()
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat")
+@pytest.mark.parametrize("made_by", ["earlier", "optuna"])
+def test_an_old_database_that_may_not_be_written_is_refused_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_by: str
+) -> None:
+    file = tmp_path / "studies.db"
+    if made_by == "optuna":
+        optuna.create_study(storage=f"sqlite:///{file}")
+    else:
+        made = Storage(file)
+        with made.optuna.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE hpo_mab_schema SET version_num = '2'"))
+        made.close()
+    files = sorted(tmp_path.iterdir())
+    # Root may write everywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(StorageError, match=r"earlier hpo-mab, or none, .* and open the copy\.$"):
+        study_names(Storage(file, create=False))
+    assert sorted(tmp_path.iterdir()) == files

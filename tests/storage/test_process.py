@@ -259,6 +259,7 @@ def test_databases_of_one_server_have_their_own_locks(mariadb_url: str) -> None:
         ('FATAL:  database "mine" is not currently accepting connections', "is closed"),
         ("User 'me' has exceeded the 'max_user_connections' resource", "fewer workers"),
         ("canceling statement due to statement timeout", "Raise statement_timeout"),
+        ("database or disk is full", "Free some space"),
     ],
 )
 def test_a_message_of_the_server_gets_its_own_hint(message: str, hint: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from typing import Any
 
 import optuna
@@ -13,6 +14,7 @@ from hpo_mab._attributes import BUDGET_KEY, SECONDS_KEY, WORKER_KEY
 from hpo_mab._errors import StorageError
 from hpo_mab.storage import MissingCurvesWarning, Storage, read_run
 from hpo_mab.storage._runs import _most_processes, deletion_is_an_error
+from hpo_mab.storage._tables import local_time
 
 
 def _trial(
@@ -45,6 +47,29 @@ def _trial(
 )
 def test_processes_count_that_train_at_one_time(trials: list[tuple[Any, ...]], most: int) -> None:
     assert _most_processes([_trial(*each) for each in trials]) == most
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="Windows has one time zone")
+def test_processes_do_not_overlap_because_the_clocks_go_back(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "Europe/Berlin")
+            time.tzset()
+            study = optuna.create_study(study_name="own", storage=storage.optuna)
+            trials = [_trial(worker, 0, 0) for worker in ("a", "b")]
+            for hour, trial in enumerate(trials):
+                # 2:10 to 2:30 in Berlin, twice.
+                began = datetime.datetime(2026, 10, 25, hour, 10)
+                ended = began + datetime.timedelta(minutes=20)
+                trial.datetime_start, trial.datetime_complete = map(local_time, (began, ended))
+                study.add_trial(trial)
+            stored = study.get_trials()
+            assert stored[0].datetime_start == stored[1].datetime_start
+            assert _most_processes(stored) == 1
+    finally:
+        time.tzset()
 
 
 def test_a_trial_that_breaks_a_constraint_is_not_the_best(storage: Storage) -> None:

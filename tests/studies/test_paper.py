@@ -20,10 +20,9 @@ def test_the_figure_shows_every_arm_of_a_record() -> None:
     shown = [trace.name for trace in drawn.data if trace.showlegend is True]
     assert sorted(shown) == sorted(ARMS)
     (uniform,) = (t for t in drawn.data if t.name == "uniform" and t.yaxis == "y2")
-    losses = [
-        run.trials[0].curve[-1].train_loss for run in read_record(path).runs if run.arm == "uniform"
-    ]
-    assert uniform.y[-1] == pytest.approx(sum(losses) / 5)
+    ends = [run.trials[0].curve[-1] for run in read_record(path).runs if run.arm == "uniform"]
+    assert uniform.y[-1] == pytest.approx(sum(end.train_loss for end in ends) / 5)
+    assert uniform.x[-1] == ends[0].steps
     assert drawn.layout.title.text == "cifar10: mean and 95% interval of 5 seeds"
 
 

@@ -19,7 +19,7 @@ def test_a_record_continues_where_it_was_stopped(
 ) -> None:
     run = load("portfolio/run")
     monkeypatch.setattr(run, "CONFIGURATIONS", 2)
-    splits = data.split(*data.load("digits"))
+    splits = data.load_splits("digits")
     cell = run.Cell(epochs=0.5, flipped=0.2, seed=0)
     record = run.Record(tmp_path, "digits", torch.device("cpu"))
     with pytest.raises(BlockingIOError):

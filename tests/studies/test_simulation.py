@@ -78,7 +78,7 @@ def test_a_table_keeps_whole_pairs_and_comes_back_from_its_file(tmp_path: Path) 
     bandit = _curves(3)
     uniform = _curves(3) / 2
     uniform[1, -1] = np.nan
-    pairs = PairedCurves(budgets=np.arange(1.0, 9.0), bandit=bandit, uniform=uniform)
+    pairs = PairedCurves(budgets=np.arange(1.0, 9.0), arm=bandit, reference=uniform)
     table = CurveTable.from_pairs(pairs, source="test")
     assert len(table) == 2
     table.save(tmp_path / "table.json")
@@ -88,13 +88,6 @@ def test_a_table_keeps_whole_pairs_and_comes_back_from_its_file(tmp_path: Path) 
     assert again.every(2).budgets.tolist() == [2.0, 4.0, 6.0, 8.0]
     assert again.every(2).uniform.tolist() == again.uniform[:, 1::2].tolist()
     assert len(again.pairs(np.array([1]))) == 1
-
-
-def test_the_committed_table_can_be_simulated_with() -> None:
-    table = CurveTable.load(_COMMITTED).every(2)
-    done = simulate(table.bandit, SuccessiveHalvingPruner(min_resource=1, reduction_factor=2))
-    assert done.cost.sum() < 0.6 * len(table)
-    assert done.incumbent[-1] >= table.bandit[:, -1].max() - 0.05
 
 
 def test_the_table_of_digits_is_recorded_on_trained_weights() -> None:

@@ -37,7 +37,7 @@ def exact() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def splits() -> ImageSplits:
-    return data.split(*data.load("digits"))
+    return data.load_splits("digits")
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def parts(splits: ImageSplits) -> dict[str, Any]:
 def start(splits: ImageSplits, parts: dict[str, Any]) -> Callable[..., Training]:
     """Starts a training with dropout, momentum and, unless a loader brings them, crops.
 
-    ``kind`` is a name or class of batch samplers.
+    ``kind`` is a name or class of batch samplers. With ``graph`` steps are those of CUDA, without
+    a capture.
     """
 
     def make(
@@ -66,6 +67,7 @@ def start(splits: ImageSplits, parts: dict[str, Any]) -> Callable[..., Training]
         optimizer: str = "sgd",
         knobs: dict[str, Any] | None = None,
         network: Callable[[], nn.Module] | None = None,
+        graph: bool = False,
         **changes: Any,
     ) -> Training:
         torch.manual_seed(seed)
@@ -90,6 +92,8 @@ def start(splits: ImageSplits, parts: dict[str, Any]) -> Callable[..., Training]
             "evaluations": 4,
             "channels_last": True,
         }
-        return Training(model, **arguments | changes)
+        made = Training(model, **arguments | changes)
+        made._may_use_graph = graph
+        return made
 
     return make

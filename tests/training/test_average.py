@@ -166,6 +166,12 @@ def test_a_state_of_another_network_is_refused() -> None:
         WeightAverage(nn.Sequential(nn.Linear(3, 2)), window=0.1).load_state_dict(state)
 
 
+@pytest.mark.parametrize("window", [0, 2])
+def test_a_window_outside_its_bound_is_refused_by_its_name(window: float) -> None:
+    with pytest.raises(ArgumentError, match=rf"window must be a share in \(0, 1\], got {window}"):
+        WeightAverage(nn.Linear(3, 2), window=window)
+
+
 def test_a_network_without_weights_is_refused() -> None:
     with pytest.raises(ArgumentError, match="average must be 0 for a model without weights"):
         WeightAverage(nn.Flatten(), window=0.2)
@@ -214,7 +220,7 @@ def test_the_better_weights_are_kept_with_keep_better(
     run = start("uniform", keep="better", average=average, **options)
     last = list(run)[-1]
     assert run._average is not None
-    averaged, _ = run._accuracy(run._validation, averaged=True)
+    averaged, _ = run._scores(run._validation, averaged=True)
     assert last.accuracy == max(averaged, trained.accuracy)
     assert last.averaged is (averaged > trained.accuracy)
     assert run.evaluate(run._validation) == (last.accuracy, last.loss)

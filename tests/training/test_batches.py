@@ -136,8 +136,8 @@ def test_only_copies_to_cuda_may_be_made_later(
 
     for name in ("to", "copy_"):
         monkeypatch.setattr(torch.Tensor, name, watched(getattr(torch.Tensor, name)))
-    examples = ExampleTally(splits.train.labels, device=torch.device("cpu"))
-    list(start("uniform", steps=4, evaluations=1, examples=examples, **changes))
+    tally = ExampleTally(splits.train.labels, device=torch.device("cpu"))
+    list(start("uniform", steps=4, evaluations=1, tally=tally, **changes))
     assert later
     assert not any(later)
 

@@ -51,11 +51,14 @@ def test_live_functions_have_their_own_streams_and_later_ones_use_them_again(
     monkeypatch.setattr(_captured, "_OF_THREAD", threading.local())
     monkeypatch.setattr(_captured, "_new_stream", lambda device: object())
     first, second = (Captured(device=torch.device("cuda")) for _ in range(2))
-    streams = {first._stream, first._side, second._stream, second._side}
+    streams = {first._stream, first._second_stream, second._stream, second._second_stream}
     assert len(streams) == 4
     del first
     third = Captured(device=torch.device("cuda"))
-    assert {third._stream, third._side} == streams - {second._stream, second._side}
+    assert {third._stream, third._second_stream} == streams - {
+        second._stream,
+        second._second_stream,
+    }
 
 
 def test_after_an_error_later_work_waits_for_what_was_launched(
@@ -65,7 +68,7 @@ def test_after_an_error_later_work_waits_for_what_was_launched(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     step = Captured(device=torch.device("cpu"))
-    step._stream, step._side = streams = [mock.Mock(), mock.Mock()]
+    step._stream, step._second_stream = streams = [mock.Mock(), mock.Mock()]
     with pytest.raises(ValueError, match="broken"), step._on_capture_stream():
         raise ValueError("broken")
     assert current.wait_stream.call_args_list == [mock.call(stream) for stream in streams]

@@ -16,14 +16,13 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from hpo_mab import models, samplers, training
-from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import MABSampler, UniformSampler
 from hpo_mab.samplers._feedback import Draw
 from hpo_mab.training import DeviceBatches, DeviceSweep, LoaderBatches
 from hpo_mab.training._batches import LossMeter, TimedSampler
 from hpo_mab.training._captured import WARM_UP_CALLS
-from hpo_mab.training._device import release_memory
+from hpo_mab.training._device import release_memory, why_no_graph
 from hpo_mab.training._device_step import DeviceStep, _move_learning_rates
 
 #: Counts that decay are kept by the engine of CUDA devices, on the CPU too.
@@ -50,7 +49,7 @@ class _Parts:
         )
         self.optimizer = training.create_optimizer("sgd", self.model.parameters(), lr=0.1)
 
-    def train(self, **more: Any) -> list[dict[str, Any]]:
+    def train(self, *, graph: bool) -> list[dict[str, Any]]:
         validation = DeviceSweep(self.splits.validation, normalization=self.normalization)
         curve = training.Training(
             self.model,
@@ -60,9 +59,12 @@ class _Parts:
             optimizer=self.optimizer,
             steps=12,
             evaluations=3,
-            **more,
         )
+        curve._may_use_graph = graph  # As on CUDA.
         return timeless(curve)
+
+    def why_no_graph(self) -> str | None:
+        return why_no_graph(self.batches, self.sampler, self.optimizer)
 
     def step(self, *, capture: bool = True) -> DeviceStep:
         return DeviceStep(
@@ -260,8 +262,8 @@ def test_a_network_that_a_graph_would_not_repeat_is_not_captured(
     step = parts.step()
     # As on CUDA.
     captures: list[int] = []
-    monkeypatch.setattr(step._step, "_may_capture", True)
-    monkeypatch.setattr(step._step, "_try_capture", lambda *_: captures.append(1))
+    monkeypatch.setattr(step._captured_step, "_may_capture", True)
+    monkeypatch.setattr(step._captured_step, "_try_capture", lambda *_: captures.append(1))
     for number in range(1, WARM_UP_CALLS + 2):
         step(step=number)
     assert (step.reason, captures) == (reason, [] if reason else [1])
@@ -270,8 +272,7 @@ def test_a_network_that_a_graph_would_not_repeat_is_not_captured(
 def test_a_loader_has_no_device_step(splits: ImageSplits) -> None:
     parts = _Parts(splits, "cpu", kind="uniform")
     parts.batches = LoaderBatches(TensorDataset(torch.zeros(64, 1, 8, 8), torch.zeros(64)))  # type: ignore[assignment]
-    with pytest.raises(ArgumentError, match="not be True here: a DataLoader brings the batches"):
-        parts.train(graph=True)
+    assert parts.why_no_graph() == "a DataLoader brings the batches"
 
 
 def test_weights_that_follow_from_losses_have_no_device_step(
@@ -279,8 +280,7 @@ def test_weights_that_follow_from_losses_have_no_device_step(
 ) -> None:
     parts = _Parts(splits, "cpu", kind="uniform")
     monkeypatch.setattr(UniformSampler, "weighs_by_losses", True)
-    with pytest.raises(ArgumentError, match="weighs a batch by its own losses"):
-        parts.train(graph=True)
+    assert parts.why_no_graph() == "UniformSampler weighs a batch by its own losses"
 
 
 #: Everything that a step changes, by name.
@@ -369,7 +369,7 @@ def test_seconds_of_samplers_outside_of_the_graph_are_kept(
         sampler=parts.sampler,
         optimizer=parts.optimizer,
         steps=12,
-        graph=None,
+        graph=True,
     )
     *_, last = run
     assert run.captured

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.data import Normalization, load, split
+from hpo_mab.data import Normalization, load_splits
 from hpo_mab.training import DeviceSweep, LoaderSweep, evaluate
 from hpo_mab.training._evaluate import examples_at_once
 
@@ -108,7 +108,7 @@ def test_the_highest_label_is_known_without_the_device() -> None:
     sweep = LoaderSweep(TensorDataset(torch.zeros(5, 2), torch.tensor([0, 1, 2, 9, 1])))
     list(sweep)
     assert sweep.highest_label == 9
-    parts = split(*load("digits"))
+    parts = load_splits("digits")
     normalization = Normalization(parts.mean, parts.std)
     assert DeviceSweep(parts.validation, normalization=normalization).highest_label == 9
 

@@ -262,6 +262,28 @@ def test_a_network_that_draws_from_a_generator_of_its_own_is_refused(parts: Part
         _train(stack)
 
 
+def test_a_network_that_draws_on_the_host_is_refused_before_a_capture(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Drawing(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs.flatten(1)) + torch.rand(())
+
+    def make() -> nn.Module:
+        return Drawing(64, 10)
+
+    stack = _stack(parts, make)
+    _start(stack, 0, make, _sampler(parts))
+    # As on CUDA.
+    monkeypatch.setattr(stack._step._captured_step, "_may_capture", True)
+    with pytest.raises(RuntimeError, match="draws random numbers on the host"):
+        _train(stack)
+    # Without a graph `vmap` draws other numbers at each step.
+    stack = _stack(parts, make)
+    _start(stack, 0, make, _sampler(parts))
+    _train(stack)
+
+
 class _Spectrum(nn.Linear):
     """Has complex weights, and real or complex outputs."""
 

@@ -46,9 +46,9 @@ def test_evaluations_are_equally_spaced_and_end_at_the_budget(steps: int, evalua
 
 def test_a_diverged_training_lost_the_work_since_its_last_evaluation() -> None:
     curve = LearningCurve(steps=4, evaluations=2)
-    figures: Any = {"batch_size": 8, "learning_rate": 0.1, "train_loss": 1.5, "statistics": {}}
-    point = curve.add(False, 0.5, 1.0, step=2, seconds=3.0, **figures)
+    measured: Any = {"batch_size": 8, "learning_rate": 0.1, "train_loss": 1.5, "statistics": {}}
+    point = curve.add(False, 0.5, 1.0, step=2, seconds=3.0, **measured)
     with pytest.raises(TrainingDiverged, match="by step 4: the validation loss is nan") as lost:
-        curve.add(False, 0.5, math.nan, step=4, seconds=5.0, **figures)
+        curve.add(False, 0.5, math.nan, step=4, seconds=5.0, **measured)
     assert (lost.value.step, lost.value.examples, lost.value.seconds) == (4, 16, 2.0)
     assert curve.points == [point]

@@ -24,8 +24,8 @@ from hpo_mab.training import (
     Training,
     TrainingDiverged,
 )
-from hpo_mab.training._draw_rows import DrawRows
 from hpo_mab.training._rows import stacked_cross_entropy
+from hpo_mab.training._stack_batches import StackBatches
 
 BATCH = 32
 
@@ -229,10 +229,10 @@ def test_bandits_of_a_stack_draw_as_alone(task: _Task) -> None:
     draws = stack._draws
     share = []
     for _ in range(120):
-        indices, _ = draws.next()
+        indices, _ = draws.next(losses.take)
         draws.rewind()
         share.append((labels[indices] < 2).float().mean(dim=1))
-        draws.learn_and_draw(losses[indices])
+        draws.update_bandits(losses[indices])
     late = torch.stack(share[60:]).mean(dim=0)
     expected = float(torch.stack(share_alone[60:]).mean())
     assert expected > 0.25  # A fifth of the examples.
@@ -628,7 +628,7 @@ def test_early_evaluations_are_on_their_own_examples(task: _Task) -> None:
 
 def test_a_stack_of_one_gives_each_training_its_floor() -> None:
     labels = torch.zeros(100, dtype=torch.int64)
-    rows = DrawRows(1, 10, torch.device("cpu"), seed=0)
+    rows = StackBatches(1, 10, torch.device("cpu"), seed=0)
     shares = []
     for floor in (0.0, 1.0):
         sampler = MABSampler(labels, batch_size=10, floor=floor, memory=None)
@@ -638,10 +638,10 @@ def test_a_stack_of_one_gives_each_training_its_floor() -> None:
         hard[sampler.shares[:, 0].long()] = 1.0
         drawn = []
         for _ in range(400):
-            indices, _ = rows.next()
+            indices, _ = rows.next(hard.take)
             rows.rewind()
             drawn.append(hard[indices].mean())
-            rows.learn_and_draw(hard[indices])
+            rows.update_bandits(hard[indices])
         shares.append(float(torch.stack(drawn[200:]).mean()))
     assert shares[0] > 0.5
     # Every example is drawn as often as any other.
@@ -657,7 +657,7 @@ def test_few_batches_are_planned_before_the_first_step(
     parts: list[tuple[int, list[int]]] = []
 
     def planned(slot: int, progress: dict[int, float]) -> None:
-        parts.append((int(draws._position), list(progress)))
+        parts.append((int(draws._planned_step), list(progress)))
         plan(slot, progress)
 
     monkeypatch.setattr(draws, "plan", planned)

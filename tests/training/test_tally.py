@@ -44,7 +44,9 @@ def _network(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
-def _training(parts: Parts, sampler: Any = None, **changes: Any) -> Training:
+def _training(
+    parts: Parts, sampler: Any = None, *, graph: bool = False, **changes: Any
+) -> Training:
     labels = parts["batches"].data.labels
     network = _network()
     arguments: dict[str, Any] = {
@@ -53,14 +55,16 @@ def _training(parts: Parts, sampler: Any = None, **changes: Any) -> Training:
         "optimizer": create_optimizer("sgd", network.parameters(), lr=0.1),
         "steps": STEPS,
         "evaluations": 4,
-        "examples": ExampleTally(labels, device=torch.device("cpu")),
+        "tally": ExampleTally(labels, device=torch.device("cpu")),
     }
-    return Training(network, **arguments | changes)
+    made = Training(network, **arguments | changes)
+    made._may_use_graph = graph  # As on CUDA.
+    return made
 
 
 def _counts(training: Training) -> ExampleCounts:
-    assert training.examples is not None
-    return training.examples.take().on_host()
+    assert training.tally is not None
+    return training.tally.take().on_host()
 
 
 def _expected(
@@ -107,9 +111,9 @@ def test_a_slot_of_a_stack_adds_up_as_a_training_alone(parts: Parts, kind: str) 
         slots=3,
         **parts,
         batch_size=BATCH,
-        examples=ExampleTally(labels, slots=3, device=torch.device("cpu")),
+        tally=ExampleTally(labels, slots=3, device=torch.device("cpu")),
     )
-    assert stack.examples is not None
+    assert stack.tally is not None
     # The first slot ends early and is taken again: its sums are not those of the next training.
     for slot, steps in ((0, 10), (1, STEPS)):
         sampler = samplers.create(kind, labels, batch_size=BATCH, seed=slot)
@@ -118,7 +122,7 @@ def test_a_slot_of_a_stack_adds_up_as_a_training_alone(parts: Parts, kind: str) 
     while stack.busy:
         for slot, _ in stack.advance():
             if slot not in stack.busy:
-                visits[slot, len(visits)] = stack.examples.take(slot).on_host()
+                visits[slot, len(visits)] = stack.tally.take(slot).on_host()
         if len(visits) == 1 and 0 not in stack.busy:
             sampler = samplers.create(kind, labels, batch_size=BATCH, seed=5)
             stack.start(0, _network(5), sampler=sampler, steps=STEPS, optimizer={"lr": 0.1})
@@ -153,7 +157,7 @@ def test_a_resumed_training_counts_each_visit_once(parts: Parts, graph: bool) ->
 
 
 def test_a_tally_does_not_change_a_training(parts: Parts) -> None:
-    curves = [list(_training(parts, **more)) for more in ({}, {"examples": None})]
+    curves = [list(_training(parts, **more)) for more in ({}, {"tally": None})]
     accuracies = [[(e.accuracy, e.loss, e.train_loss) for e in curve] for curve in curves]
     assert accuracies[0] == accuracies[1]
 

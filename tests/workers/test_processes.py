@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 import optuna
 import pytest
 from optuna.trial import TrialState
+from small_studies import define
 
 from hpo_mab import _machine
 from hpo_mab._attributes import LOST_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search._target import Target
-from hpo_mab.storage import Storage, StoredDefinition
+from hpo_mab.storage import Storage
 from hpo_mab.storage._process import machine, this_process
 from hpo_mab.workers import ProcessLauncher, RayLauncher, WorkerWarning, _processes
 from hpo_mab.workers._processes import WorkerProcess
@@ -51,6 +52,7 @@ class Script:
 def study(tmp_path: Path) -> Any:
     storage = Storage(str(tmp_path / "studies.db"))
     study = optuna.create_study(study_name="mine", storage=storage.optuna, direction="maximize")
+    define(study, {})
     # The workers that replace processes have begun a trial.
     study.add_trial(optuna.create_trial(value=0.5, system_attrs={WORKER_KEY: f"{machine()}:1:2"}))
     yield study
@@ -93,8 +95,8 @@ def test_a_worker_that_dies_is_replaced(run: Callable[..., bool]) -> None:
     assert run(-9, 1, 0, -9, 0) is False
     assert len(Script.started) == 5
     assert list(Script.started[0]) == [
-        "--study", "mine", "--device", "cpu", "--data-root", "data", "--slots", "3",
-        "--workers", "3",
+        "--device", "cpu", "--data-root", "data", "--slots", "3", "--workers", "3",
+        "--", "mine",
     ]  # fmt: skip
 
 
@@ -484,14 +486,7 @@ def test_running_trials_of_workers_show_the_share_of_their_budget(
     from hpo_mab.search._trial_loop import FinishedTrials
 
     study = optuna.create_study(direction="maximize")
-    StoredDefinition(
-        arm="uniform",
-        seed=0,
-        trial_examples=100,
-        epoch_examples=100,
-        spec={"budget": budget},
-        environment={},
-    ).save(study)
+    define(study, {"budget": budget})
     watch = FinishedTrials(study, progress)
     first, _ = study.ask(), study.ask()
     first.report(0.5, step=1)
@@ -515,13 +510,13 @@ def test_workers_need_a_database_they_can_reach(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 def test_a_password_reaches_the_worker_and_nobody_else() -> None:
     url = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/studies"
-    worker = WorkerProcess(["--study", "mine"], storage=url)
+    worker = WorkerProcess(["mine"], storage=url)
     while not (command := Path(f"/proc/{worker.pid}/cmdline").read_bytes()):
         time.sleep(0.01)
     environment = Path(f"/proc/{worker.pid}/environ").read_bytes()
     while worker.status is None:
         time.sleep(0.05)
-    assert b"--study" in command
+    assert b"mine" in command
     assert PASSWORD.encode() not in command
     assert PASSWORD.encode() in environment
     assert worker.status == 2
@@ -532,7 +527,7 @@ def test_a_password_reaches_the_worker_and_nobody_else() -> None:
 
 def test_a_signal_is_why_a_worker_ended_whatever_it_wrote_before() -> None:
     url = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/studies"
-    worker = WorkerProcess(["--study", "mine"], storage=url)
+    worker = WorkerProcess(["mine"], storage=url)
     worker._errors.write(b"a warning")
     worker.kill()
     assert worker.last_line() == "ended by signal 9 (9 is often a lack of memory)"

@@ -19,7 +19,7 @@ from typing import Any
 
 import optuna
 import pytest
-from small_studies import quick
+from small_studies import define, quick
 
 from hpo_mab.search import StudyFailedError, StudyRunner
 from hpo_mab.storage import Storage
@@ -71,12 +71,18 @@ class _Ended:
         return task
 
 
+def _defined(**options: Any) -> optuna.Study:
+    study = optuna.create_study(study_name="mine", **options)
+    define(study, {})
+    return study
+
+
 def _launch(monkeypatch: pytest.MonkeyPatch, ray: _Ended, **options: Any) -> bool:
     """Launches two workers."""
     monkeypatch.setattr(_ray, "_import_ray", lambda: ray)
     given = {"workers": 2, "data_root": "data", **options}
     launcher = RayLauncher(Storage("postgresql://host/studies"), **given)
-    return launcher(optuna.create_study(), None, lambda on_trial: False)
+    return launcher(_defined(), None, lambda on_trial: False)
 
 
 @pytest.mark.parametrize("ends", [(_RayError("no\ndisk"), False), (False, _RayError("no\ndisk"))])
@@ -224,7 +230,7 @@ def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
 
     monkeypatch.setattr(_ray, "_work", deaf)
     storage = Storage(postgres_url)
-    study = optuna.create_study(study_name="mine", storage=storage.optuna)
+    study = _defined(storage=storage.optuna)
     launcher = RayLauncher(storage, workers=1, address=cluster.address, data_root="data")
     hand = threading.Thread(target=press_twice)
     hand.start()
@@ -249,7 +255,7 @@ def test_workers_that_no_node_can_take_are_announced(
     cluster: Any, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(postgres_url)
-    study = optuna.create_study(study_name="mine", storage=storage.optuna)
+    study = _defined(storage=storage.optuna)
     given: dict[str, Any] = {"workers": 1, "address": cluster.address, "data_root": "data"}
     monkeypatch.setattr(_ray, "_work", lambda *_, **__: False)
     with warnings.catch_warnings():

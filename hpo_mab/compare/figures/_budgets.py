@@ -31,15 +31,10 @@ if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun, TrialRun
 
 Metric = Literal["accuracy", "train_loss"]
-Axis = Literal["examples", "steps"]
 
 _METRICS = {
     "accuracy": ("Validation accuracy during training", "validation accuracy (%)", 100.0),
     "train_loss": ("Training loss during training", "mean loss of the batches (nats)", 1.0),
-}
-_AXES = {
-    "examples": "training examples of one trial",
-    "steps": "optimiser steps of one trial",
 }
 
 
@@ -47,7 +42,6 @@ def learning_curves(
     runs: Sequence[StudyRun],
     *,
     metric: Metric = "accuracy",
-    against: Axis = "examples",
     max_points: int = 200,
 ) -> go.Figure:
     """Mean learning curve of each arm over its seeds, with the interval of the mean.
@@ -60,21 +54,18 @@ def learning_curves(
         runs: Studies of any arms and seeds.
         metric: ``"accuracy"`` or ``"train_loss"``. The latter is the mean loss of the batches drawn
             since the previous evaluation. An importance sampler draws harder batches.
-        against: ``"examples"`` or ``"steps"``.
         max_points: Most points per curve.
 
     Raises:
-        UnknownNameError: An unknown metric or axis.
+        UnknownNameError: An unknown metric.
     """
     if metric not in _METRICS:
         raise UnknownNameError("metric", metric, _METRICS)
-    if against not in _AXES:
-        raise UnknownNameError("axis", against, _AXES)
     title, label, scale = _METRICS[metric]
-    made = figure(title=title, x=_AXES[against], y=label)
+    made = figure(title=title, x="training examples of one trial", y=label)
     arms = arms_run(runs)
     for arm in arms:
-        points = _mean_points([run for run in runs if run.arm == arm], metric, against)
+        points = _mean_points([run for run in runs if run.arm == arm], metric)
         kept = [points[position] for position in thin(len(points), max_points)]
         at = [place for place, _ in kept]
         value, low, high = (
@@ -106,16 +97,14 @@ def _drawn(run: StudyRun) -> list[TrialRun]:
     return [trial for trial in usable if trial.paired] or usable
 
 
-def _mean_points(
-    runs: Sequence[StudyRun], metric: Metric, against: Axis
-) -> list[tuple[float, Estimate]]:
-    """Place and mean over seeds, by evaluation."""
+def _mean_points(runs: Sequence[StudyRun], metric: Metric) -> list[tuple[float, Estimate]]:
+    """Training examples and mean over seeds, by evaluation."""
     positions: dict[int, list[float]] = {}
     values: dict[int, list[float]] = {}
     for run in runs:
         seen: dict[int, list[float]] = {}
         for evaluation in (evaluation for trial in _drawn(run) for evaluation in trial.curve):
-            positions.setdefault(evaluation.index, []).append(float(getattr(evaluation, against)))
+            positions.setdefault(evaluation.index, []).append(float(evaluation.examples))
             seen.setdefault(evaluation.index, []).append(float(getattr(evaluation, metric)))
         # Trials of one seed are not independent, so each seed gives one value.
         for index, found in seen.items():
@@ -219,10 +208,10 @@ def fidelity(summary: ComparisonSummary) -> go.Figure:
         budgets = [row.examples for row in contrast.paired]
         rows = [row.agreement("kendall", final="own") for row in contrast.paired]
         if contrast is most:
-            own = [row.reference for row in rows]
-            _add_estimates(made, budgets, own, summary.reference, arms, curves=curves)
-        found = [row.arm for row in rows]
-        _add_estimates(made, budgets, found, contrast.arm, arms, curves=curves)
+            of_reference = [row.reference for row in rows]
+            _add_estimates(made, budgets, of_reference, summary.reference, arms, curves=curves)
+        of_arm = [row.arm for row in rows]
+        _add_estimates(made, budgets, of_arm, contrast.arm, arms, curves=curves)
     return note_if_empty(made, _NO_PAIRS)
 
 

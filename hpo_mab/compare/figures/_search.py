@@ -279,12 +279,12 @@ def _add_quartiles(
     made: go.Figure, runs: Sequence[StudyRun], field: _Field, max_points: int
 ) -> None:
     arms = arms_run(runs)
-    found = {
+    by_arm = {
         arm: points
         for arm in arms
         if (points := _by_index([run for run in runs if run.arm == arm], field))
     }
-    for arm, by_index in found.items():
+    for arm, by_index in by_arm.items():
         indices = sorted(by_index)
         kept = [by_index[indices[position]] for position in thin(len(indices), max_points)]
         # With other batch sizes the same evaluation comes after other numbers of examples.
@@ -300,7 +300,7 @@ def _add_quartiles(
             high,
             name=arm,
             arms=arms,
-            curves=len(found),
+            curves=len(by_arm),
             label="middle half of the trials",
         )
         add_line(made, examples, middle, name=arm, arms=arms, mode="lines+markers")
@@ -308,14 +308,14 @@ def _add_quartiles(
 
 def _by_index(runs: Sequence[StudyRun], field: _Field) -> dict[int, list[tuple[float, float]]]:
     """Examples and percentage of every evaluation that has the field, by its index."""
-    found: dict[int, list[tuple[float, float]]] = {}
+    by_index: dict[int, list[tuple[float, float]]] = {}
     tried = (trial for run in runs for trial in run.once if trial.state != "fail")
     for evaluation in (evaluation for trial in tried for evaluation in trial.curve):
         value = field(evaluation)
         if value is not None:
             point = (float(evaluation.examples), 100 * value)
-            found.setdefault(evaluation.index, []).append(point)
-    return found
+            by_index.setdefault(evaluation.index, []).append(point)
+    return by_index
 
 
 def knob_slices(

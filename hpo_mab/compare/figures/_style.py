@@ -72,11 +72,11 @@ def colours(arms: Iterable[str]) -> dict[str, str]:
     the same in all figures of the same arms. Up to twelve arms, all colours differ.
     """
     names = sorted(set(arms))
-    found = {name: _RESERVED[name] for name in names if name in _RESERVED}
+    chosen = {name: _RESERVED[name] for name in names if name in _RESERVED}
     for name in names:
-        if name not in found:
-            found[name] = _free_colour(name, set(found.values()))
-    return found
+        if name not in chosen:
+            chosen[name] = _free_colour(name, set(chosen.values()))
+    return chosen
 
 
 def dashes(arms: Iterable[str]) -> dict[str, str]:
@@ -132,9 +132,9 @@ def add_line(
     at, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     seen = np.isfinite(at) & np.isfinite(values)
     if "text" in options:
-        options["text"] = [one for one, keep in zip(options["text"], seen, strict=True) if keep]
-    known = list(arms)
-    line = {"color": colours(known)[name], "dash": dashes(known)[name]}
+        options["text"] = [text for text, keep in zip(options["text"], seen, strict=True) if keep]
+    arms = list(arms)
+    line = {"color": colours(arms)[name], "dash": dashes(arms)[name]}
     line |= options.pop("line", {})
     target.add_scatter(
         x=at[seen].tolist(),

@@ -1,23 +1,18 @@
-"""A comparison's JSON record, and its report as one self-contained HTML page."""
+"""The report of a comparison as one self-contained HTML page."""
 
 from __future__ import annotations
 
-import dataclasses
 import html
-import itertools
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from hpo_mab._errors import ArgumentError, json_values
 from hpo_mab.compare import figures
-from hpo_mab.compare._answers import answers, verdict
+from hpo_mab.compare._answers import verdict
+from hpo_mab.compare._record_file import ComparisonRuns
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
-from hpo_mab.compare._summary import summarise
 from hpo_mab.compare._tables import Grid, essential_grids, grids, percent
 from hpo_mab.compare._text import (
-    FILES,
     parameter,
     parameter_rows,
     study_facts,
@@ -28,143 +23,7 @@ from hpo_mab.compare._text import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from hpo_mab.storage import StudyRun, TrialRun
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonRuns:
-    """The studies of a comparison, and what was trained again.
-
-    Attributes:
-        reference: The arm the others are compared with.
-        runs: The studies, arm by arm within each seed. Where their best configurations were trained
-            again, under uniform sampling on fresh seeds, their ``retrained`` has the test
-            accuracies.
-        interrupted: Whether Ctrl-C ended it early.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from hpo_mab.compare import read_record
-        >>> found = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [run.arm for run in found.runs]
-        ['uniform', 'mab']
-    """
-
-    reference: str
-    runs: tuple[StudyRun, ...]
-    interrupted: bool = False
-
-    @property
-    def title(self) -> str:
-        """Names of the definitions of the studies."""
-        return ", ".join(dict.fromkeys(run.title for run in self.runs))
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """Versions and hardware at the start of the first study; empty if not known."""
-        return dict(self.runs[0].environment) if self.runs else {}
-
-    def summarise(self) -> ComparisonSummary:
-        """The statistics of the studies, see `hpo_mab.compare.summarise`."""
-        return summarise(self.runs, reference=self.reference)
-
-
-def read_record(path: str | Path) -> ComparisonRuns:
-    """Read the studies in a record file.
-
-    Raises:
-        ArgumentError: It cannot be read or is no record of a comparison.
-    """
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        retrained = {(one["arm"], one["seed"]): one["test_accuracies"] for one in raw["retrained"]}
-        environments = {
-            (study["arm"], study["seed"]): entry["environment"]
-            for entry in raw.get("environments", ())
-            for study in entry["studies"]
-        }
-        runs = []
-        for study in raw["studies"]:
-            key = (study["arm"], study["seed"])
-            # Earlier records have only the environment of the first study.
-            environment = environments.get(key, {}) if environments else raw["environment"]
-            scores = tuple(retrained.get(key, ()))
-            runs.append(_run_from_json({**study, "environment": environment, "retrained": scores}))
-        return ComparisonRuns(reference=raw["summary"]["reference"], runs=tuple(runs))
-    except OSError as error:
-        raise ArgumentError(
-            f"{path} cannot be read: {error.strerror}; 'hpo-mab compare --record FILE' writes one."
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArgumentError(
-            f"{path} is no record of a comparison ({type(error).__name__}: {error}); "
-            "'hpo-mab compare --record FILE' writes one."
-        ) from None
-
-
-def comparison_record(found: ComparisonRuns, summary: ComparisonSummary) -> str:
-    """The whole comparison as JSON: environments, summary and every run's values."""
-    record = {
-        "environment": found.environment,
-        "environments": _environments(found.runs),
-        "verdict": verdict(summary).splitlines(),
-        "answers": [one.to_json() for each in summary.contrasts for one in answers(each)],
-        "summary": summary.to_json(),
-        "retrained": [
-            {"arm": run.arm, "seed": run.seed, "test_accuracies": list(run.retrained)}
-            for run in found.runs
-            if run.retrained
-        ],
-        "studies": [_run_to_json(run) for run in found.runs],
-    }
-    return json.dumps(json_values(record), separators=(",", ":"))
-
-
-def _run_from_json(raw: Mapping[str, Any]) -> StudyRun:
     from hpo_mab.storage import StudyRun
-
-    return StudyRun(**{**raw, "trials": tuple(_trial_from_json(trial) for trial in raw["trials"])})
-
-
-def _trial_from_json(raw: Mapping[str, Any]) -> TrialRun:
-    from hpo_mab.storage import TrialRun
-    from hpo_mab.training._schedule import stored_evaluation
-
-    columns = raw["curve"]
-    points = zip(*columns.values(), strict=True)
-    curve = tuple(stored_evaluation(zip(columns, point, strict=True)) for point in points)
-    return TrialRun(**{**raw, "curve": curve})
-
-
-def _environments(runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
-    """Every machine that began a study, with the arms and seeds of its studies."""
-    # Mostly one machine began all studies: its environment is listed once.
-    grouped: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        key = json.dumps(run.environment, sort_keys=True)
-        entry = grouped.setdefault(key, {"environment": dict(run.environment), "studies": []})
-        entry["studies"].append({"arm": run.arm, "seed": run.seed})
-    return list(grouped.values())
-
-
-def _run_to_json(run: StudyRun) -> dict[str, Any]:
-    plain = dataclasses.asdict(run)
-    # These are elsewhere in the record.
-    del plain["environment"], plain["retrained"]
-    for trial in plain["trials"]:
-        curve = trial.pop("curve")
-        # One list a column takes a tenth of the size of one object an evaluation.
-        trial["curve"] = {key: [e[key] for e in curve] for key in (curve[0] if curve else ())}
-    # Paths of the machine that ran the study: they may hold the name of a user.
-    whole = plain["spec"]
-    whole.get("data", {}).pop("root", None)
-    for sections in (whole, *whole.get("compare", {}).get("arms", {}).values()):
-        for name, key in itertools.product(("data", "sampler", "pruner"), FILES):
-            options = sections.get(name) or {}
-            if isinstance(options.get(key), str):
-                options[key] = PureWindowsPath(options[key]).name
-    return plain
-
 
 # The page loads nothing from elsewhere, so it can be sent and archived as one file.
 
@@ -199,7 +58,7 @@ document.querySelectorAll("details").forEach(part => part.addEventListener("togg
 
 
 def report_html(
-    found: ComparisonRuns, summary: ComparisonSummary, *, title: str | None = None
+    comparison: ComparisonRuns, summary: ComparisonSummary, *, title: str | None = None
 ) -> str:
     """One HTML page that needs nothing else.
 
@@ -207,7 +66,7 @@ def report_html(
     one table and the main figures. Folded below: all other figures, tables, trials and versions.
 
     Args:
-        found: The studies compared.
+        comparison: The studies compared.
         summary: From `summarise`, of the same studies.
         title: Heading of the page; None takes that of the comparison.
 
@@ -215,8 +74,8 @@ def report_html(
         The page, plotly.js included once (about 5 MB); nothing is loaded from elsewhere.
         Write it as UTF-8.
     """
-    runs, heading = found.runs, html.escape(title or found.title)
-    lines = verdict(summary).splitlines()
+    runs, heading = comparison.runs, html.escape(title or comparison.title)
+    lines = [f"<p>{html.escape(line)}</p>" for line in verdict(summary).splitlines()]
     drawn = _figures(runs, summary)
     essential = essential_grids(summary)
     more = grids(summary)[len(essential) :]
@@ -224,7 +83,7 @@ def report_html(
     note = (
         f"Accuracies along the curves are of {weights_evaluated(runs)}." if drawn else "None yet."
     )
-    versions = html.escape(json.dumps(found.environment, indent=2))
+    versions = html.escape(json.dumps(comparison.environment, indent=2))
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -236,7 +95,7 @@ def report_html(
             "<h2>Best configuration</h2>",
             *_winner_html(runs, summary),
             "<h2>Verdict</h2>",
-            f'<div class="verdict">{"".join(f"<p>{html.escape(one)}</p>" for one in lines)}</div>',
+            f'<div class="verdict">{"".join(lines)}</div>',
             "<h2>Results</h2>",
             *map(_table_html, essential),
             "<h2>Figures</h2>",
@@ -261,17 +120,17 @@ def _winner_html(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[s
     # Of equally accurate ones, the first.
     best, trial = max(complete, key=lambda pair: pair[1].value or 0.0)
     arm = next((arm for arm in summary.arms if arm.arm == best.arm), None)
-    again = ""
+    retrained = ""
     if arm is not None and arm.retrained is not None:
-        again = (
+        retrained = (
             f" The best configurations of this arm, trained again under uniform sampling: "
             f"{percent(arm.retrained)} % on the test set, {arm.retrained.n} "
             f"seed{'' if arm.retrained.n == 1 else 's'}."
         )
-    found = (
+    best_trial = (
         f"<p><strong>{trial.value:.2%} validation accuracy</strong>: {html.escape(best.arm)}, "
         f"seed {html.escape(str(best.seed))}, trial {html.escape(trial_text(trial))}."
-        f"{html.escape(again)}</p>"
+        f"{html.escape(retrained)}</p>"
     )
     rows = tuple(parameter_rows(best))
     grid = Grid(title="", columns=("hyperparameter", "best value", "searched"), rows=rows)
@@ -279,7 +138,7 @@ def _winner_html(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[s
         f"<dt>{html.escape(label)}</dt><dd>{html.escape(text)}</dd>"
         for label, text in study_facts(best)
     )
-    return [found, _table_html(grid), f"<dl>{facts}</dl>"]
+    return [best_trial, _table_html(grid), f"<dl>{facts}</dl>"]
 
 
 #: Figures that are not folded.

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import html.parser
-import json
-import math
 
 import pytest
 from made_up import run, trial
 
 from hpo_mab.compare import (
     ComparisonRuns,
-    comparison_record,
-    environment,
-    read_record,
     report_html,
     summarise,
     verdict,
@@ -44,13 +39,13 @@ class Page(html.parser.HTMLParser):
             self.text.append(data)
 
 
-def _found(runs):
+def _comparison(runs):
     return ComparisonRuns(reference="uniform", runs=tuple(runs))
 
 
 @pytest.fixture(name="text", scope="module")
 def _text(runs, summary):
-    return report_html(_found(runs), summary, title="Bandit <b>or</b> uniform & co")
+    return report_html(_comparison(runs), summary, title="Bandit <b>or</b> uniform & co")
 
 
 @pytest.fixture(name="page", scope="module")
@@ -122,16 +117,16 @@ def test_the_winner_has_its_values_and_their_ranges():
         dataclasses.replace(run([trial([0.5], params={"lr": 0.1})], arm="uniform"), spec=spec),
         dataclasses.replace(run([best], arm="mab"), spec=spec),
     ]
-    words = "".join(Page(report_html(_found(runs), summarise(runs))).text)
+    words = "".join(Page(report_html(_comparison(runs), summarise(runs))).text)
     assert "70.00% validation accuracy: mab, seed 0, trial 0, batch sampler psgd." in words
     assert parameter_rows(runs[1]) == [("lr", "0.25", "0.01 to 1 (log)"), ("x", "1", "-")]
     runs = [dataclasses.replace(run([], arm=arm), spec=spec) for arm in ("uniform", "mab")]
-    assert "No trial is complete yet." in report_html(_found(runs), summarise(runs))
+    assert "No trial is complete yet." in report_html(_comparison(runs), summarise(runs))
 
 
 def test_a_report_without_figures_says_so():
     runs = [run([], arm=arm) for arm in ("uniform", "mab")]
-    words = "".join(Page(report_html(_found(runs), summarise(runs))).text)
+    words = "".join(Page(report_html(_comparison(runs), summarise(runs))).text)
     assert "Figures\nNone yet." in words
     assert "More figures" not in words
     assert "Accuracies along the curves" not in words
@@ -148,7 +143,7 @@ def test_names_and_values_of_a_database_are_escaped(runs):
     changed = (dataclasses.replace(runs[0], name=name, arm=name, trials=tuple(trials)), *runs[1:])
     # JSON may hold a text in place of a number.
     shown = [dataclasses.replace(one, seed="<b>") for one in changed]
-    page = Page(report_html(_found(shown), summarise(changed)))
+    page = Page(report_html(_comparison(shown), summarise(changed)))
     assert not {"img", "b"} & {tag for tag, _ in page.tags}
     words = "".join(page.text)
     assert name in words
@@ -168,7 +163,7 @@ def test_examples_of_a_resumed_trial_are_those_since_it_was_resumed():
     resumed = dataclasses.replace(trial([0.1, 0.5], number=1), attrs={"hpo_mab:resumed_at": 1})
     runs = [run([trial([0.1], state="fail", examples=4_000), resumed], arm="uniform")]
     assert runs[0].examples == 8_000
-    assert Page(report_html(_found(runs), summarise(runs))).text.count("4,000") == 2
+    assert Page(report_html(_comparison(runs), summarise(runs))).text.count("4,000") == 2
 
 
 def test_the_weights_that_were_evaluated_are_named(page):
@@ -180,60 +175,7 @@ def test_given_record_is_shown(runs, summary):
         [dataclasses.replace(one, environment=its) for one in runs[:2]]
         for its in ({"gpu": "a <fast> one"}, {})
     )
-    text = report_html(_found(known), summary)
+    text = report_html(_comparison(known), summary)
     assert "a &lt;fast&gt; one" in text
     # Studies whose environment is not known do not get this machine's.
-    assert "<pre>{}</pre>" in report_html(_found(unknown), summary)
-
-
-def test_environment_is_json_without_names_or_paths(monkeypatch):
-    monkeypatch.setattr("platform.node", lambda: "secret-host")
-    found = environment()
-    text = json.dumps(found)
-    assert found["packages"]["numpy"]
-    assert found["cpu_cores"] >= 1
-    assert "secret-host" not in text
-    assert "/" not in "".join(str(v) for k, v in found.items() if k != "gpus" and k != "cpu")
-
-
-def test_a_record_has_no_paths_of_the_machine(runs):
-    spec = {
-        "data": {"name": "digits", "root": "/home/me/data", "exclude": "/home/me/exclude.json"},
-        "sampler": {"kind": "auto", "evidence": "/home/me/choice.json"},
-        "pruner": {"kind": "advantage", "evidence": r"C:\home\me\pairs.json"},
-        "compare": {"arms": {"a": {"sampler": None, "pruner": {"evidence": "/home/me/arm.json"}}}},
-    }
-    changed = (dataclasses.replace(runs[0], spec=spec), *runs[1:])
-    found = ComparisonRuns(reference="uniform", runs=changed)
-    text = comparison_record(found, summarise(changed))
-    assert "home" not in text
-    assert all(name in text for name in ("exclude.json", "choice.json", "pairs.json", "arm.json"))
-
-
-def test_a_record_with_unknown_losses_is_json_and_is_read_again(tmp_path, runs):
-    curve = tuple(dataclasses.replace(one, loss=math.nan) for one in runs[0].trials[0].curve)
-    trials = (dataclasses.replace(runs[0].trials[0], curve=curve), *runs[0].trials[1:])
-    changed = (dataclasses.replace(runs[0], trials=trials), *runs[1:])
-    found = ComparisonRuns(reference="uniform", runs=changed)
-    text = comparison_record(found, summarise(changed))
-    json.loads(text, parse_constant=pytest.fail)
-    path = tmp_path / "record.json"
-    path.write_text(text)
-    (first, *_), (same, *_) = read_record(path).runs[0].trials[0].curve, curve
-    assert math.isnan(first.loss)
-    assert first.reward_rate is same.reward_rate
-
-
-def test_the_statistics_of_a_record_are_those_of_its_studies(tmp_path, runs):
-    known = {"cpu": "a", "gpus": []}
-    runs = tuple(
-        dataclasses.replace(run, retrained=(0.9, 0.8 + run.seed / 100), environment=known)
-        for run in runs
-    )
-    found = ComparisonRuns(reference="uniform", runs=runs)
-    path = tmp_path / "record.json"
-    path.write_text(comparison_record(found, found.summarise()))
-    for one, other in zip(read_record(path).runs, runs, strict=True):
-        assert (one.retrained, one.environment) == (other.retrained, other.environment)
-    # As texts: NaN is not equal to itself.
-    assert repr(read_record(str(path)).summarise()) == repr(found.summarise())
+    assert "<pre>{}</pre>" in report_html(_comparison(unknown), summary)
