@@ -15,10 +15,10 @@ import optuna
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import EXAMPLES_KEY, REASON_KEY, WORKER_KEY
-from hpo_mab._plan import FINISHED, RETRIES, Plan
+from hpo_mab._plan import FINISHED_STATES, RETRIES, Plan
 from hpo_mab.search import StudyRunner, StudySpec
 from hpo_mab.search._study import open_for_training
-from hpo_mab.search._target import Target
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, StudyRun, TrialRun, read_run
 
@@ -86,7 +86,7 @@ def inject_kills(
     storage = Storage(url)
     # Forked workers inherit data and imports, which takes milliseconds where a start takes seconds.
     runner = StudyRunner(spec, storage)
-    name = runner.name()
+    name = runner.study_name()
     runner.run(name, score=False, launch=lambda *_: False)
     storage.close()
     wanted = spec.budget.trials
@@ -147,7 +147,7 @@ def count_faults(
 def _fits(trial: TrialRun, run: StudyRun) -> bool:
     """Whether a finished trial's curve is complete and ends in its value."""
     points = [evaluation.index for evaluation in trial.curve]
-    if trial.state not in FINISHED:
+    if trial.state not in FINISHED_STATES:
         return True
     if trial.state == "pruned" and not points:
         # It diverged before its first evaluation, as its attributes say.
@@ -176,7 +176,7 @@ def _set_target(url: str, name: str, trials: Callable[[int], int]) -> int:
     with _opened(url, name) as (storage, study), storage.lock(name):
         counted = (*_FINISHED_STATES, TrialState.RUNNING)
         number = trials(len(study.get_trials(deepcopy=False, states=counted)))
-        dataclasses.replace(Target.load(study), trials=number).save(study)
+        dataclasses.replace(StudyTarget.load(study), trials=number).save(study)
     return number
 
 

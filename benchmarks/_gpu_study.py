@@ -15,7 +15,8 @@ import torch
 from _gpu_shared import Place, Row
 
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyRunner, make_objective, make_spec
+from hpo_mab.search import StudyRunner, make_spec
+from hpo_mab.search._prepare import make_objective
 from hpo_mab.search._slots import FEWEST_ROUNDS
 from hpo_mab.storage import Storage
 from hpo_mab.training import StackedTrainer, Training
@@ -79,7 +80,7 @@ def _study(
             started = time.perf_counter()
             outcome = runner.run(f"study{count}", score=False)
             seconds = time.perf_counter() - started
-        for reason in outcome.loop_reasons:
+        for reason in outcome.notes:
             print(f"{task.model}, {kind}: {reason}", flush=True)
         storage.close()
     return trials / seconds, (seconds - inside.seconds) / trials

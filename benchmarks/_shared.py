@@ -84,7 +84,7 @@ def start(
         image_size=train.image_size,
     ).to(device)
     scale = Normalization(splits.mean, splits.std, channels_last=True)
-    return training.Training(
+    made = training.Training(
         network,
         batches=training.DeviceBatches(
             train, normalization=scale, augmentation=augmentation, seed=seed
@@ -99,6 +99,10 @@ def start(
         channels_last=True,
         **options,
     )
+    # Otherwise the ordinary loop would be timed under the name of a graph.
+    if options.get("graph") and device.type == "cuda" and made.loop_reason is not None:
+        raise SystemExit(f"There is no CUDA graph: {made.loop_reason}.")
+    return made
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from optuna.distributions import FloatDistribution
 
 from hpo_mab._attributes import EXAMPLES_KEY, PAIRED_KEY, SECONDS_KEY, SLOT_KEY
-from hpo_mab.search._target import Target
-from hpo_mab.storage import Storage, StoredDefinition
+from hpo_mab.search._target import StudyTarget
+from hpo_mab.storage import Storage
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.storage._tables import PARAMS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES, VALUES
 from hpo_mab.training import Evaluation
 
@@ -24,7 +25,7 @@ def make_study(url: str, name: str, *, trials: int, arm: str = "mab") -> None:
     StoredDefinition(
         arm=arm, seed=0, trial_examples=8000, epoch_examples=1000, spec={}, environment={}
     ).save(study)
-    Target(trials=trials, total=None, epoch_examples=1000).save(study)
+    StudyTarget(trials=trials, total=None, epoch_examples=1000).save(study)
     storage.close()
 
 

@@ -23,7 +23,7 @@ import optuna
 from _shared import table, write_json
 
 from hpo_mab.compare._records import geometric_mean
-from hpo_mab.search._searchers import sampler_factory
+from hpo_mab.search._searchers import searcher_maker
 
 PARAMETERS = 4
 NOISE = 0.003
@@ -37,7 +37,7 @@ def gaps(seed: int, *, slots: int, trials: int, ahead: bool) -> np.ndarray:
     """Distance of the best trial so far from the optimum, after each trial [trials]."""
     draws = np.random.default_rng(seed)
     optimum, scale = draws.uniform(0.15, 0.85, PARAMETERS), draws.uniform(0.3, 1.5, PARAMETERS)
-    sampler = sampler_factory("tpe", {})(seed=seed)
+    sampler = searcher_maker("tpe", {})(seed=seed)
     study = optuna.create_study(sampler=sampler)
 
     def ask() -> list[Asked]:

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from _shared import draw_and_update
 
-from hpo_mab.bandits import DeviceEngine
+from hpo_mab.bandits._device import DeviceEngine
 from hpo_mab.samplers import BatchSampler, MABSampler, create
 
 BANDITS = 128

@@ -24,7 +24,7 @@ from _shared import table, write_json
 from hpo_mab.compare._records import geometric_mean
 from hpo_mab.search import _searchers
 from hpo_mab.search._pruners import create_pruner
-from hpo_mab.search._searchers import PlannedSampler, sampler_factory
+from hpo_mab.search._searchers import PlannedSearcher, searcher_maker
 
 PARAMETERS = 4
 EVALUATIONS = 8
@@ -40,7 +40,7 @@ def search(seed: int, *, trials: int, shown: int) -> tuple[np.ndarray, float]:
     _searchers.SHOWN_TRIALS = shown
     study = optuna.create_study(
         direction="maximize",
-        sampler=PlannedSampler(sampler_factory("tpe", {}), seed=seed, initial=5),
+        sampler=PlannedSearcher(searcher_maker("tpe", {}), seed=seed, initial=5),
         pruner=create_pruner("successive_halving", {}, evaluations=EVALUATIONS, averaged=True),
     )
     gaps, times = [], []

@@ -38,9 +38,10 @@ from torch.utils.data import TensorDataset
 
 from hpo_mab.compare import summarise
 from hpo_mab.search import TrainingObjective
-from hpo_mab.search._searchers import PlannedSampler, sampler_factory
-from hpo_mab.search._target import Target
-from hpo_mab.search._trial_loop import OnTrial, TrialLoop
+from hpo_mab.search._observer import NOBODY, Observer, observer_of
+from hpo_mab.search._searchers import PlannedSearcher, searcher_maker
+from hpo_mab.search._target import StudyTarget
+from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.search._workload import LoopSettings, Workload
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget, Evaluation
@@ -151,14 +152,14 @@ def continued(url: str, trials: int) -> tuple[dict[str, Any], bool]:
     study = optuna.load_study(
         study_name="mab",
         storage=storage.optuna,
-        sampler=PlannedSampler(sampler_factory("tpe", {}), seed=0, initial=0),
+        sampler=PlannedSearcher(searcher_maker("tpe", {}), seed=0, initial=0),
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=2),
     )
-    target = Target(trials=trials + _MORE, total=f"{100 * trials} epochs", epoch_examples=1000)
+    target = StudyTarget(trials=trials + _MORE, total=f"{100 * trials} epochs", epoch_examples=1000)
     target.save(study)
     # The first trial reads all earlier ones, so it does not count.
     ends: list[float] = []
-    _loop(study, storage, lambda *_: ends.append(time.process_time())).run()
+    _loop(study, storage, observer_of(lambda *_: ends.append(time.process_time()))).run()
     storage.close()
     each = 1000 * (ends[-1] - ends[0]) / (len(ends) - 1)
     figures = {"finished_trials": trials, "further": len(ends), "cpu_ms_per_trial": round(each, 1)}
@@ -183,7 +184,7 @@ def _work(url: str, name: str, costs: Any) -> None:
     storage.close()
 
 
-def _loop(study: optuna.Study, storage: Storage, on_trial: OnTrial | None = None) -> _CountingLoop:
+def _loop(study: optuna.Study, storage: Storage, observer: Observer = NOBODY) -> _CountingLoop:
     """The product's loop over trials that compute nothing."""
     objective = TrainingObjective(
         model=nn.Identity,
@@ -199,7 +200,7 @@ def _loop(study: optuna.Study, storage: Storage, on_trial: OnTrial | None = None
         curves=storage.curves,
     )
     objective.workload = cast(Workload, _NoWork(objective.workload.loop))
-    return _CountingLoop(study, storage, objective, on_trial=on_trial)
+    return _CountingLoop(study, storage, objective, observer=observer)
 
 
 class _CountingLoop(TrialLoop):

@@ -3,8 +3,8 @@
 The names here are imported on first use, so that ``import hpo_mab`` is cheap.
 
 `hpo_mab.search` runs a study: definition, plan, worker. `hpo_mab.training` trains a trial on
-batches that `hpo_mab.samplers` draw with their `hpo_mab.bandits`. ``search._recorder`` stores its
-evaluations by `hpo_mab.storage`. `hpo_mab.advantage`, `hpo_mab.pruners`, `hpo_mab.compare` and
+batches that `hpo_mab.samplers` draw with their `hpo_mab.bandits`. ``search._trial_record`` stores
+its evaluations by `hpo_mab.storage`. `hpo_mab.advantage`, `hpo_mab.pruners`, `hpo_mab.compare` and
 `hpo_mab.dashboard` read them there.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
-    from hpo_mab._errors import HpoMabError
+    from hpo_mab._errors import HpoMabError, HpoMabWarning
     from hpo_mab.pruners import AdvantagePruner
     from hpo_mab.samplers import MABSampler, UniformSampler
     from hpo_mab.search import TrainingObjective, TrialReporter
@@ -28,6 +28,7 @@ __all__ = [
     "AdvantagePruner",
     "Budget",
     "HpoMabError",
+    "HpoMabWarning",
     "MABSampler",
     "TrainingObjective",
     "TrialReporter",

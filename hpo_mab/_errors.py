@@ -1,19 +1,23 @@
 """Errors for users, their wording, and arguments.
 
 An error says in one line what to do. Out-of-memory errors get one format, and passwords in database
-URLs are never shown. Of arguments, NumPy's numbers are converted to Python's.
+URLs are never shown. Of arguments, NumPy's numbers are converted to Python's, and a sampler's have
+a form that a file can hold.
 """
 
 from __future__ import annotations
 
 import difflib
+import enum
 import errno
 import functools
+import hashlib
+import inspect
 import math
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -34,6 +38,10 @@ class HpoMabError(Exception):
     - ``StorageError``: a database that cannot be reached, or holds something other than requested.
     - ``DataError``: a data set that is missing or cannot be used.
     """
+
+
+class HpoMabWarning(UserWarning):
+    """Any warning of this package; a filter selects some by their messages."""
 
 
 class ArgumentError(HpoMabError, ValueError):
@@ -148,6 +156,57 @@ def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return function(*map(plain, args), **{name: plain(one) for name, one in kwargs.items()})
 
     return call
+
+
+def stored_arguments(
+    signature: inspect.Signature,
+    args: Iterable[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    skip: Container[str] = (),
+) -> dict[str, Any]:
+    """Arguments of a call by name, in a form that a file can hold, without those in ``skip``.
+
+    Defaults and arguments passed by ``**`` are included. Saving and loading does not change the
+    result. It is empty if the arguments do not fit the signature; the call then raises TypeError.
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return {}
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        found.update(value if rest else {name: value})
+    return {name: _stored_form(value) for name, value in found.items() if name not in skip}
+
+
+def _stored_form(value: Any) -> Any:
+    """A value as a file can hold it.
+
+    An array becomes a digest of its numbers, a function its name, any other object its type.
+    """
+    # Here, not at the top: definitions are read without them.
+    import numpy as np
+    import torch
+
+    value = plain(value.value if isinstance(value, enum.Enum) else value)
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"  # NaN does not equal itself.
+    if isinstance(value, list | tuple):
+        return [_stored_form(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(key): _stored_form(part) for key, part in value.items()}
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, torch.Tensor | np.ndarray):
+        value = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
+        numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().contiguous()
+        return hashlib.blake2b(numbers.numpy().data, digest_size=16).hexdigest()
+    if callable(value):
+        return name_of(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def name_of(named: str | Callable[..., Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import threading
@@ -102,17 +103,37 @@ def interruptible() -> Iterator[None]:
         mine.raised_at_once = before
 
 
+#: Whether the termination signal is treated like Ctrl-C.
+_stoppable = False
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Treat the termination signal, which schedulers and containers send, like Ctrl-C."""
+    global _stoppable
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _watch_forks()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _stoppable = True
         yield
     finally:
+        _stoppable = False
         signal.signal(signal.SIGTERM, before)
+
+
+@functools.cache
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):  # Not on Windows.
+        os.register_at_fork(after_in_child=_let_sigterm_end)
+
+
+def _let_sigterm_end() -> None:
+    """In a forked child, such as one of a user's `multiprocessing.Pool`: SIGTERM ends it."""
+    if _stoppable:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def interrupt_at_eof() -> None:

@@ -1,4 +1,4 @@
-"""The plan of a study: its slots and attempts, which of them count, and which is next.
+"""The plan of a study: its slots and attempts, and which is next.
 
 A *slot* is a position in the plan, from 0, with one configuration and one seed. A *twin* repeats a
 slot under another batch sampler. A trial is an *attempt* at a *place*: a slot or a twin. An attempt
@@ -19,6 +19,7 @@ continuation in place of what it continues   as any other
 =========== ================================ ==========================================
 
 The plan works on the trials of Optuna and on stored ones, and imports neither Optuna nor torch.
+`hpo_mab._results` counts its trials.
 """
 
 from __future__ import annotations
@@ -30,25 +31,21 @@ import functools
 import hashlib
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hpo_mab._attributes import (
-    EVALUATION_KEY,
     INTERRUPTED_KEY,
     LENGTH_KEY,
     LOST_KEY,
     PAIRED_KEY,
     PROMOTES_KEY,
-    REASON_KEY,
     RESUMED_KEY,
     RETRY_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
-    UNREPORTED_KEY,
-    unreported,
 )
 
 if TYPE_CHECKING:
@@ -78,9 +75,9 @@ def trial_seed(seed: int, slot: int) -> int:
 Place = tuple[int, str]
 
 #: `TrialRun`'s states: of results, of all ended trials, and of trials that have not ended.
-FINISHED = ("complete", "pruned")
-ENDED = (*FINISHED, "fail")
-OPEN = ("waiting", "running")
+FINISHED_STATES = ("complete", "pruned")
+ENDED_STATES = (*FINISHED_STATES, "fail")
+OPEN_STATES = ("waiting", "running")
 
 
 class Next(enum.Enum):
@@ -115,11 +112,11 @@ class Attempt:
     def of(cls, trial: FrozenTrial | TrialRun) -> Attempt:
         """The attempt of an Optuna trial or of a stored one."""
         # Distinguished by the state, so that neither class needs to be imported.
-        known: Any = trial
-        if isinstance(known.state, str):
-            return cls(known.number, known.state, known.attrs, False)
-        retry = RETRY_KEY in known.system_attrs
-        return cls(known.number, known.state.name.lower(), known.user_attrs, retry)
+        any_trial: Any = trial
+        if isinstance(any_trial.state, str):
+            return cls(any_trial.number, any_trial.state, any_trial.attrs, False)
+        retry = RETRY_KEY in any_trial.system_attrs
+        return cls(any_trial.number, any_trial.state.name.lower(), any_trial.user_attrs, retry)
 
     @functools.cached_property
     def slot(self) -> int | None:
@@ -178,7 +175,7 @@ class Attempt:
     @functools.cached_property
     def finished(self) -> bool:
         """Whether it is complete or pruned."""
-        return self.state in FINISHED
+        return self.state in FINISHED_STATES
 
     @property
     def unstoppable(self) -> bool:
@@ -193,7 +190,7 @@ class Plan:
     """A study's attempts in order of number: ``before``, already read, then those of ``trials``."""
 
     #: Of each study, the attempts before the first one that has not ended. They do not change.
-    _ended: ClassVar[weakref.WeakKeyDictionary[optuna.Study, Sequence[Attempt]]] = (
+    _attempts_read: ClassVar[weakref.WeakKeyDictionary[optuna.Study, Sequence[Attempt]]] = (
         weakref.WeakKeyDictionary()
     )
 
@@ -209,54 +206,28 @@ class Plan:
         It is made for every trial, and a study may have thousands. So it reads only the first trial
         that had not ended at the last call, and those after it.
         """
-        ended = cls._ended.get(study, ())
+        ended = cls._attempts_read.get(study, ())
         new = study.get_trials(deepcopy=False)[len(ended) :]
         plan = cls(new, before=ended)
         later = plan._attempts[len(ended) :]
-        if more := [*itertools.takewhile(lambda attempt: attempt.state in ENDED, later)]:
-            cls._ended[study] = [*ended, *more]
+        if more := [*itertools.takewhile(lambda attempt: attempt.state in ENDED_STATES, later)]:
+            cls._attempts_read[study] = [*ended, *more]
         return plan
 
     def _in_state(self, state: str) -> list[Attempt]:
         return [attempt for attempt in self._attempts if attempt.state == state]
 
     @functools.cached_property
-    def _replaced(self) -> set[int]:
-        return _replaced(_continuations(self._attempts))
-
-    def counts(self, *, twins: bool = False) -> dict[str, int]:
-        """Ended trials by state: ``complete``, ``pruned`` and ``fail``.
-
-        Interrupted attempts are left out, and lost ones that were repeated.
-        """
-        states = self.states(twins=twins)
-        return {state: states[state] for state in ENDED}
-
-    def states(self, *, twins: bool = False) -> collections.Counter[str]:
-        """Trials by state, in order of the names of the states; see `counts`.
-
-        A trial that another one has continued does not count.
-        """
-        left_out = self._replaced | self._repeated
-        counted = (
-            attempt.state
-            for attempt in self._attempts
-            if not attempt.interrupted
-            and attempt.number not in left_out
-            and (twins or not attempt.twin)
-        )
-        return collections.Counter(dict(sorted(collections.Counter(counted).items())))
+    def _continuations(self) -> list[tuple[Attempt, Attempt]]:
+        """Pairs of a trial and the trial that continues it in its slot."""
+        by_number: dict[int | None, Attempt] = {one.number: one for one in self._attempts}
+        promotions = (one for one in self._attempts if one.promotes in by_number)
+        pairs = ((by_number[one.promotes], one) for one in promotions)
+        return [(a, b) for a, b in pairs if a.slot is not None and a.slot == b.slot]
 
     @functools.cached_property
-    def _repeated(self) -> set[int]:
-        """Numbers of attempts that lost their worker, after which another one began."""
-        placed = [attempt for attempt in self._attempts if attempt.place is not None]
-        last = {attempt.place: attempt.number for attempt in placed}
-        return {
-            attempt.number
-            for attempt in placed
-            if attempt.lost and attempt.number < last[attempt.place]
-        }
+    def _replaced(self) -> set[int]:
+        return replaced_numbers(self._continuations)
 
     @property
     def finished(self) -> int:
@@ -265,90 +236,13 @@ class Plan:
         return sum(attempt.number not in self._replaced for attempt in finished)
 
     @property
-    def latest(self) -> set[int]:
-        """Numbers of trials, without unfinished continuations and what finished ones replace."""
-        pairs = list(_continuations(self._attempts))
-        replaced = _replaced((before, after) for before, after in pairs if after.finished)
-        unfinished = {after.number for _, after in pairs if not after.finished}
-        return {attempt.number for attempt in self._attempts} - replaced - unfinished
-
-    @property
-    def evaluation_seconds(self) -> float:
-        """Seconds of evaluation of all trials, each attempt counted."""
-        return sum(float(attempt.attrs.get(EVALUATION_KEY, 0.0)) for attempt in self._attempts)
-
-    @property
-    def unreported(self) -> tuple[int, float]:
-        """Training examples and seconds that curves lack, each attempt counted."""
-        spent = [
-            unreported(attempt.attrs)
-            for attempt in self._attempts
-            if UNREPORTED_KEY in attempt.attrs
-        ]
-        return sum(examples for examples, _ in spent), sum(seconds for _, seconds in spent)
-
-    @property
-    def not_continued(self) -> set[int]:
-        """Numbers of pruned trials that no other trial has continued: they saved budget.
-
-        A continued one has saved nothing; a continuation that was pruned counts in its place.
-        """
-        pairs = _continuations(self._attempts)
-        continued = {b.number for b, a in pairs if a.finished or RESUMED_KEY in a.attrs}
-        return {attempt.number for attempt in self._in_state("pruned")} - continued
-
-    @property
-    def diverged(self) -> set[int]:
-        """Numbers of trials that diverged and count; their state is that of pruned ones."""
-        pruned = self._in_state("pruned")
-        diverged = {attempt.number for attempt in pruned if REASON_KEY in attempt.attrs}
-        return diverged - self._replaced
-
-    @property
-    def stopped(self) -> set[int]:
-        """Numbers of pruned trials that are no promotions and have not diverged."""
-        pruned = self._in_state("pruned")
-        return {attempt.number for attempt in pruned if attempt.promotes is None} - self.diverged
-
-    @property
-    def promoted(self) -> set[int]:
-        """Numbers of the trials that another trial trains in full, or continues."""
-        # The last attempt decides: earlier ones may have been cut off.
-        last = {
-            attempt.promotes: attempt for attempt in self._attempts if attempt.promotes is not None
-        }
-        return {number for number, attempt in last.items() if not attempt.lacked_checkpoint}
-
-    @property
-    def once(self) -> set[int]:
-        """Numbers of the `latest` trials, with one trial for each configuration.
-
-        The study continues with the batch sampler of its highest slot. Twins under that sampler
-        replace their originals; all other twins are left out.
-        """
-        own = [attempt for attempt in self._attempts if not attempt.twin]
-        known = (attempt for attempt in own if attempt.sampler is not None)
-        last = max(known, key=lambda attempt: attempt.slot or 0, default=None)
-        twins = [
-            attempt
-            for attempt in self._attempts
-            if last is not None
-            and attempt.twin
-            and attempt.finished
-            and attempt.sampler == last.sampler
-        ]
-        replaced = {attempt.slot for attempt in twins}
-        kept = (attempt for attempt in own if attempt.slot not in replaced)
-        return {attempt.number for attempt in (*twins, *kept)} & self.latest
-
-    @property
     def next_slot(self) -> int:
         """The slot after the highest that a trial has had."""
         slots = (attempt.slot for attempt in self._attempts if attempt.slot is not None)
         return max(slots, default=-1) + 1
 
     @property
-    def first_running(self) -> int:
+    def first_running_slot(self) -> int:
         """The lowest slot of a uniform trial that runs for the first time; else `next_slot`."""
         slots = (
             attempt.slot
@@ -367,26 +261,26 @@ class Plan:
             waiting, key=lambda attempt: (not attempt.twin, attempt.slot is None), default=None
         )
 
-    def next(self, target: int, *, promotions: int = 0, promotable: bool = False) -> Next:
+    def next(self, trials: int, *, promotions: int = 0, promotable: bool = False) -> Next:
         """The next action of a worker; twins are trained even if the study has all its trials.
 
         Args:
-            target: Trials that must finish.
+            trials: How many must finish.
             promotions: How many of them train the best stopped configurations in full.
             promotable: Whether a trial is to continue before another configuration is tried.
         """
         waiting = self.waiting
         # A trial without a slot is of another program, and may never end.
         running = [attempt for attempt in self._in_state("running") if attempt.slot is not None]
-        taken = self.finished + sum(not attempt.twin for attempt in running)
-        if waiting is not None and (taken < target or waiting.twin):
+        begun = self.finished + sum(not attempt.twin for attempt in running)
+        if waiting is not None and (begun < trials or waiting.twin):
             return Next.QUEUED
         if promotable:
             return Next.PROMOTION
-        if taken >= target:
+        if begun >= trials:
             # A running trial may be lost with its worker, and is then tried again.
             return Next.WAIT if running else Next.DONE
-        if taken < target - promotions:
+        if begun < trials - promotions:
             return Next.NEW
         # A trial that still runs may be among the best; a twin or a promotion is never stopped.
         candidates = any(not attempt.twin and attempt.promotes is None for attempt in running)
@@ -408,7 +302,8 @@ class Plan:
         return {
             place
             for place, attempts in self.places.items()
-            if any(attempt.state in OPEN for attempt in attempts) or _is_to_be_retried(attempts)
+            if any(attempt.state in OPEN_STATES for attempt in attempts)
+            or _is_to_be_retried(attempts)
         }
 
     def failed_in_a_row(self) -> list[int]:
@@ -435,7 +330,7 @@ class Plan:
             return False
         attempt = self._attempts[number]
         place = attempt.place
-        return attempt.retry and place is not None and _losses(self.places[place]) >= 2
+        return attempt.retry and place is not None and _times_lost(self.places[place]) >= 2
 
     def slot_of(self, number: int) -> int:
         """The slot of a trial that has none yet.
@@ -475,19 +370,7 @@ def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int
     return Plan.of(study).slot_of(trial.number)
 
 
-def _continuations(attempts: Sequence[Attempt]) -> Iterator[tuple[Attempt, Attempt]]:
-    """Pairs of a trial and the trial that continues it in its slot."""
-    continuing = [attempt for attempt in attempts if attempt.promotes is not None]
-    if not continuing:
-        return
-    known: dict[int | None, Attempt] = {attempt.number: attempt for attempt in attempts}
-    for after in continuing:
-        before = known.get(after.promotes)
-        if before is not None and before.slot is not None and before.slot == after.slot:
-            yield before, after
-
-
-def _replaced(pairs: Iterable[tuple[Attempt, Attempt]]) -> set[int]:
+def replaced_numbers(pairs: Iterable[tuple[Attempt, Attempt]]) -> set[int]:
     """Numbers of trials that do not count, from pairs of a trial and its continuation."""
     return {
         # A complete trial counts if its continuation was pruned.
@@ -497,7 +380,7 @@ def _replaced(pairs: Iterable[tuple[Attempt, Attempt]]) -> set[int]:
     }
 
 
-def _losses(attempts: Sequence[Attempt]) -> int:
+def _times_lost(attempts: Sequence[Attempt]) -> int:
     """The number of lost attempts since one continued further than those before."""
     lost = reached = 0
     for attempt in attempts:
@@ -511,7 +394,7 @@ def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
     # A trial may itself end its worker, e.g. by using up memory. So the number of lost attempts is
     # limited; that of interrupted ones is not, nor of those that continued further than before.
     needless = any(
-        attempt.state in OPEN or (attempt.finished and not attempt.lacked_checkpoint)
+        attempt.state in OPEN_STATES or (attempt.finished and not attempt.lacked_checkpoint)
         for attempt in attempts
     )
-    return attempts[-1].cut_off and not needless and _losses(attempts) <= RETRIES
+    return attempts[-1].cut_off and not needless and _times_lost(attempts) <= RETRIES

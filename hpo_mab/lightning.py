@@ -17,9 +17,11 @@ from torch import Tensor
 from hpo_mab._errors import ArgumentError, require
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.search import TrialReporter
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore
-from hpo_mab.training import DEFAULT_AVERAGE, WeightAverage
+from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._open import STORAGE_ERRORS
+from hpo_mab.training import WeightAverage
 from hpo_mab.training._average import tensor_at
+from hpo_mab.training._schedule import DEFAULT_AVERAGE
 
 __all__ = ["TrialCallback"]
 

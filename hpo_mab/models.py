@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments, require
 from hpo_mab._registry import Named, Registry, parameters
 
-__all__ = ["MLP", "SmallCNN", "available", "create", "resnet18"]
+__all__ = ["MLP", "SmallCNN", "create", "resnet18"]
 
 
 class MLP(nn.Sequential):
@@ -299,11 +299,6 @@ NETWORKS = Registry(
 )
 
 
-def available() -> tuple[str, ...]:
-    """Names of this package that `create` takes, sorted."""
-    return tuple(NETWORKS)
-
-
 @plain_arguments
 def create(
     name: Named,
@@ -316,9 +311,9 @@ def create(
     """Make a network with fresh weights from the global random state.
 
     Args:
-        name: One of `available`; ``torchvision:NAME``; ``timm:NAME``; ``package.module:Name`` of
-            another network, or its class or a function that makes it. That class or function is
-            called with its knobs and those arguments that it takes.
+        name: ``"mlp"``, ``"resnet18"`` or ``"small_cnn"``; ``torchvision:NAME``; ``timm:NAME``;
+            ``package.module:Name`` of another network, or its class or a function that makes it.
+            That class or function is called with its knobs and those arguments that it takes.
         in_channels: Channels of an image, at least 1.
         num_classes: Classes, ``C``, at least 2.
         image_size: Height and width in pixels, or one number for both.

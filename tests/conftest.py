@@ -9,11 +9,13 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from hpo_mab.search._observer import Observer
 
 if TYPE_CHECKING:
     import optuna
@@ -102,10 +104,10 @@ def study(storage: Storage) -> optuna.Study:
     """A study of three trials."""
     import optuna
 
-    from hpo_mab.search._target import Target
+    from hpo_mab.search._target import StudyTarget
 
     made = optuna.create_study(study_name="plain", storage=storage.optuna, direction="maximize")
-    Target(trials=3, total=None, epoch_examples=100).save(made)
+    StudyTarget(trials=3, total=None, epoch_examples=100).save(made)
     return made
 
 
@@ -319,20 +321,20 @@ def anywhere(database_url: str) -> Iterator[Storage]:
     opened.close()
 
 
-class Progress:
-    """A callback of a run that keeps what it is called with, in order."""
+class Progress(Observer):
+    """Keeps what it is called with, in order."""
 
     def __init__(self) -> None:
         self.said: list[int | dict[int, float]] = []
         self.again: list[dict[int, float]] = []
 
-    def __call__(self, study: Any, trial: Any) -> None:
+    def ended(self, study: Any, trial: Any) -> None:
         self.said.append(trial.number)
 
-    def running(self, shares: dict[int, float]) -> None:
+    def running(self, shares: Mapping[int, float]) -> None:
         self.said.append(dict(shares))
 
-    def running_again(self, shares: dict[int, float]) -> None:
+    def testing(self, shares: Mapping[int, float]) -> None:
         self.again.append(dict(shares))
 
     @property

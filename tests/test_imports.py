@@ -11,7 +11,7 @@ import hpo_mab
 from hpo_mab._machine import version_of
 
 _LIGHT = (
-    "hpo_mab._plan",
+    "hpo_mab._results",
     "hpo_mab.samplers",
     "hpo_mab.advantage",
     "hpo_mab.compare",

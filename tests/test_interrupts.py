@@ -127,6 +127,33 @@ def test_a_termination_signal_is_like_ctrl_c() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+_FORKS = """
+import multiprocessing, time
+from hpo_mab import _interrupts
+
+fork = multiprocessing.get_context("fork")
+asleep = fork.Event()
+
+def sleep():
+    asleep.set()
+    time.sleep(600)
+
+with _interrupts.stoppable(), _interrupts.deferred_interrupts():
+    child = fork.Process(target=sleep)
+    child.start()
+    asleep.wait()
+    child.terminate()
+    child.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_termination_signal_ends_a_forked_child_without_a_traceback() -> None:
+    command = [sys.executable, "-c", _FORKS]
+    ended = subprocess.run(command, timeout=240, check=True, capture_output=True, text=True)
+    assert ended.stderr == ""
+
+
 _END_OF_INPUT = """
 import os, signal, time
 from hpo_mab import _interrupts

@@ -20,10 +20,10 @@ def _create(name: str, **changes: object) -> nn.Module:
 
 
 def test_every_network_is_tested_here() -> None:
-    assert models.available() == tuple(sorted(_SMALL))
+    assert tuple(models.NETWORKS) == tuple(sorted(_SMALL))
 
 
-@pytest.mark.parametrize("name", models.available())
+@pytest.mark.parametrize("name", models.NETWORKS)
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, (28, 28)), (3, (32, 24)), (3, 33)])
 def test_every_parameter_of_every_network_is_trained(
     name: str, channels: int, size: int | tuple[int, int]
@@ -39,7 +39,7 @@ def test_every_parameter_of_every_network_is_trained(
         assert bool(parameter.grad.abs().sum() > 0)
 
 
-@pytest.mark.parametrize("name", models.available())
+@pytest.mark.parametrize("name", models.NETWORKS)
 def test_dropout_changes_training_only(name: str) -> None:
     torch.manual_seed(0)
     model = _create(name, dropout=0.5).eval()
@@ -51,7 +51,7 @@ def test_dropout_changes_training_only(name: str) -> None:
     assert not torch.equal(model(images), model(images))
 
 
-@pytest.mark.parametrize("name", models.available())
+@pytest.mark.parametrize("name", models.NETWORKS)
 def test_the_global_seed_decides_the_weights(name: str) -> None:
     weights = []
     for seed in (0, 0, 1):
@@ -195,7 +195,7 @@ def test_options_are_those_of_the_network() -> None:
         ("mlp", {"in_channels": 0}, "in_channels must be at least 1, got 0"),
         *[
             (name, {"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1\.0")
-            for name in models.available()
+            for name in models.NETWORKS
         ],
     ],
 )

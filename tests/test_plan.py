@@ -1,4 +1,4 @@
-"""The plan of a study: which trials count, and which comes next."""
+"""The plan of a study: which trials are tried again, and which comes next."""
 
 from __future__ import annotations
 
@@ -7,39 +7,15 @@ from typing import Any
 
 import optuna
 import pytest
+from made_up import continued_of, marked, trials_of
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._plan import Attempt, Next, Plan
-
-_STATES = {
-    "c": TrialState.COMPLETE,
-    "p": TrialState.PRUNED,
-    "r": TrialState.RUNNING,
-    "w": TrialState.WAITING,
-    "f": TrialState.FAIL,
-}
-
-
-def _trials(*described: str) -> list[FrozenTrial]:
-    """Trials from texts: state, slot, and what it is, e.g. ``c3 twin`` or ``f0 lost``."""
-    made = []
-    for number, text in enumerate(described):
-        place, *marks = text.split()
-        attrs: dict[str, Any] = {f"hpo_mab:{mark}": True for mark in marks}
-        if "twin" in marks:
-            attrs["hpo_mab:twin_of"] = int(place[1:])
-        if place[1:]:
-            attrs["hpo_mab:slot"] = int(place[1:])
-        state = _STATES[place[0]]
-        value = 0.5 if state == TrialState.COMPLETE else None
-        trial = optuna.create_trial(state=state, value=value, user_attrs=attrs)
-        trial.number = number
-        made.append(trial)
-    return made
+from hpo_mab._results import Results
 
 
 def _next(*described: str, target: int = 4, promotions: int = 0) -> Next:
-    return Plan(_trials(*described)).next(target, promotions=promotions)
+    return Plan(trials_of(*described)).next(target, promotions=promotions)
 
 
 @pytest.mark.parametrize(
@@ -81,16 +57,6 @@ def test_when_the_best_are_trained_in_full(described: list[str], following: Next
     assert _next(*described, target=6, promotions=2) is following
 
 
-def _continued(*described: str) -> list[FrozenTrial]:
-    """Trials from texts; ``p1 continues 0`` continues trial 0, whose slot it has."""
-    trials = _trials(*(text.partition(" continues ")[0] for text in described))
-    for trial, text in zip(trials, described, strict=True):
-        _, mark, number = text.partition(" continues ")
-        if mark:
-            trial.user_attrs["hpo_mab:promotes"] = int(number)
-    return trials
-
-
 @pytest.mark.parametrize(
     ("described", "promotable", "following"),
     [
@@ -108,45 +74,20 @@ def _continued(*described: str) -> list[FrozenTrial]:
 def test_paused_trials_continue_before_others_begin(
     described: list[str], promotable: bool, following: Next
 ) -> None:
-    assert Plan(_continued(*described)).next(4, promotable=promotable) is following
-
-
-def test_a_continued_trial_counts_once() -> None:
-    plan = Plan(_continued("p0", "p1", "p0 continues 0", "c0 continues 2", "f1 continues 1"))
-    assert plan.counts() == {"complete": 1, "pruned": 1, "fail": 1}
-    assert (plan.finished, plan.next_slot) == (2, 2)
-
-
-def test_a_complete_trial_stays_a_result_if_its_continuation_is_pruned() -> None:
-    plan = Plan(_continued("c0", "c1", "p0 continues 0", "c1 continues 1", "r1 continues 3"))
-    assert plan.latest == plan.once == {0, 3}
-    assert plan.counts() == {"complete": 1, "pruned": 0, "fail": 0}
-    # Trial 3 runs on as trial 4.
-    assert plan.finished == 1
+    assert Plan(continued_of(*described)).next(4, promotable=promotable) is following
 
 
 def test_a_continuation_that_is_cut_off_is_tried_again() -> None:
-    trials = _continued("p0", "p1", "f0 lost", "f1 continues 1")
+    trials = continued_of("p0", "p1", "f0 lost", "f1 continues 1")
     trials[2].user_attrs["hpo_mab:promotes"] = 0
     plan = Plan(trials)
     assert plan.retries() == [((0, ""), [2])]
     assert plan.unsettled() == {(0, "")}
 
 
-def test_counts() -> None:
-    plan = Plan(
-        _trials(
-            "c0", "c0 twin", "f0 twin lost", "p1", "f2", "f3 interrupted", "r3", "w4", "f5 lost"
-        )
-    )
-    assert plan.counts() == {"complete": 1, "pruned": 1, "fail": 2}
-    assert plan.counts(twins=True) == {"complete": 2, "pruned": 1, "fail": 3}
-    assert (plan.finished, plan.next_slot) == (2, 6)
-
-
 def test_who_is_tried_again() -> None:
     plan = Plan(
-        _trials(
+        trials_of(
             "f0 lost", "c0", "f1 interrupted", "f2", "f2 twin lost", "f3 lost", "w3",
             *["f4 lost"] * 4, *["f5 interrupted"] * 9, "f5 lost",
         )
@@ -158,105 +99,43 @@ def test_who_is_tried_again() -> None:
 
 def test_losses_count_since_a_trial_last_continued_further() -> None:
     # Trial 2 continued at the first evaluation, and the next ones at the same one.
-    trials = _with(_trials(*["f0 lost"] * 6), resumed_at={2: 1, 3: 1, 4: 1})
+    trials = marked(trials_of(*["f0 lost"] * 6), resumed_at={2: 1, 3: 1, 4: 1})
     assert [len(Plan(trials[:count]).retries()) for count in range(1, 7)] == [1] * 5 + [0]
 
 
 def test_failures_in_a_row_are_those_of_the_trials_own_making() -> None:
-    trials = _trials("f0", "c1", "f2", "f3 lost", "f3", "f4 interrupted", "r5")
+    trials = trials_of("f0", "c1", "f2", "f3 lost", "f3", "f4 interrupted", "r5")
     assert Plan(trials).failed_in_a_row() == [2, 4]
     assert Plan(trials[:2]).failed_in_a_row() == []
     # Healthy so far: a trial that began between two that failed.
-    assert Plan(_trials("r0", "f1", "r2", "f3", "r4", "f5", "r6")).failed_in_a_row() == [5]
-    assert Plan(_trials("r0", "f1", "f2", "f3", "r4")).failed_in_a_row() == [1, 2, 3]
+    assert Plan(trials_of("r0", "f1", "r2", "f3", "r4", "f5", "r6")).failed_in_a_row() == [5]
+    assert Plan(trials_of("r0", "f1", "f2", "f3", "r4")).failed_in_a_row() == [1, 2, 3]
 
 
 def test_slots_of_trials_that_nobody_has_given_one() -> None:
-    trials = _trials("c", "c", "c0 twin", "c")
+    trials = trials_of("c", "c", "c0 twin", "c")
     assert [Plan(trials).slot_of(number) for number in (0, 1, 3)] == [0, 1, 2]
 
 
 def test_a_race_begins_at_the_first_trial_that_runs() -> None:
-    trials = _with(_trials("c0", "r0 twin", "r1", "r3", "r2"), sampler={2: "mab", 3: "uniform"})
-    assert [Plan(trials[:count]).first_running for count in (0, 2, 3, 4, 5)] == [0, 1, 2, 3, 2]
-
-
-def test_states_are_counted_without_interrupted_attempts() -> None:
-    plan = Plan(_trials("c0", "c0 twin", "r1", "w2", "f3 interrupted", "p4"))
-    assert plan.states() == {"complete": 1, "pruned": 1, "running": 1, "waiting": 1}
-    assert plan.states(twins=True)["complete"] == 2
-    assert list(plan.states()) == sorted(plan.states())
-
-
-def test_a_lost_attempt_counts_as_failed_only_where_it_is_the_last() -> None:
-    lost = _with(_trials("f0", "c0", "f1", "f2"), lost={0: True, 2: True})
-    assert Plan(lost).counts() == {"complete": 1, "pruned": 0, "fail": 2}
-    # A trial without a slot repeats none.
-    unplaced = _with(_trials("f", "w"), lost={0: True})
-    assert Plan(unplaced).counts()["fail"] == 1
-    # Also after the attempt that repeated it was paused, and continued.
-    continued = _with(_continued("f0", "p0", "c0 continues 1"), lost={0: True})
-    assert Plan(continued).counts() == {"complete": 1, "pruned": 0, "fail": 0}
-
-
-def test_a_continuation_that_diverges_does_not_count_where_its_trial_was_complete() -> None:
-    plan = Plan(_with(_continued("c0", "p1", "p0 continues 0"), reason={1: "nan", 2: "nan"}))
-    assert plan.counts() == {"complete": 1, "pruned": 1, "fail": 0}
-    assert plan.diverged == {1}
-
-
-def _with(trials: list[FrozenTrial], **attrs: dict[int, Any]) -> list[FrozenTrial]:
-    for key, values in attrs.items():
-        for number, value in values.items():
-            trials[number].set_user_attr(f"hpo_mab:{key}", value)
-    return trials
-
-
-def test_stopped_trials_their_promotions_and_what_they_saved() -> None:
-    trials = _with(
-        _trials("p0", "p1", "p2", "c0", "p1", "f2 lost", "r2", "p3", "c4"),
-        promotes={3: 0, 4: 1, 5: 2, 6: 2, 8: 7},
-        resumed_at={4: 1},
-    )
-    plan = Plan(trials)
-    assert plan.stopped == {0, 1, 2, 7}
-    assert plan.promoted == {0, 1, 2, 7}
-    # Trial 0 was continued from the start, and 1 from its checkpoint; the continuation of 1 was
-    # pruned. That of 2 has not ended. Trial 7 was promoted in a slot of its own.
-    assert plan.not_continued == {2, 4, 7}
-
-
-def test_a_sampler_sees_each_configuration_once() -> None:
-    trials = _with(
-        _trials("c0", "c0 twin", "c1", "c1 twin", "c2"), sampler={1: "uniform", 3: "uniform"}
-    )
-    assert Plan(trials).once == {0, 2, 4}
-    # The study has continued under uniform sampling.
-    assert Plan(_with(trials, sampler={4: "uniform"})).once == {1, 3, 4}
-    # A twin that failed replaces nothing.
-    trials = _with(_trials("c0", "f0 twin", "c1"), sampler={1: "mab", 2: "mab"})
-    assert Plan(trials).once == {0, 2}
+    trials = marked(trials_of("c0", "r0 twin", "r1", "r3", "r2"), sampler={2: "mab", 3: "uniform"})
+    assert [Plan(trials[:count]).first_running_slot for count in (0, 2, 3, 4, 5)] == [0, 1, 2, 3, 2]
 
 
 def test_twins_begin_before_a_trial_that_waits_beyond_the_target() -> None:
-    plan = Plan(_trials("c0", "c1", "w2", "w0 twin"))
+    plan = Plan(trials_of("c0", "c1", "w2", "w0 twin"))
     assert plan.next(2) is Next.QUEUED
     assert plan.waiting is not None
     assert plan.waiting.number == 3
 
 
-def test_evaluation_seconds_of_all_attempts() -> None:
-    trials = _with(_trials("c0", "f1 lost", "r1", "c2"), evaluation_seconds={0: 1.5, 1: 0.25})
-    assert Plan(trials).evaluation_seconds == 1.75
-
-
 def test_a_place_has_all_attempts_in_order() -> None:
-    plan = Plan(_trials(*["f0 lost"] * 4, *["f1 lost"] * 3, *["f2 lost"] * 4, "c2"))
+    plan = Plan(trials_of(*["f0 lost"] * 4, *["f1 lost"] * 3, *["f2 lost"] * 4, "c2"))
     assert [one.number for one in plan.places[1, ""]] == [4, 5, 6]
 
 
 def test_only_the_first_configurations_cannot_be_stopped() -> None:
-    trials = _trials("c0 paired", "c0 paired twin", "r1 paired", "c2")
+    trials = trials_of("c0 paired", "c0 paired twin", "r1 paired", "c2")
     assert [Attempt.of(trial).unstoppable for trial in trials] == [True, False, False, False]
 
 
@@ -268,19 +147,19 @@ def test_a_continuation_that_could_not_begin_does_not_end_the_next_one() -> None
     unbegun = attempt(TrialState.PRUNED)
     interrupted = attempt(TrialState.FAIL, **{"hpo_mab:interrupted": True})
 
-    def plan(*attempts: FrozenTrial) -> Plan:
-        trials = _trials("c0")
+    def plan(*attempts: FrozenTrial) -> Results:
+        trials = trials_of("c0")
         for number, trial in enumerate(attempts, 1):
             copied = copy.copy(trial)
             copied.number = number
             trials.append(copied)
-        return Plan(trials)
+        return Results(trials)
 
     # Its checkpoint did not fit elsewhere, and fits here.
     assert plan(unbegun, interrupted).retries() == [((0, ""), [1, 2])]
     # It fits nowhere any more: the complete trial may continue where it does.
     last = plan(interrupted, unbegun)
-    assert (last.retries(), last.promoted) == ([], set())
+    assert (last.retries(), last.numbers_promoted) == ([], set())
 
 
 def test_the_plan_of_a_growing_study_is_that_of_all_its_trials(
@@ -292,7 +171,7 @@ def test_the_plan_of_a_growing_study_is_that_of_all_its_trials(
     monkeypatch.setattr(Attempt, "of", lambda trial: read.append(trial.number) or of(trial))
 
     def check() -> None:
-        plan, whole = Plan.of(study), Plan(study.get_trials(deepcopy=False))
+        plan, whole = Results.of(study), Results(study.get_trials(deepcopy=False))
         assert plan.states() == whole.states()
         assert plan.places == whole.places
 

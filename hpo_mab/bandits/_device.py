@@ -119,17 +119,6 @@ class DeviceEngine(BanditEngine):
         generator: Source of every draw; its device is the engine's.
         stack: Networks, ``K``; it divides the number of bandits.
         capacity: Greatest ``memory`` that `begin` may give; None: that of ``settings``.
-
-    Examples:
-        >>> import torch
-        >>> import numpy as np
-        >>> from hpo_mab.bandits import BanditSettings, DeviceEngine, stratified_shares
-        >>> rng = np.random.default_rng(0)
-        >>> shares = stratified_shares(np.zeros(12, dtype=np.int64), 4, rng)
-        >>> engine = DeviceEngine(shares, BanditSettings(), torch.Generator().manual_seed(0))
-        >>> examples, weights, arms = engine.draw(uniform=False)
-        >>> examples.shape
-        torch.Size([4])
     """
 
     def __init__(

@@ -158,16 +158,6 @@ class HostEngine(BanditEngine):
         shares: Examples of each bandit, [B, A]; shorter shares end in -1.
         settings: Knobs; the policy must be Thompson sampling, and ``discount`` None.
         rng: Source of every draw.
-
-    Examples:
-        >>> import numpy as np
-        >>> from hpo_mab.bandits import BanditSettings, HostEngine, stratified_shares
-        >>> rng = np.random.default_rng(0)
-        >>> shares = stratified_shares(np.zeros(12, dtype=np.int64), 4, rng)
-        >>> engine = HostEngine(shares, BanditSettings(), rng)
-        >>> examples, weights, arms = engine.draw(uniform=False)
-        >>> examples.shape
-        torch.Size([4])
     """
 
     def __init__(

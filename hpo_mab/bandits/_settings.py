@@ -152,11 +152,6 @@ class BanditSettings:
     Raises:
         ArgumentError: A knob outside its bound, or two that exclude each other.
         UnknownNameError: No such policy or rule of reward.
-
-    Examples:
-        >>> from hpo_mab.bandits import BanditSettings
-        >>> BanditSettings(memory="auto").window(arms=400)
-        100
     """
 
     policy: str = "thompson"
@@ -314,17 +309,7 @@ def draw_statistics(draws: Tensor, rewards: Tensor, *, examples: int) -> list[di
 
 
 class BanditEngine(abc.ABC):
-    """``B`` bandits over shares of a data set, which draw batches and learn from losses.
-
-    Examples:
-        >>> import numpy as np
-        >>> from hpo_mab.bandits import BanditSettings, HostEngine, stratified_shares
-        >>> rng = np.random.default_rng(0)
-        >>> shares = stratified_shares(np.zeros(12, dtype=np.int64), 4, rng)
-        >>> engine = HostEngine(shares, BanditSettings(), rng)
-        >>> engine.propensities().sum(dim=1).tolist()
-        [1.0, 1.0, 1.0, 1.0]
-    """
+    """``B`` bandits over shares of a data set, which draw batches and learn from losses."""
 
     @property
     def generator(self) -> torch.Generator | None:

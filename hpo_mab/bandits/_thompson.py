@@ -256,24 +256,26 @@ class LogitGrid:
         low = -self.TAIL / min(1.0, prior[0])
         high = (self.TAIL + float(np.log(arms))) / min(1.0, prior[1])
         self.points = np.linspace(low, high, 1 + int((high - low) / self.STEP))
-        # They take some kilobytes each.
-        self.columns = functools.lru_cache(maxsize=4096)(self._columns)
+        # They take some kilobytes each. The function does not refer to the grid, so the grid is
+        # freed without Python's collector.
+        self.columns = functools.lru_cache(maxsize=4096)(functools.partial(_columns, self.points))
 
-    def _columns(self, a: float, b: float) -> tuple[Column, Column]:
-        """Log of the distribution function of Beta(a, b), and its derivative in ``z``, [Q]."""
-        from scipy import special
 
-        # expit(-z) is 1 - x; the subtraction would lose all digits for x near 1.
-        x, rest = special.expit(self.points), special.expit(-self.points)
-        upper = special.betainc(b, a, rest)
-        with np.errstate(divide="ignore"):
-            log_cdf = np.where(upper < 0.5, np.log1p(-upper), np.log(special.betainc(a, b, x)))
-        # Limited, because minus infinity times a count of 0 would be NaN; exp(-80) is negligible.
-        log_cdf = np.maximum(log_cdf, -80.0)
-        log_x, log_rest = special.log_expit(self.points), special.log_expit(-self.points)
-        # The density in z is that in x times dx/dz = x (1 - x), so the exponents are a and b.
-        log_density = a * log_x + b * log_rest - special.betaln(a, b)
-        return log_cdf.astype(np.float32), np.exp(log_density - log_cdf).astype(np.float32)
+def _columns(points: NDArray[np.float64], a: float, b: float) -> tuple[Column, Column]:
+    """Log of the distribution function of Beta(a, b), and its derivative in ``z``, [Q]."""
+    from scipy import special
+
+    # expit(-z) is 1 - x; the subtraction would lose all digits for x near 1.
+    x, rest = special.expit(points), special.expit(-points)
+    upper = special.betainc(b, a, rest)
+    with np.errstate(divide="ignore"):
+        log_cdf = np.where(upper < 0.5, np.log1p(-upper), np.log(special.betainc(a, b, x)))
+    # Limited, because minus infinity times a count of 0 would be NaN; exp(-80) is negligible.
+    log_cdf = np.maximum(log_cdf, -80.0)
+    log_x, log_rest = special.log_expit(points), special.log_expit(-points)
+    # The density in z is that in x times dx/dz = x (1 - x), so the exponents are a and b.
+    log_density = a * log_x + b * log_rest - special.betaln(a, b)
+    return log_cdf.astype(np.float32), np.exp(log_density - log_cdf).astype(np.float32)
 
 
 class ThompsonPolicy:

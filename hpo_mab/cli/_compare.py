@@ -135,7 +135,7 @@ def compare(
     elif not quiet:
         more = {"seeds": str(spec.compare.seeds + _MORE_SEEDS)}
         # A reference study has one seed.
-        one_seed = any("reference" in arm.sources for arm in arms_of(spec).values())
+        one_seed = any("reference" in arm.given_evidence for arm in arms_of(spec).values())
         _print_comparison(
             summary,
             comparison,
@@ -145,7 +145,7 @@ def compare(
             verbose=verbose,
         )
     # Last: the result is printed even if the pages cannot be written. Imported here as by `run`.
-    from hpo_mab.dashboard import publish_comparison
+    from hpo_mab.dashboard._publish import publish_comparison
 
     if not store.in_memory:
         warn_unpublished(publish_comparison(store, comparison.runs, summary))
@@ -163,7 +163,7 @@ def _print_comparison(
     """Print tables and verdict, and where to look next."""
     from hpo_mab.cli._output import print_next, print_result
     from hpo_mab.compare import answers
-    from hpo_mab.dashboard import comparison_path
+    from hpo_mab.dashboard._serve import comparison_path
 
     print_result(summary, verbose=verbose)
     if storage.in_memory:  # No command finds the studies.

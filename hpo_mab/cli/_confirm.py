@@ -13,7 +13,8 @@ from hpo_mab.cli._options import command_line
 from hpo_mab.cli._replay import replay
 
 if TYPE_CHECKING:
-    from hpo_mab.search import Candidate, Confirmation
+    from hpo_mab.search import Confirmation
+    from hpo_mab.search._confirm import Candidate
 
 
 def confirm(

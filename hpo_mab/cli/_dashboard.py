@@ -40,7 +40,8 @@ def dashboard(
     ```
     """
     from hpo_mab.cli._output import warn_unpublished
-    from hpo_mab.dashboard import application, refresh
+    from hpo_mab.dashboard import application
+    from hpo_mab.dashboard._publish import refresh
     from hpo_mab.dashboard._serve import make_server
     from hpo_mab.storage import Storage
 
@@ -52,12 +53,12 @@ def dashboard(
     text = "Updating notes and figures of studies with new trials; many take minutes ..."
     # Once, however many studies there are.
     announce = functools.cache(lambda: typer.echo(text, err=True))
-    warn_unpublished(refresh(store, on_news=announce))
     # In a URL an IPv6 address has brackets.
     shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"Optuna dashboard on {store.shown_url}: http://{shown}:{server.server_port}/")
-    typer.echo("Ctrl-C ends it.")
     try:
+        warn_unpublished(refresh(store, on_news=announce))
+        typer.echo(f"Optuna dashboard on {store.shown_url}: http://{shown}:{server.server_port}/")
+        typer.echo("Ctrl-C ends it.")
         server.serve_forever()
     except KeyboardInterrupt:
         typer.echo("")

@@ -64,7 +64,7 @@ def evidence(
     ```
     """
     opt.silence_optuna()
-    refuse_unwritable(output)
+    refuse_unwritable(output, read=studies)
     measured = _evidence(studies, storage, arm=arm, reference=reference, margin=margin)
     text = json.dumps(measured.to_json())
     write_file(output, text + "\n")
@@ -79,7 +79,7 @@ def _evidence(
     from hpo_mab.compare._evidence import race_evidence
 
     runs = _read_runs(studies, storage)
-    arms = {run.arm for run in runs}
+    arms = list(dict.fromkeys(run.arm for run in runs))
     # The arm is not there, so the studies may be those of a race.
     if arm is None and "mab" not in arms and "auto" in {run.settings.sampler.kind for run in runs}:
         _, names = records_and_names(studies)
@@ -89,6 +89,8 @@ def _evidence(
             raise ArgumentError(f"Evidence holds the choice of one study, got {several}; name one.")
         if raced:
             return raced[0]
+    if arm is None and "mab" not in arms:
+        raise ArgumentError(f"There is no arm 'mab'; give --arm, one of {', '.join(arms)}.")
     return evidence_of(runs, arm=arm or "mab", reference=reference, margin=margin)
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpo_mab._errors import ArgumentError
@@ -48,9 +49,12 @@ def _is_database(path: Path) -> bool:
     return False
 
 
-def refuse_unwritable(*paths: Path | None) -> None:
-    """Refuse, before anything runs, output files that cannot be written."""
+def refuse_unwritable(*paths: Path | None, read: Sequence[str] = ()) -> None:
+    """Refuse, before anything runs, output files that cannot be written, or that ``read`` names."""
+    records = [Path(name) for name in read if name.endswith(".json") and Path(name).is_file()]
     for path in filter(None, paths):
+        if path.is_file() and any(map(path.samefile, records)):
+            raise ArgumentError(f"{path} is the record that is read; give another file.")
         if path.is_dir():
             raise ArgumentError(f"{path} is a folder; give a file to write.")
         if path.exists() and not os.access(path, os.W_OK):

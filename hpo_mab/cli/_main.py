@@ -14,7 +14,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason, printable
+from hpo_mab._errors import HpoMabError, HpoMabWarning, hide_passwords, memory_reason, printable
 from hpo_mab.cli._compare import compare
 from hpo_mab.cli._confirm import confirm
 from hpo_mab.cli._copy import copy
@@ -126,7 +126,7 @@ def _print_warning(
     line: str | None = None,
 ) -> None:
     """Print a warning; one of this package is one line, without its place in the code."""
-    if category.__module__.startswith("hpo_mab."):
+    if issubclass(category, HpoMabWarning):
         print(f"hpo-mab: {printable(hide_passwords(str(message)))}", file=sys.stderr)
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
@@ -201,7 +201,7 @@ def _outside_cause(error: Exception) -> str | None:
     # Without SQLAlchemy imported, nothing can have raised a storage error.
     if "sqlalchemy" not in sys.modules:
         return None
-    from hpo_mab.storage import STORAGE_ERRORS
+    from hpo_mab.storage._open import STORAGE_ERRORS
     from hpo_mab.storage._process import diagnose
 
     return f"The storage failed: {diagnose(error)}" if isinstance(error, STORAGE_ERRORS) else None

@@ -69,7 +69,7 @@ Spec = Annotated[
         metavar="SPEC",
         help="Study definition: a TOML file, or digits, fashion_mnist, cifar10, cifar100.",
         show_default=True,
-        autocompletion=_names("hpo_mab.search", "builtin_names"),
+        autocompletion=_names("hpo_mab.search._load", "builtin_names"),
     ),
 ]
 StorageUrl = Annotated[
@@ -102,7 +102,7 @@ Data = Annotated[
     typer.Option(
         help="Data set, e.g. digits, cifar10, image_folder. The study is named after it; the other "
         "settings stay those of SPEC.",
-        autocompletion=_names("hpo_mab.data", "available"),
+        autocompletion=_names("hpo_mab.data._load", "DATA_SETS"),
     ),
 ]
 DataRoot = Annotated[
@@ -117,7 +117,7 @@ Model = Annotated[
     typer.Option(
         help="Network: mlp, small_cnn, resnet18, torchvision:NAME, timm:NAME or "
         "package.module:Name.",
-        autocompletion=_names("hpo_mab.models", "available"),
+        autocompletion=_names("hpo_mab.models", "NETWORKS"),
     ),
 ]
 Sampler = Annotated[

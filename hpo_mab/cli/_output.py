@@ -94,10 +94,10 @@ def warn_unpublished(problem: str) -> None:
 
 def run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
     """What ``hpo-mab run`` prints, and what its ``--json`` writes."""
-    from hpo_mab._plan import Plan
+    from hpo_mab._results import Results
 
     run, best, weak = outcome.run, outcome.run.best, outcome.weak_rung
-    plan = Plan(run.trials)
+    results = Results(run.trials)
     return {
         "study": run.name,
         "sampler": spec.sampler.kind,
@@ -111,9 +111,9 @@ def run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> d
             "test_accuracy": outcome.test_accuracy,
             "params": dict(best.params),
         },
-        "trials": plan.counts(twins=True),
-        "diverged": len(plan.diverged),
-        "twins": sum(plan.counts(twins=True).values()) - sum(plan.counts().values()),
+        "trials": results.counts(twins=True),
+        "diverged": len(results.numbers_diverged),
+        "twins": sum(results.counts(twins=True).values()) - sum(results.counts().values()),
         "examples": run.examples,
         "seconds": run.seconds,
         "evaluation_seconds": run.evaluation_seconds,
@@ -123,7 +123,7 @@ def run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> d
         "weak_rung": weak and {**weak._asdict(), "tau": weak.tau.to_json()},
         "trial_examples": run.trial_examples,
         "auto": None if outcome.choice is None else outcome.choice.to_json(),
-        "loop_reasons": list(outcome.loop_reasons),
+        "loop_reasons": list(outcome.notes),
         "interrupted": outcome.interrupted,
     }
 

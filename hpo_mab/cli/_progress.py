@@ -14,13 +14,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from hpo_mab.cli._output import console, duration
+from hpo_mab.search._observer import Observer
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-    from hpo_mab._plan import Plan
-    from hpo_mab.storage import CurveStore
+    from hpo_mab._results import Results
+    from hpo_mab.storage._curves import CurveStore
 
 _SECONDS_BETWEEN_LINES = 10.0
 #: Reading all trials takes a few ms, and many short trials may end in a second.
@@ -31,11 +32,11 @@ _SECONDS_OF_A_LONG_TRIAL = 10.0
 _SECONDS_BETWEEN_UPDATES = 1.0
 
 
-class StudyProgress:
+class StudyProgress(Observer):
     """Shows trials done, pruned and failed, the best value, the rate and the time left.
 
     Between the ends of long trials it shows how far the running ones are. An object of this class
-    is a callback for `optuna.Study.optimize` and a context manager.
+    is an observer of a run and a context manager.
 
     Args:
         trials: Trials the study should have.
@@ -97,7 +98,7 @@ class StudyProgress:
             if self._live is not None:
                 self._live.stop()
 
-    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+    def ended(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Show the study's state after a trial, now or a little later."""
         if self._quiet:
             return
@@ -107,25 +108,29 @@ class StudyProgress:
         if self._last_end - self._last_state >= _SECONDS_BETWEEN_STATES:
             self._show_changed()
 
+    def over(self, study: optuna.Study) -> None:
+        """Show the study's state at the end, also if no trial has ended in this process."""
+        self._changed = None if self._quiet else study
+
     def _show_changed(self) -> None:
         """Show the study's state if a trial has ended since it was shown."""
-        from hpo_mab._plan import Plan
-        from hpo_mab.search._target import Target
+        from hpo_mab._results import Results
+        from hpo_mab.search._target import StudyTarget
 
         study, self._changed = self._changed, None
         if study is None:
             return
-        plan = Plan(trials := study.get_trials(deepcopy=False))
+        results = Results(trials := study.get_trials(deepcopy=False))
         if self._curves is not None:
             # Another command may have raised it.
-            self._trials = max(self._trials, Target.load(study).trials)
-        done = plan.finished
+            self._trials = max(self._trials, StudyTarget.load(study).trials)
+        done = results.finished
         if self._done_before is None:
             # Several trials may have ended together by now, here or in other processes.
             began = self._began_at
             earlier = [t for t in trials if t.datetime_complete and t.datetime_complete < began]
-            self._done_before = Plan(earlier).finished
-        self._state = self._describe(study, trials, plan)
+            self._done_before = Results(earlier).finished
+        self._state = self._describe(study, trials, results)
         self._last_state = time.monotonic()
         if self._live is not None:
             completed = min(done, self._trials)
@@ -163,7 +168,7 @@ class StudyProgress:
         elif self._is_time_for_a_line(0):
             self._console.print(f"{self._label}: {self._state}; {text}", soft_wrap=True)
 
-    def running_again(self, shares: Mapping[int, float]) -> None:
+    def testing(self, shares: Mapping[int, float]) -> None:
         """Show how far the best trial is, which is trained again for its test accuracy."""
         self.running(shares, again=True)
 
@@ -181,8 +186,10 @@ class StudyProgress:
             text += f", {duration(whole * (1 - share))} left of it"
         return text
 
-    def _describe(self, study: optuna.Study, trials: Sequence[FrozenTrial], plan: Plan) -> str:
-        counts, done = plan.counts(), plan.finished
+    def _describe(
+        self, study: optuna.Study, trials: Sequence[FrozenTrial], results: Results
+    ) -> str:
+        counts, done = results.counts(), results.finished
         # The value of a pruned trial is its last report, which is not a final accuracy.
         complete = [trial.value or 0.0 for trial in trials if trial.state.name == "COMPLETE"]
         parts = [f"{done}/{self._trials} trials", f"{counts['pruned']} pruned"]
@@ -209,11 +216,11 @@ class StudyProgress:
             study: The study.
             by_trials: Seconds until all its trials are done.
         """
-        from hpo_mab.search._target import Target
+        from hpo_mab.search._target import StudyTarget
 
         if self._curves is None:
             return by_trials
-        target = Target.load(study)
+        target = StudyTarget.load(study)
         now, spent = time.monotonic(), target.share_spent(study, self._curves)
         self._spent_first = self._spent_first or (now, spent)
         # Since the first trial ended here: what was spent before has another pace.

@@ -117,7 +117,8 @@ _DECIDING = ("cpu", "gpus", "python", "hpo_mab", "numpy", "torch")
 def _changes(store: Storage, study: str) -> list[str]:
     """What is other here than where a study began."""
     from hpo_mab._machine import environment
-    from hpo_mab.storage import StoredDefinition, open_study
+    from hpo_mab.storage import open_study
+    from hpo_mab.storage._definition import StoredDefinition
 
     began = StoredDefinition.load(open_study(store, study)).environment
     before, here = ({**parts, **parts.get("packages", {})} for parts in (began, environment()))

@@ -63,7 +63,7 @@ def report(
     from hpo_mab.compare import comparison_record, report_html
 
     opt.silence_optuna()
-    refuse_unwritable(output, record)
+    refuse_unwritable(output, record, read=studies)
     comparison = _read_comparison(studies, storage, reference)
     summary = comparison.summarise()
     text = comparison_record(comparison, summary)

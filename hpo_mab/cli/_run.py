@@ -100,7 +100,7 @@ def run(
         raise typer.Exit(130)
     # Last: the result is printed even if the pages cannot be written. Imported here: what the pages
     # need may take longer to load than the first trial takes to train.
-    from hpo_mab.dashboard import publish_study
+    from hpo_mab.dashboard._publish import publish_study
 
     if not store.in_memory:
         images = runner.objective.workload.images

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab._plan import Attempt, Plan
+from hpo_mab._plan import Attempt
+from hpo_mab._results import Results
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import study_names
 
@@ -58,13 +59,14 @@ def _show_studies(storage: str, *, as_json: bool) -> None:
     from rich.table import Column, Table
 
     from hpo_mab.cli._output import console
-    from hpo_mab.storage import Storage, StoredDefinition, open_study
+    from hpo_mab.storage import Storage, open_study
+    from hpo_mab.storage._definition import StoredDefinition
 
     def trials(summary: StudySummary) -> int:
         """Finished trials of a study that hpo-mab made; all trials of another one."""
         if not StoredDefinition.is_in(summary.user_attrs):
             return summary.n_trials
-        return Plan(open_study(store, summary.study_name).get_trials(deepcopy=False)).finished
+        return Results(open_study(store, summary.study_name).get_trials(deepcopy=False)).finished
 
     store = Storage(storage, create=False)
     summaries = optuna.get_all_study_summaries(storage=store.optuna)
@@ -96,7 +98,8 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
 
     from hpo_mab.cli._output import console
     from hpo_mab.compare._text import parameters
-    from hpo_mab.storage import Storage, StoredDefinition, open_study
+    from hpo_mab.storage import Storage, open_study
+    from hpo_mab.storage._definition import StoredDefinition
 
     study = open_study(Storage(storage, create=False), name)
     ours = StoredDefinition.is_in(study.user_attrs)
@@ -179,14 +182,14 @@ def _why_failed(attrs: Mapping[str, Any]) -> str | None:
 
 def _promoted(trials: Sequence[FrozenTrial]) -> list[str]:
     """Of each trial, which one continues it or trains it in full; empty if none does."""
-    promoted = Plan(trials).promoted
+    promoted = Results(trials).numbers_promoted
     texts = {one.promotes: f", see trial {one.number}" for one in map(Attempt.of, trials)}
     return [texts[t.number] if t.number in promoted else "" for t in trials]
 
 
 def _value_form(study_attrs: Mapping[str, Any]) -> str:
     """Format of a study's values; their unit is not known where another program made it."""
-    from hpo_mab.storage import StoredDefinition
+    from hpo_mab.storage._definition import StoredDefinition
 
     return ".2%" if StoredDefinition.is_in(study_attrs) else ".6g"
 

@@ -41,13 +41,13 @@ def worker(
         if until_eof:
             interrupt_at_eof()
         from hpo_mab.cli._progress import StudyProgress
-        from hpo_mab.search import join_study
-        from hpo_mab.search._target import Target
+        from hpo_mab.search._runner import join_study
+        from hpo_mab.search._target import StudyTarget
         from hpo_mab.storage import Storage, open_study
 
         opt.silence_optuna()
         store = Storage(storage, create=False)
-        target = Target.load(open_study(store, study))
+        target = StudyTarget.load(joined := open_study(store, study))
         with StudyProgress(
             trials=target.trials, label=study, quiet=quiet, curves=store.curves
         ) as progress:
@@ -60,5 +60,6 @@ def worker(
                 workers=workers,
                 on_trial=progress,
             )
+            progress.over(joined)
     if interrupted:
         raise typer.Exit(130)

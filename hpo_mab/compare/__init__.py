@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpo_mab._machine import environment
 from hpo_mab._registry import lazy_names
 from hpo_mab.compare._answers import Answer, answers, caveats, verdict
 from hpo_mab.compare._html import report_html
-from hpo_mab.compare._incumbents import IncumbentCurve, incumbent_curve
 from hpo_mab.compare._record_file import ComparisonRuns, comparison_record, read_record
 from hpo_mab.compare._records import (
     ArmSummary,
     ComparisonSummary,
     Contrast,
     CostToTarget,
-    Currency,
     FidelityRow,
     PairedRow,
 )
@@ -36,16 +33,12 @@ __all__ = [
     "ComparisonSummary",
     "Contrast",
     "CostToTarget",
-    "Currency",
     "FidelityRow",
-    "IncumbentCurve",
     "PairedRow",
     "answers",
     "caveats",
     "comparison_record",
-    "environment",
     "evidence_of",
-    "incumbent_curve",
     "read_record",
     "report_html",
     "run_comparison",

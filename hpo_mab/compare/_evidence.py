@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import optuna
 
-from hpo_mab._attributes import AUTO, UNIFORM, StudySettings
+from hpo_mab._attributes import AUTO, UNIFORM
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.advantage import DEFAULT_MARGIN, FEWEST_PAIRS, Evidence, measure_evidence, pair_curves
+from hpo_mab._stored_settings import StudySettings
+from hpo_mab.advantage import Evidence, measure_evidence, pair_curves
+from hpo_mab.advantage._evidence import DEFAULT_MARGIN, FEWEST_PAIRS
 from hpo_mab.compare._stored import selected
 from hpo_mab.compare._summary import stopped_pairs
 from hpo_mab.pruners._evidence import pairs_of_trials

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
-from hpo_mab._errors import ArgumentError, SpecError, failure_reason
+from hpo_mab._errors import ArgumentError, HpoMabWarning, SpecError, failure_reason
 from hpo_mab._plan import derive_seed
 from hpo_mab.compare._record_file import ComparisonRuns
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyRunner, StudySpec, load_splits, make_objective
+from hpo_mab.search import StudyRunner, StudySpec
 from hpo_mab.search._definition import ArmSection, PrunerSection, SamplerSection
+from hpo_mab.search._observer import OnTrial
+from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._runner import Launch
 from hpo_mab.search._study import check_reference, check_study, choose_names
-from hpo_mab.search._trial_loop import OnTrial
 from hpo_mab.storage import Storage, StudyRun, open_study
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training import Budget, select_device
@@ -66,10 +67,6 @@ StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[On
 #: Called before each training of an incumbent: with the study's name, the training's number from 1,
 #: and the number of trainings.
 RetrainCallback = Callable[[str, int, int], None]
-
-
-class RetrainWarning(UserWarning):
-    """The best trial of an arm could not be trained again."""
 
 
 def run_comparison(
@@ -138,7 +135,7 @@ def comparison_names(
     studies = {
         (arm, study.seed): study for arms in _arms_by_seed(spec) for arm, study in arms.items()
     }
-    if spec.compare.seeds > 1 and any("reference" in s.sources for s in studies.values()):
+    if spec.compare.seeds > 1 and any("reference" in s.given_evidence for s in studies.values()):
         raise ArgumentError(
             "compare.seeds must be 1 with pruner.reference, a study of one seed, "
             f"got {spec.compare.seeds}."
@@ -237,7 +234,7 @@ def retrain(
             except Exception as error:  # A user's test set or network may raise anything.
                 reason = failure_reason(error)
                 text = f"The best trial of '{run.name}' has no test accuracy: {reason}."
-                warnings.warn(text, RetrainWarning, stacklevel=3)
+                warnings.warn(text, HpoMabWarning, stacklevel=3)
                 return ()
             scores = [*scores, accuracy]
             study.set_user_attr(RETRAINED_KEY, {**key, "accuracies": scores})

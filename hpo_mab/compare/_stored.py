@@ -9,22 +9,20 @@ import itertools
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from hpo_mab._attributes import SEED_KEY
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, HpoMabWarning, UnknownNameError, require
 from hpo_mab.compare._record_file import ComparisonRuns
 from hpo_mab.compare._runner import stored_scores
 from hpo_mab.data import DataIdentity
-from hpo_mab.storage import DEFAULT_URL, Storage, StoredDefinition, StudyRun, open_study, read_run
+from hpo_mab.storage import DEFAULT_URL, Storage, StudyRun, open_study, read_run
 from hpo_mab.storage import study_names as names_in
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.training import Budget
 
 _ARM = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
-
-
-class ForeignStudyWarning(UserWarning):
-    """Studies that match a pattern and cannot be compared."""
 
 
 def _parsed(text: str) -> tuple[str | None, str, str]:
@@ -72,8 +70,9 @@ def stored_comparison(
         UnknownNameError: A name that no database holds, or an unknown reference.
     """
     for name, value in (("studies", studies), ("storages", storages)):
-        if isinstance(value, str):
-            raise ArgumentError(f"{name} must be a list of names, got '{value}'.")
+        # The type alone is shown: a URL may hold a password.
+        known = not isinstance(value, str | Path | Storage)
+        require(known, name, "a list", type(value).__name__)
     if not studies:
         raise ArgumentError("studies must name at least one study, got none.")
     return _comparison(itertools.starmap(_StoredStudy.read, selected(studies, storages)), reference)
@@ -241,16 +240,12 @@ def _made_here(stored: Sequence[tuple[Storage, str]]) -> list[tuple[Storage, str
             f"{', '.join(others)}: left out, because hpo-mab run has not made them. To compare "
             "studies of your own loop, name them exactly."
         )
-        warnings.warn(text, ForeignStudyWarning, stacklevel=2)
+        warnings.warn(text, HpoMabWarning, stacklevel=2)
     return made or list(stored)
 
 
 def _refuse_unmatched(pattern: str, names: Sequence[str], storages: Sequence[Storage]) -> None:
     where = ", ".join(storage.shown_url for storage in storages)
     if not names:
-        raise ArgumentError(f"There is no study in {where}; 'hpo-mab run' makes one.")
-    if any(sign in pattern for sign in "*?["):
-        raise ArgumentError(
-            f"No study in {where} matches '{pattern}'; 'hpo-mab studies' lists them."
-        )
+        raise ArgumentError(f"There is no study in {where}.")
     raise UnknownNameError("study", pattern, names)

@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpo_mab._attributes import REASON_KEY, STACK_SLOTS_KEY, unlike
+from hpo_mab._attributes import REASON_KEY, STACK_SLOTS_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab._plan import FINISHED, OPEN, Plan
+from hpo_mab._plan import FINISHED_STATES, OPEN_STATES
+from hpo_mab._results import Results
+from hpo_mab._stored_settings import differing_keys
 from hpo_mab.advantage import (
     Estimate,
     PairedCurves,
-    Statistic,
     acceleration,
     advantage,
     compare_fidelity,
     mean_estimate,
     pair_curves,
 )
+from hpo_mab.advantage._fidelity import Statistic
 from hpo_mab.advantage._pairs import paired_slots, refuse_other_budgets
 from hpo_mab.advantage._signed_rank import signed_rank_p
 from hpo_mab.compare._incumbents import (
@@ -139,7 +141,7 @@ def _arm(name: str, runs: RunsBySeed) -> ArmSummary:
     incumbents = [runs[seed].best for seed in seeds]
     best = tuple(None if trial is None else trial.value for trial in incumbents)
     accuracies = [value for value in best if value is not None]
-    plans = [Plan(runs[seed].trials) for seed in seeds]
+    results = [Results(runs[seed].trials) for seed in seeds]
     saved = _total([run.saved_examples for run in runs.values()])
     examples = _total([run.examples for run in runs.values()])
     retrained = mean_estimate(np.asarray([mean_retrained(runs[seed]) for seed in seeds]))
@@ -149,7 +151,7 @@ def _arm(name: str, runs: RunsBySeed) -> ArmSummary:
         best_by_seed=best,
         best=mean_estimate(np.asarray(accuracies, float)),
         best_median=float(np.median(accuracies)) if accuracies else None,
-        trials=dict(sum((plan.states() for plan in plans), collections.Counter())),
+        trials=dict(sum((one.states() for one in results), collections.Counter())),
         examples=examples,
         seconds=_total([run.seconds for run in runs.values()]),
         saved_examples=saved,
@@ -160,7 +162,7 @@ def _arm(name: str, runs: RunsBySeed) -> ArmSummary:
         retrained=retrained if retrained.n else None,
         # A network that diverged classifies nothing; see `StudyRunner.train_again`.
         retrained_diverged=sum(score == 0.0 for run in runs.values() for score in run.retrained),
-        finished_by_seed=tuple(plan.finished for plan in plans),
+        finished_by_seed=tuple(one.finished for one in results),
     )
 
 
@@ -212,7 +214,7 @@ def _contrast(arm: RunsBySeed, reference: RunsBySeed) -> Contrast:
         stopped=stopped,
         examples=_examples_of(arm_runs) / _examples_of(reference_runs),
         pair_cost=pairs.cost,
-        differs=_differing_keys(arm_runs[0].spec, reference_runs[0].spec) if seeds else (),
+        differs=_differences(arm_runs[0].spec, reference_runs[0].spec) if seeds else (),
     )
 
 
@@ -221,11 +223,11 @@ def _examples_of(runs: Sequence[StudyRun]) -> float:
     return _total([run.examples for run in runs]) or math.nan
 
 
-def _differing_keys(spec: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+def _differences(spec: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
     """See `Contrast.differs`; none where a study has no definition."""
     if not (spec and other):
         return ()
-    return tuple(key for key in unlike(spec, other) if key != "sampler.kind")
+    return tuple(key for key in differing_keys(spec, other) if key != "sampler.kind")
 
 
 def _early_ends(
@@ -251,12 +253,12 @@ def _last_attempts(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]:
     attempts: dict[tuple[int, int], TrialRun] = {}
     for run in runs:
         # A slot that is being tried again has no outcome yet: its failed attempts do not count.
-        retried = {trial.slot for trial in run.trials if trial.state in OPEN}
+        retried = {trial.slot for trial in run.trials if trial.state in OPEN_STATES}
         for trial in run.trials:
             if not trial.paired or trial.twin:
                 continue
             key = (run.seed, trial.slot)
-            if trial.state in FINISHED and trial.budgets == 1:
+            if trial.state in FINISHED_STATES and trial.budgets == 1:
                 attempts[key] = trial
             elif trial.state == "fail" and REASON_KEY in trial.attrs and trial.slot not in retried:
                 attempts.setdefault(key, trial)

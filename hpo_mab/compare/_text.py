@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab._attributes import SAMPLER_KEY, Section, StudySettings, is_range
+from hpo_mab._attributes import SAMPLER_KEY
+from hpo_mab._stored_settings import Section, StudySettings, is_range
 
 if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun, TrialRun

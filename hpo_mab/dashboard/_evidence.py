@@ -17,16 +17,15 @@ from hpo_mab._attributes import (
     GIVEN_KEY,
     RACE_KEY,
     UNIFORM,
-    StudySettings,
 )
+from hpo_mab._stored_settings import StudySettings
 from hpo_mab.advantage import Evidence, Rung
 from hpo_mab.compare._tables import coefficient, points, ratio
 from hpo_mab.dashboard._notes import escaped, markdown_table
 from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.pruners._advantage_pruner import Placement, place
-from hpo_mab.search import create_pruner
 from hpo_mab.search._choice import Choice, stored_choice
-from hpo_mab.search._pruners import always_averages
+from hpo_mab.search._pruners import always_averages, create_pruner
 
 
 def evidence_note(study: optuna.Study, settings: StudySettings) -> str:

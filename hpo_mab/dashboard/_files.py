@@ -27,7 +27,7 @@ from hpo_mab._errors import StorageError
 from hpo_mab._examples import ExampleRecord, labels_digest
 from hpo_mab.dashboard._notes import escaped, markdown_table, storage_option
 from hpo_mab.data import ImageData
-from hpo_mab.storage import files_folder
+from hpo_mab.storage._open import files_folder
 from hpo_mab.storage._optuna import ARTIFACT, id_of, storage_of
 from hpo_mab.storage._tables import STUDY_ATTRIBUTES
 from hpo_mab.training import Evaluation

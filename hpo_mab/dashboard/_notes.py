@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
-from hpo_mab._plan import Plan
+from hpo_mab._results import Results
 from hpo_mab.compare._text import parameter_rows, repeats_text, study_facts, trial_text, twins_text
 from hpo_mab.pruners import why_pruned
 from hpo_mab.search._confirm import best_first
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 #: Separates our part of a note from the user's.
 SEPARATOR = "*Regenerated after each run; your text below this line is kept.*"
 _HINTS = (
-    "Figures are on the study's first page. A pruned trial's note has the reason. A trial's "
-    "attribute `hpo_mab:slot` is the number of its configuration, which repeated trials keep. "
-    "`hpo_mab:paired` says whether the trial may be in a pair of a comparison."
+    "Figures are on the study's first page. In `hpo-mab dashboard` a pruned trial's note has the "
+    "reason. A trial's attribute `hpo_mab:slot` is the number of its configuration, which repeated "
+    "trials keep. `hpo_mab:paired` says whether the trial may be in a pair of a comparison."
 )
 
 
@@ -136,8 +136,8 @@ def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str
 
 
 def _fact_rows(run: StudyRun) -> list[tuple[str, str]]:
-    plan = Plan(run.trials)
-    counts, without_twins = plan.states(twins=True), plan.states()
+    results = Results(run.trials)
+    counts, without_twins = results.states(twins=True), results.states()
     states = ("complete", "pruned", "fail", "running")
     names = {"fail": "failed"}
     shown = ", ".join(f"{counts[s]} {names.get(s, s)}" for s in states if counts[s])

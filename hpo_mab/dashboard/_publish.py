@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from hpo_mab._attributes import BUDGET_KEY, CONFIRMED_KEY, PUBLISHED_KEY, TEST_KEY
-from hpo_mab._plan import ENDED
+from hpo_mab._plan import ENDED_STATES
 from hpo_mab.dashboard._evidence import evidence_note
 from hpo_mab.dashboard._figures import comparison_figures, study_figures
 from hpo_mab.dashboard._files import (
@@ -30,8 +30,9 @@ from hpo_mab.dashboard._notes import confirmed_note, keep_users_part, study_note
 from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.data import ImageData
 from hpo_mab.search._confirm import stored_repeats
-from hpo_mab.storage import Storage, StoredDefinition, StudyRun, open_study, read_run, study_names
+from hpo_mab.storage import Storage, StudyRun, open_study, read_run, study_names
 from hpo_mab.storage._curves import chunks
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.storage._open import STORAGE_ERRORS
 from hpo_mab.storage._optuna import AttributeSink, id_of
 from hpo_mab.storage._process import diagnose
@@ -189,7 +190,7 @@ def _publish_one(
 ) -> None:
     # Read once: a training that is stored after this is published by the next `refresh`.
     study_id, attrs = id_of(study), study.user_attrs
-    ended = sum(trial.state in ENDED for trial in run.trials)
+    ended = sum(trial.state in ENDED_STATES for trial in run.trials)
     is_large = sum(len(trial.curve) for trial in run.trials) >= LARGE
     examples, listed = _examples(storage, run, study, images)
     # Of two processes that publish a study, the later one sees what the earlier one has stored.
@@ -308,7 +309,7 @@ def _is_ours(storage: Storage, study: optuna.Study) -> bool:
 def _news(storage: Storage, study: optuna.Study) -> tuple[bool, bool]:
     """Whether trials have ended, and whether any were confirmed, since it was published."""
     # Counted without reading the trials, which takes seconds.
-    states = [TrialState[name.upper()] for name in ENDED]
+    states = [TrialState[name.upper()] for name in ENDED_STATES]
     ended = TRIALS.c.study_id == id_of(study), TRIALS.c.state.in_(states)
     with storage.optuna.engine.connect() as connection:
         finished = connection.scalar(sa.select(sa.func.count()).where(*ended))

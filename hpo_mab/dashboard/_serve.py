@@ -152,8 +152,9 @@ def _add_reasons(trials: Iterable[dict[str, Any]]) -> None:
     for trial in trials:
         if trial["state"] == "Pruned" and not trial["note"]["body"]:
             attrs = {each["key"]: each["value"] for each in trial["user_attrs"]}
-            # The dashboard cuts JSON of more than 1,024 characters off.
-            with contextlib.suppress(ValueError):
+            # The dashboard cuts JSON of more than 1,024 characters off. A record of another version
+            # may lack a key, which must not cost the page.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 if PRUNED_KEY in attrs:
                     attrs[PRUNED_KEY] = json.loads(attrs[PRUNED_KEY])
                 trial["note"]["body"] = pruning_note(attrs)

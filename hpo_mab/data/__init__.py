@@ -11,23 +11,18 @@ from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
     from hpo_mab._labels import labels_of
-    from hpo_mab.data._folder import DataWarning
     from hpo_mab.data._identity import DataIdentity
     from hpo_mab.data._images import Augmentation, ImageData, Normalization
-    from hpo_mab.data._load import available, default_augmentation, load_splits
-    from hpo_mab.data._splits import DatasetSplits, Exclusion, ImageSplits, split
+    from hpo_mab.data._load import load_splits
+    from hpo_mab.data._splits import DatasetSplits, ImageSplits, split
 
 __all__ = [
     "Augmentation",
     "DataIdentity",
-    "DataWarning",
     "DatasetSplits",
-    "Exclusion",
     "ImageData",
     "ImageSplits",
     "Normalization",
-    "available",
-    "default_augmentation",
     "labels_of",
     "load_splits",
     "split",

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 
 from hpo_mab import _machine
-from hpo_mab._errors import DataError, check_integer
+from hpo_mab._errors import DataError, HpoMabWarning, check_integer
 from hpo_mab.data import _images, _pictures
 from hpo_mab.data._images import ImageData
 
@@ -34,10 +34,6 @@ _SAMPLED = 256
 _NAMED = 20
 
 _Files: TypeAlias = list[tuple[Path, int]]
-
-
-class DataWarning(UserWarning):
-    """Images of a folder that were left out or that show nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +89,7 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
         decoded = _decode(root, layout, size=_checked_size(layout.everything, size))
         _images.write(root, decoded, name=name, key=key)
     for text in decoded.warnings:
-        warnings.warn(text, DataWarning, stacklevel=4)
+        warnings.warn(text, HpoMabWarning, stacklevel=4)
     for part in decoded.parts.values():
         part.files = key
     return dataclasses.replace(decoded, notes=layout.notes)

@@ -249,11 +249,6 @@ _CLASSES_SHOWN = 10
 _log = logging.getLogger("hpo_mab.data")
 
 
-def available() -> tuple[str, ...]:
-    """Names of this package that `load_splits` takes, sorted."""
-    return tuple(DATA_SETS)
-
-
 def load_splits(
     name: Named,
     *,
@@ -279,15 +274,16 @@ def load_splits(
     fifth of the training examples is the test part.
 
     Args:
-        name: One of `available`, or such a function or its name.
+        name: Such as ``"digits"``, ``"cifar10"`` or ``"image_folder"``; or such a function or its
+            name.
         validation: Share of the training examples to validate on, in (0, 1), each class in
             proportion; not used where validation examples come with the data set.
         seed: Seed of that split.
         root: Folder of the data: torchvision's root, or the folder of an ``image_folder``.
             ``digits`` needs none.
         download: Whether to fetch what is missing.
-        exclude: File of training images to leave out, see `Exclusion`; the validation and the test
-            part stay whole, so that accuracies can be compared.
+        exclude: File of training images to leave out, as ``hpo-mab examples --drop`` writes it; the
+            validation and the test part stay whole, so that accuracies can be compared.
         **more: Options of the data set; ``image_folder`` takes ``size``.
 
     Raises:
@@ -326,7 +322,7 @@ def _loaded(name: Named, more: Mapping[str, Any], **given: Any) -> _images.Decod
         found = DATA_SETS.maker(name, **given)(**more)
     except (Exception, SystemExit) as error:
         # Of our own data sets, any other error is a fault of this package.
-        if isinstance(error, HpoMabError) or name in available():
+        if isinstance(error, HpoMabError) or name in DATA_SETS:
             raise
         raise DataError(f"data set '{name_of(name)}': {failure_reason(error)}") from error
     if not isinstance(found, _images.Decoded):
@@ -383,7 +379,7 @@ def default_augmentation(name: Named, *, image_size: tuple[int, int]) -> Augment
     """The augmentation that suits a data set: shifts by an eighth; mirrored where that is safe.
 
     Args:
-        name: One of `available`, or another data set's, whose images are not mirrored.
+        name: As for `load_splits`; images of one from elsewhere are not mirrored.
         image_size: Height and width in pixels.
 
     Raises:

@@ -42,14 +42,6 @@ class Exclusion:
         data: Name of the data set, for messages.
         files: Digest of the file names of all training images; empty matches any.
         path: The file, for messages.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from hpo_mab.data import Exclusion
-        >>> list_of_two = Exclusion(labels="1f", indices=(3, 5), data="digits")
-        >>> _ = Path("left_out.json").write_text(list_of_two.to_json())
-        >>> Exclusion.load("left_out.json").indices
-        (3, 5)
     """
 
     labels: str

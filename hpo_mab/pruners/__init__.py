@@ -1,13 +1,12 @@
 """Pruners for Optuna studies, and why a trial was pruned."""
 
 from hpo_mab.pruners._advantage_pruner import AdvantagePruner
-from hpo_mab.pruners._evidence import AdvantageWarning, RungFidelity
+from hpo_mab.pruners._evidence import RungFidelity
 from hpo_mab.pruners._promotion import PromotionPruner, TopKPruner
 from hpo_mab.pruners._reasons import why_pruned
 
 __all__ = [
     "AdvantagePruner",
-    "AdvantageWarning",
     "PromotionPruner",
     "RungFidelity",
     "TopKPruner",

@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial
 from hpo_mab._attributes import PRUNED_KEY, RUNG_KEY
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
 from hpo_mab._plan import Attempt
-from hpo_mab.advantage import DEFAULT_MARGIN, Evidence
-from hpo_mab.advantage._evidence import EvidenceLike, read_evidence
+from hpo_mab.advantage import Evidence
+from hpo_mab.advantage._evidence import DEFAULT_MARGIN, EvidenceLike, read_evidence
 from hpo_mab.pruners._evidence import EvidenceKeeper, RungFidelity
 from hpo_mab.storage._optuna import id_of, needed_at_rung, storage_of
 
@@ -134,7 +134,7 @@ class AdvantagePruner(BasePruner):
     attribute ``hpo_mab:evidence``, shared by all workers; one pruner may serve several studies.
     Without evidence that moves a rung, and for uniform trials, every decision is that of
     ``SuccessiveHalvingPruner`` with the same settings, unless fidelity moves the first rung.
-    Without such evidence an `AdvantageWarning` is issued once a study.
+    Without such evidence an `HpoMabWarning` is issued once a study.
 
     The first rung lies later unless the ranking of the first trials there is shown to agree with
     their final one, see `RungFidelity`. Where it lies later, evidence moves no rung. Only trials

@@ -25,21 +25,13 @@ from hpo_mab._attributes import (
     RACE_KEY,
     TWIN_KEY,
     UNIFORM,
-    StudySettings,
     has_spent_budget,
 )
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, HpoMabWarning
 from hpo_mab._plan import Attempt
-from hpo_mab.advantage import (
-    DEFAULT_MARGIN,
-    FEWEST_PAIRS,
-    Estimate,
-    Evidence,
-    PairedCurves,
-    fidelity,
-    measure_evidence,
-)
-from hpo_mab.advantage._evidence import difference_of_task
+from hpo_mab._stored_settings import StudySettings
+from hpo_mab.advantage import Estimate, Evidence, PairedCurves, fidelity, measure_evidence
+from hpo_mab.advantage._evidence import DEFAULT_MARGIN, FEWEST_PAIRS, difference_of_task
 from hpo_mab.advantage._pairs import same_configuration
 from hpo_mab.storage._optuna import storage_of
 
@@ -238,10 +230,6 @@ def _count_ended(trials: Sequence[FrozenTrial]) -> int:
     return sum(trial.state.is_finished() for trial in trials)
 
 
-class AdvantageWarning(UserWarning):
-    """The advantage pruner has no evidence that moves a rung earlier."""
-
-
 class EvidenceKeeper:
     """Keeps a study's evidence in memory, so that a decision does not query the database.
 
@@ -328,7 +316,7 @@ class EvidenceKeeper:
         )
         warnings.warn(
             f"AdvantagePruner decides no rung earlier than successive halving: {why}.",
-            AdvantageWarning,
+            HpoMabWarning,
             stacklevel=3,
         )
 
@@ -417,7 +405,7 @@ class EvidenceKeeper:
         warnings.warn(
             f"The evidence given is of {different}: it is not used, and trials are pruned as by "
             "successive halving.",
-            AdvantageWarning,
+            HpoMabWarning,
             stacklevel=2,
         )
         self._given = False

@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, TWIN_KEY
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
-from hpo_mab._plan import Attempt, Plan
+from hpo_mab._plan import Attempt
+from hpo_mab._results import Results
 
 #: Checkpoints of a rung that are kept beyond those of trials that are likely to continue: in small
 #: studies all of them.
@@ -85,8 +86,8 @@ class TopKPruner(BasePruner):
             study: A study with this pruner.
         """
         trials = study.get_trials(deepcopy=False)
-        plan = Plan.of(study)
-        numbers = plan.stopped - plan.promoted
+        results = Results.of(study)
+        numbers = results.numbers_stopped - results.numbers_promoted
         stopped = [
             trial
             for trial in trials
@@ -230,7 +231,7 @@ class PromotionPruner(BasePruner):
             is_saved: Whether a complete trial's state is saved, so that it can continue; None: no
                 complete trial continues.
         """
-        taken = Plan.of(study).promoted
+        taken = Results.of(study).numbers_promoted
         for trial in self.continuable(study, every=every):
             if trial.number in taken:
                 continue

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import abc
-import enum
 import functools
-import hashlib
 import inspect
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Required, Self, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from hpo_mab._errors import (
-    ArgumentError,
-    is_integer,
-    name_of,
-    plain,
-    plain_arguments,
-    require,
-)
+from hpo_mab._errors import ArgumentError, is_integer, plain_arguments, require, stored_arguments
 from hpo_mab._examples import labels_digest
 from hpo_mab._labels import class_labels
 from hpo_mab._registry import class_signature
@@ -66,49 +55,6 @@ class CommonArguments(TypedDict, total=False):
 
 #: Arguments of every sampler, which do not count as a sampler's options.
 _COMMON = {"labels", *CommonArguments.__annotations__}
-
-
-def _stored_options(
-    signature: inspect.Signature, args: Iterable[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A sampler's options by name, in a form that a file can hold.
-
-    Defaults and arguments passed by ``**`` are included. Saving and loading does not change the
-    result. It is empty if the arguments do not fit the signature; the call then raises TypeError.
-    """
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError:
-        return {}
-    bound.apply_defaults()
-    found: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        found.update(value if rest else {name: value})
-    return {name: _stored_form(value) for name, value in found.items() if name not in _COMMON}
-
-
-def _stored_form(value: Any) -> Any:
-    """A value as a file can hold it.
-
-    An array becomes a digest of its numbers, a function its name, any other object its type.
-    """
-    value = plain(value.value if isinstance(value, enum.Enum) else value)
-    if isinstance(value, float) and math.isnan(value):
-        return "nan"  # NaN does not equal itself.
-    if isinstance(value, list | tuple):
-        return [_stored_form(part) for part in value]
-    if isinstance(value, Mapping):
-        return {str(key): _stored_form(part) for key, part in value.items()}
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    if isinstance(value, Tensor | np.ndarray):
-        value = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
-        numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().contiguous()
-        return hashlib.blake2b(numbers.numpy().data, digest_size=16).hexdigest()
-    if callable(value):
-        return name_of(value)
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 class BatchSampler(Sampler[list[int]], abc.ABC):
@@ -180,7 +126,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """Store the options: a state can only be loaded by a sampler with the same ones."""
         made = super().__new__(cls)
         if args or kwargs:  # `copy` and `pickle` call this without arguments.
-            made._options = _stored_options(cls.__signature__, args, kwargs)
+            made._options = stored_arguments(cls.__signature__, args, kwargs, skip=_COMMON)
         return made
 
     @plain_arguments

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hpo_mab._errors import ArgumentError, HpoMabError
+from hpo_mab._errors import ArgumentError, HpoMabError, HpoMabWarning
 from hpo_mab._labels import class_labels
 
 _Given = TypeVar("_Given")
@@ -106,6 +106,7 @@ class DrawQueue(collections.deque[Draw]):
                 f"{what}. Call update for each batch that was trained on, and discard for batches "
                 "without losses; with indices= or targets= a wrong answer raises. This warning is "
                 "given once.",
+                HpoMabWarning,
                 stacklevel=4,
             )
 

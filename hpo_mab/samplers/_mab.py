@@ -12,13 +12,9 @@ from torch import Tensor
 
 from hpo_mab._errors import require
 from hpo_mab._registry import Named
-from hpo_mab.bandits import (
-    BanditEngine,
-    BanditSettings,
-    DeviceEngine,
-    HostEngine,
-    stratified_shares,
-)
+from hpo_mab.bandits._device import DeviceEngine
+from hpo_mab.bandits._host import HostEngine
+from hpo_mab.bandits._settings import BanditEngine, BanditSettings, stratified_shares
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
 from hpo_mab.samplers._feedback import Draw
 
@@ -90,9 +86,9 @@ class MABSampler(BatchSampler):
         epsilon: Of ``"epsilon_greedy"``, in [0, 1].
         temperature: Of ``"softmax"``, positive.
         reward: Which losses of a batch are rewarded: ``"above_average"``, those that reach the
-            moving average; or another rule like
-            `hpo_mab.bandits.above_average`: the function, or its name ``"package.module:name"``. It
-            returns booleans; losses may have a leading dimension for the networks of a stack.
+            moving average; or another function of the losses and that average, or its name
+            ``"package.module:name"``. It returns a boolean for each loss; losses may have a leading
+            dimension for the networks of a stack.
 
     Raises:
         ArgumentError: An argument outside its bound, a negative ``seed``, or ``memory`` together

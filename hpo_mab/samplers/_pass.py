@@ -13,7 +13,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from hpo_mab._errors import UnknownNameError, require
+from hpo_mab._errors import HpoMabWarning, UnknownNameError, require
 from hpo_mab.samplers._base import CommonArguments
 from hpo_mab.samplers._feedback import Draw
 from hpo_mab.samplers._streams import (
@@ -142,6 +142,7 @@ class ArazoSampler(PassSampler):
             warnings.warn(
                 f"{type(self).__name__} at budget 1.0 draws every example once a pass, which is "
                 "uniform shuffling; use corrected=True or a smaller budget.",
+                HpoMabWarning,
                 stacklevel=3,
             )
         self.corrected = self._replacement = corrected

@@ -2,7 +2,7 @@
 
 Names are imported when first used: a definition is read and refused without torch.
 
-The modules in the order in which ``hpo-mab run`` uses them:
+The modules, first those that ``hpo-mab run`` uses, in its order:
 
 Definition
     ``_load`` reads TOML and overrides into the sections of ``_definition``. ``_ranges`` turns
@@ -10,22 +10,23 @@ Definition
     ``_prepare`` checks all names, loads the data and makes the objective.
 Study
     ``_study`` makes or continues the study in the database. ``_target`` is how many trials it
-    shall have, ``_evidence_file`` what it takes from a file of evidence. ``_pruners`` and
-    ``_searchers`` make Optuna's pruner and sampler.
+    shall have and what they have spent, ``_evidence_file`` what it takes from a file of evidence.
+    ``_pruners`` and ``_searchers`` make Optuna's pruner and sampler.
 Next trial
-    `hpo_mab._plan` counts trials and says what is next. ``_claim`` begins the next trial with the
-    study's lock held. ``_queue`` queues twins and retries. ``_race``, ``_choice`` and
-    ``_portfolio`` are ``sampler.kind = "auto"``.
+    `hpo_mab._plan` says what is next, `hpo_mab._results` which trials count. ``_claim`` begins the
+    next trial with the study's lock held. ``_retries`` queues lost trials again,
+    ``_twins`` twins. ``_race``, ``_choice`` and ``_portfolio`` are ``sampler.kind = "auto"``.
 Worker
-    ``_runner`` runs a study. ``_trial_loop`` trains one trial at a time, ``_stack_loop`` with
-    ``_stacks`` many. ``_slots`` chooses how many.
+    ``_runner`` runs a study; an ``_observer`` is called meanwhile. ``_trial_loop`` trains one trial
+    at a time, ``_stack_loop`` with ``_stacks`` many. ``_slots`` chooses how many.
 Trial
-    ``_objective`` gives a trial its slot and configuration. ``_workload`` makes its training.
-    ``_recorder`` trains it, reports it and stores its curve. ``_checkpoint`` saves it.
+    ``_objective`` gives a trial its slot and configuration, ``_trial_samplers`` its batch sampler.
+    ``_workload`` makes its training. ``_trial_record`` trains it, reports it and stores its curve.
+    ``_checkpoint`` saves it.
 Loops of users
-    ``_reporter`` reports their evaluations. ``_recorded`` makes trials from another tuner's.
+    ``_reporter`` reports their evaluations. ``_imported_trials`` makes trials from another tuner's.
 Stored studies
-    ``_stored`` opens one to train again, for ``_replay``, ``_confirm`` and ``_examples``. ``_copy``
+    ``_stored`` opens one, for ``_replay``, ``_confirm`` and ``_examples``. ``_copy``
     copies or moves one.
 """
 
@@ -37,38 +38,31 @@ from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
     from hpo_mab.search._claim import StudyFailedError
-    from hpo_mab.search._confirm import Candidate, Confirmation, confirm
+    from hpo_mab.search._confirm import Confirmation, confirm
     from hpo_mab.search._copy import copy_study
     from hpo_mab.search._definition import StudySpec
-    from hpo_mab.search._load import builtin_names, load_spec, make_spec
+    from hpo_mab.search._imported_trials import recorded_trial
+    from hpo_mab.search._load import load_spec, make_spec
     from hpo_mab.search._objective import TrainingObjective
-    from hpo_mab.search._prepare import load_splits, make_objective
-    from hpo_mab.search._pruners import create_pruner
-    from hpo_mab.search._recorded import recorded_trial
+    from hpo_mab.search._observer import Observer
     from hpo_mab.search._replay import Replay, load_network, replay
-    from hpo_mab.search._reporter import ShortTrialWarning, TrialReporter
-    from hpo_mab.search._runner import RunOutcome, StudyRunner, join_study
+    from hpo_mab.search._reporter import TrialReporter
+    from hpo_mab.search._runner import RunOutcome, StudyRunner
 
 __all__ = [
-    "Candidate",
     "Confirmation",
+    "Observer",
     "Replay",
     "RunOutcome",
-    "ShortTrialWarning",
     "StudyFailedError",
     "StudyRunner",
     "StudySpec",
     "TrainingObjective",
     "TrialReporter",
-    "builtin_names",
     "confirm",
     "copy_study",
-    "create_pruner",
-    "join_study",
     "load_network",
     "load_spec",
-    "load_splits",
-    "make_objective",
     "make_spec",
     "recorded_trial",
     "replay",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import os
 import secrets
@@ -15,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import torch
 
-from hpo_mab._errors import failure_reason
+from hpo_mab._errors import HpoMabWarning, failure_reason
 from hpo_mab._plan import Place, Plan, slot_of
 from hpo_mab.pruners import PromotionPruner
-from hpo_mab.storage import STORAGE_ERRORS
+from hpo_mab.storage._open import STORAGE_ERRORS
 
 if TYPE_CHECKING:
-    from hpo_mab.search._recorder import TrialRecord
+    from hpo_mab.search._trial_record import TrialRecord
 
 # A trial has one file, `<study>-<slot>.pt`, replaced from time to time and removed when its slot
 # has its result. It is read as tensors and plain values only, never as a pickle that could run
@@ -29,14 +30,6 @@ if TYPE_CHECKING:
 
 #: Version of the files.
 _VERSION = 5
-
-
-class CheckpointWarning(UserWarning):
-    """A checkpoint cannot be written, or cannot be used.
-
-    A trial whose checkpoint cannot be used begins at zero; if it was to continue a complete trial,
-    it ends.
-    """
 
 
 class Checkpoints:
@@ -185,13 +178,15 @@ def _file_stem(key: str, place: Place) -> str:
 def _study_key(study: optuna.Study) -> str:
     """A digest of a study's name and start; only its copies (`hpo-mab copy`) share it."""
     first = study.get_trials(deepcopy=False)[0].datetime_start
-    text = f"{study.study_name}\x1f{first}"
+    # Optuna's times are local ones, and machines may differ in their time zone.
+    moment = first and first.astimezone(datetime.UTC).replace(tzinfo=None)
+    text = f"{study.study_name}\x1f{moment}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def warn_of_checkpoint(message: str) -> None:
     """Warn that a checkpoint cannot be written or used."""
-    warnings.warn(message, CheckpointWarning, stacklevel=3)
+    warnings.warn(message, HpoMabWarning, stacklevel=3)
 
 
 def warn_of_misfit(error: Exception) -> None:

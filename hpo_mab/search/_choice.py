@@ -10,15 +10,16 @@ from typing import Any, Literal, Self
 import numpy as np
 import optuna
 
-from hpo_mab._attributes import CHOICE_KEY, TotalBudget
+from hpo_mab._attributes import CHOICE_KEY
 from hpo_mab._errors import json_values
+from hpo_mab._stored_settings import TotalBudget
 from hpo_mab.advantage import Estimate
 from hpo_mab.advantage._pairs import interpolate
 from hpo_mab.advantage._signed_rank import can_be_shown, signed_rank_estimate
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class PairedTrial:
     """A trial that has ended.
 
     Attributes:
@@ -41,7 +42,7 @@ class Ended:
         where = np.asarray([share * steps[-1]])
         return float(interpolate(np.asarray(steps, dtype=np.float64), curve, where)[0])
 
-    def ahead_of(self, other: Ended, *, cost: float) -> float:
+    def ahead_of(self, other: PairedTrial, *, cost: float) -> float:
         """Its accuracy minus another trial's when both have trained for the same seconds.
 
         Both are compared at the time of the other trial's second-to-last evaluation, or of its only
@@ -63,7 +64,7 @@ class Standing:
         examples: Accuracy minus uniform's over pairs at equal examples, see
             `signed_rank_estimate`.
         seconds: The same at equal seconds. A slower challenger is compared at the time of uniform
-            sampling's second-to-last evaluation, see `Ended.ahead_of`.
+            sampling's second-to-last evaluation, see `PairedTrial.ahead_of`.
         cost: Training seconds divided by uniform's, median over pairs; NaN if not known.
         open: Whether further pairs could still show that it is ahead.
     """
@@ -94,7 +95,7 @@ class Standing:
     def of(
         cls,
         name: str,
-        pairs: Sequence[tuple[Ended, Ended]],
+        pairs: Sequence[tuple[PairedTrial, PairedTrial]],
         *,
         error: float,
         judged: str = "examples",

@@ -25,10 +25,12 @@ from hpo_mab._attributes import (
 from hpo_mab._errors import HpoMabError, failure_reason
 from hpo_mab._interrupts import raise_if_interrupted
 from hpo_mab._plan import Attempt, Next, Plan, budgets_of
+from hpo_mab._results import Results
 from hpo_mab.pruners import PromotionPruner, TopKPruner
-from hpo_mab.search._queue import close_lost, requeue
-from hpo_mab.search._target import Spending, Target
-from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.search._retries import close_lost, requeue
+from hpo_mab.search._target import Spending, StudyTarget
+from hpo_mab.storage import Storage
+from hpo_mab.storage._open import STORAGE_ERRORS
 from hpo_mab.storage._optuna import add_running, begin_waiting, id_of, running_trial, storage_of
 from hpo_mab.storage._process import hold, release, this_process
 
@@ -45,22 +47,22 @@ IsSaved = Callable[[FrozenTrial], bool]
 def claim(
     study: optuna.Study,
     storage: Storage,
-    taken: list[optuna.trial.Trial],
+    claimed: list[optuna.trial.Trial],
     *,
     count: int,
     queue_twins: QueueTwins = lambda study: False,
     is_saved: IsSaved | None = None,
 ) -> Next | None:
-    """Take the study's next trials with one lock: those that wait, else new ones.
+    """Append the study's next trials to ``claimed``: those that wait, else new ones.
 
     Finished and running trials together, twins not counted, never exceed the study's target. A
     running trial of another program has no slot; it counts only when it has finished. A new
     trial takes the slot after the highest that a trial has had.
 
-    Each trial is appended to ``taken`` as soon as it runs, so that the caller ends it if this
-    raises. It takes ``count`` trials; fewer, but at least one, if that takes longer than some
-    seconds, or after one that may end its worker. ``queue_twins`` is called with the study's lock
-    held. If ``is_saved`` is None, no complete trial continues.
+    Each trial is appended as soon as it runs, so that the caller ends it if this raises. It takes
+    ``count`` trials with one lock; fewer, but at least one, if that takes longer than some seconds,
+    or after one that may end its worker. ``queue_twins`` is called with the study's lock held. If
+    ``is_saved`` is None, no complete trial continues.
 
     Returns `Next.DONE` or `Next.WAIT` if the study has no more trials, else None.
 
@@ -68,19 +70,19 @@ def claim(
         StudyFailedError: Three trials in a row failed.
     """
     with storage.lock(study.study_name), storage.optuna.collect_writes():
-        target = Target.load(study)
+        target = StudyTarget.load(study)
         close_lost(study, storage)
         if target.total is None:
             # Without a total budget, complete trials would continue without end.
             is_saved = None
         spending = None if target.total is None else Spending(study, target, storage.curves)
-        most, began, ends = len(taken) + count, time.monotonic(), False
+        most, began, ends = len(claimed) + count, time.monotonic(), False
         while not ends:
             raise_if_interrupted()
             if spending is not None:
                 if spending.share >= 1:
                     return Next.DONE
-                if spending.promised >= 1:
+                if spending.share_when_done >= 1:
                     # A running trial may be pruned, which leaves room for another.
                     return Next.WAIT
             # Made again for each trial: the one before it counts.
@@ -90,16 +92,16 @@ def claim(
                 return following
             trial = _start_next(study, storage, plan, best)
             if trial is not None:
-                taken.append(trial)
+                claimed.append(trial)
                 # Suggestions may take long, and others wait for the lock: the caller claims again.
-                ends = len(taken) == most or time.monotonic() - began >= _CLAIM_SECONDS
+                ends = len(claimed) == most or time.monotonic() - began >= _CLAIM_SECONDS
                 # Trials claimed after one that ends its worker would be lost, too.
                 ends = ends or plan.is_suspect(trial.number)
     return None
 
 
 def _next_step(
-    study: optuna.Study, plan: Plan, target: Target, is_saved: IsSaved | None
+    study: optuna.Study, plan: Plan, target: StudyTarget, is_saved: IsSaved | None
 ) -> tuple[Next, FrozenTrial | None]:
     """What a worker does next, and the trial that a promotion trains in full or continues.
 
@@ -122,7 +124,7 @@ def _next_step(
             ignores_rule = following in (Next.DONE, Next.WAIT)
         else:
             # If there are few trials, all may be paused. Then the best one is trained to its end.
-            ignores_rule = following is Next.DONE and not plan.states()["complete"]
+            ignores_rule = following is Next.DONE and not Results.of(study).states()["complete"]
         if best is None and ignores_rule:
             best = pruner.next_best(study, every=True, is_saved=is_saved)
     following = plan.next(target.trials, promotions=promotions, promotable=best is not None)
@@ -204,11 +206,12 @@ def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> i
     attrs = best.user_attrs
     # A trial that a user has added has no slot.
     slot = attrs.get(SLOT_KEY, new_slot) if continues else new_slot
-    kept = {key: attrs[key] for key in (SAMPLER_KEY, USED_RECORD_KEY) if continues and key in attrs}
+    keys = (SAMPLER_KEY, USED_RECORD_KEY) if continues else ()
+    inherited = {key: attrs[key] for key in keys if key in attrs}
     if continues and best.state == TrialState.COMPLETE:
-        kept[LENGTH_KEY] = budgets_of(attrs) + 1
-    own = {SLOT_KEY: slot, PROMOTES_KEY: best.number, **kept}
-    return add_running(study, own, params=best.params, distributions=best.distributions)
+        inherited[LENGTH_KEY] = budgets_of(attrs) + 1
+    new_attrs = {SLOT_KEY: slot, PROMOTES_KEY: best.number, **inherited}
+    return add_running(study, new_attrs, params=best.params, distributions=best.distributions)
 
 
 _FAILURES_IN_A_ROW = 3

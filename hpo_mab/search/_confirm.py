@@ -20,7 +20,7 @@ from hpo_mab._errors import ArgumentError, StorageError, require
 from hpo_mab._interrupts import deferred_interrupts
 from hpo_mab._plan import derive_seed
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._stored import reopen, train_recorded
+from hpo_mab.search._stored import reopen, train_stored_trial
 from hpo_mab.storage import Storage, StudyRun, TrialRun, open_study, read_run
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training import TrainingDiverged
@@ -52,7 +52,8 @@ class Confirmation:
     """The candidates of a study.
 
     Attributes:
-        candidates: All, the highest `Candidate.accuracy` first.
+        candidates: Configurations, each with its ``trial``, the accuracies of its ``repeats`` and
+            its ``accuracy``, their mean or without any the trial's; the highest first.
         trainings: Trainings with other seeds that the first is to have.
     """
 
@@ -103,8 +104,8 @@ def best_first(
     for trial in trials:
         if trial.value is not None and trial.was_run:
             place = trial.slot, trial.attrs.get(SAMPLER_KEY)
-            known = best.get(place)
-            if known is None or trial.value > (known.value or 0.0):
+            earlier = best.get(place)
+            if earlier is None or trial.value > (earlier.value or 0.0):
                 best[place] = trial
     candidates = (
         Candidate(trial=trial, repeats=tuple(repeats.get(trial.number, ())))
@@ -115,10 +116,10 @@ def best_first(
 
 def candidates_of(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> tuple[Candidate, ...]:
     """The candidates of a study, the best first; raises `ArgumentError` if there are none."""
-    found = best_first(run.trials, repeats)
-    if not found:
+    candidates = best_first(run.trials, repeats)
+    if not candidates:
         raise ArgumentError(f"'{run.name}' has no best trial: none is complete.")
-    return found
+    return candidates
 
 
 def confirm(
@@ -133,7 +134,7 @@ def confirm(
 ) -> Confirmation:
     """Train the best configurations of a study again with other seeds, until one stays the best.
 
-    The candidate of the highest `Candidate.accuracy` is trained once more. This repeats until the
+    The candidate of the highest accuracy is trained once more. This repeats until the
     highest one has ``trainings`` trainings. Each training has the trial's length and the
     trial's own batch sampler, and is stored at once: later calls continue. The first trainings of
     all candidates have the same seed, and so have the second: less of a difference is luck. Trials
@@ -150,7 +151,7 @@ def confirm(
 
     Raises:
         ArgumentError: No trial is complete, or an argument is outside its bound.
-        StorageError: The study was not made by this product, the data here differ from its own, or
+        StorageError: The study was not made by ``hpo-mab``, the data here differ from its own, or
             the database may only be read.
         UnknownNameError: There is no such study.
     """
@@ -161,8 +162,8 @@ def confirm(
     repeats = stored_repeats(study.user_attrs)
     with deletion_is_an_error(storage, name):
         for done in itertools.count():
-            found = Confirmation(candidates=candidates_of(run, repeats), trainings=trainings)
-            if found.finished or done == max_trainings:
+            confirmation = Confirmation(candidates=candidates_of(run, repeats), trainings=trainings)
+            if confirmation.finished or done == max_trainings:
                 break
             if objective is None:
                 if storage.is_archive:
@@ -170,12 +171,12 @@ def confirm(
                         f"{storage.shown_url} may only be read: no training can be stored in it."
                     )
                 _, objective = reopen(storage, name, device=device, data_root=data_root)
-            best = found.candidates[0]
+            best = confirmation.candidates[0]
             trained = dataclasses.replace(best, repeats=(*best.repeats, _train(objective, best)))
             repeats = _store(storage, study, trained)
             if on_training is not None:
                 on_training(trained)
-    return found
+    return confirmation
 
 
 def stored_repeats(study_attrs: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:
@@ -203,7 +204,7 @@ def _train(objective: TrainingObjective, candidate: Candidate) -> float:
     """Validation accuracy of a candidate's next training; 0 if it diverges."""
     # Not of the trial's number, which interruptions shift.
     seed = derive_seed(objective.seed, "confirm", len(candidate.repeats))
-    with train_recorded(objective, candidate.trial, seed=seed, evaluations=1) as training:
+    with train_stored_trial(objective, candidate.trial, seed=seed, evaluations=1) as training:
         try:
             *_, end = training
         except TrainingDiverged:

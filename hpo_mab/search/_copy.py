@@ -19,9 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PUBLISHED_KEY, RECORD_KEY, TARGET_KEY
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.search._queue import close_lost
+from hpo_mab.search._retries import close_lost
 from hpo_mab.search._study import check_name
-from hpo_mab.storage import STORAGE_ERRORS, Storage, StoredDefinition, files_folder, open_study
+from hpo_mab.storage import Storage, open_study
+from hpo_mab.storage._definition import StoredDefinition
+from hpo_mab.storage._open import STORAGE_ERRORS, files_folder
 from hpo_mab.storage._optuna import ARTIFACT, add_copy, id_of, storage_of
 from hpo_mab.storage._process import diagnose
 
@@ -58,7 +60,8 @@ def copy_study(
     """
     chosen = to_name or name
     check_name(chosen)
-    same = source.secret_url == target.secret_url
+    # Storages in memory are different databases with equal URLs.
+    same = source is target or (not source.in_memory and source.secret_url == target.secret_url)
     if same and chosen == name:
         raise ArgumentError(
             f"A copy of '{name}' in the same database needs another name. Give one, or another "
@@ -185,8 +188,8 @@ def _copy_artifacts(study: optuna.Study, here: Path, there: Path, ids: dict[str,
     attrs = [storage_of(study).get_study_system_attrs(id_of(study))]
     attrs += [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     # The dashboard stores "null" for an artifact that was deleted.
-    stored = {key for each in attrs for key, value in each.items() if value != "null"}
-    for name in sorted(key.removeprefix(ARTIFACT) for key in stored if key.startswith(ARTIFACT)):
+    keys = {key for each in attrs for key, value in each.items() if value != "null"}
+    for name in sorted(key.removeprefix(ARTIFACT) for key in keys if key.startswith(ARTIFACT)):
         path = here / name
         # A key may hold a path to another folder.
         if path.parent == here and path.is_file():
@@ -198,18 +201,17 @@ def _copy_artifacts(study: optuna.Study, here: Path, there: Path, ids: dict[str,
 
 def _with_files(attrs: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
     """System attributes with the new ids of artifacts."""
-    found = {}
+    renamed = {}
     for key, value in attrs.items():
         new = ids.get(key.removeprefix(ARTIFACT)) if key.startswith(ARTIFACT) else None
         if new is None:
-            found[key] = value
+            renamed[key] = value
         else:
-            known = json.loads(value)
-            found[f"{ARTIFACT}{new}"] = json.dumps({**known, "artifact_id": new})
-    return found
+            renamed[f"{ARTIFACT}{new}"] = json.dumps({**json.loads(value), "artifact_id": new})
+    return renamed
 
 
 def _trial_with_files(trial: FrozenTrial, ids: Mapping[str, str]) -> FrozenTrial:
-    own = shallow_copy(trial)
-    own.system_attrs = _with_files(trial.system_attrs, ids)
-    return own
+    copied = shallow_copy(trial)
+    copied.system_attrs = _with_files(trial.system_attrs, ids)
+    return copied

@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hpo_mab._attributes import AUTO, NAMING_KEYS, UNIFORM, TotalBudget
+from hpo_mab._attributes import AUTO, UNIFORM
 from hpo_mab._errors import ArgumentError, plain
+from hpo_mab._stored_settings import NAMING_KEYS, TotalBudget
 from hpo_mab.search._portfolio import PORTFOLIO
 from hpo_mab.search._ranges import parse_value, without_none
 from hpo_mab.search._space import LOOP_TYPES
-from hpo_mab.training import DEFAULT_AVERAGE, Budget
+from hpo_mab.training import Budget
+from hpo_mab.training._schedule import DEFAULT_AVERAGE
 
 #: Trials that one process trains at the same time.
 Slots = int | Literal["auto"]
@@ -44,7 +46,7 @@ class _OpenSection(_Section):
         """The further keys; the text ``"none"`` means None, which TOML lacks."""
         return {key: without_none(raw) for key, raw in (self.__pydantic_extra__ or {}).items()}
 
-    def values(self, section: str) -> dict[str, Any]:
+    def parsed_options(self, section: str) -> dict[str, Any]:
         """The further keys, ranges turned into Optuna distributions."""
         return {key: parse_value(f"{section}.{key}", raw) for key, raw in self.options.items()}
 
@@ -79,9 +81,10 @@ class BudgetSection(_Section):
 
     @model_validator(mode="after")
     def _one_unit(self) -> BudgetSection:
+        # Raises if there is not exactly one unit.
         Budget(epochs=self.epochs, steps=self.steps, examples=self.examples)
         if self.total is not None:
-            TotalBudget.parse(self.total)
+            TotalBudget.parse(self.total)  # Raises if it cannot be read.
         return self
 
 
@@ -134,11 +137,11 @@ class SamplerSection(_OpenSection):
         if not isinstance(raw, Mapping):
             return raw
         # The text "none" is replaced by None only after this.
-        given = [key for key in ("portfolio", "evidence") if raw.get(key) not in (None, "none")]
+        set_keys = [key for key in ("portfolio", "evidence") if raw.get(key) not in (None, "none")]
         if raw.get("kind") == AUTO:
-            return raw if "portfolio" in given else {**raw, "portfolio": list(PORTFOLIO)}
-        if given:
-            raise ValueError(f"{given[0]} needs kind = 'auto', got {raw.get('kind', 'mab')!r}")
+            return raw if "portfolio" in set_keys else {**raw, "portfolio": list(PORTFOLIO)}
+        if set_keys:
+            raise ValueError(f"{set_keys[0]} needs kind = 'auto', got {raw.get('kind', 'mab')!r}")
         return raw
 
 
@@ -220,14 +223,14 @@ class StudySpec(_Section):
     compare: CompareSection = CompareSection()
 
     @model_validator(mode="after")
-    def _values_hold(self) -> StudySpec:
+    def _check_arms_too(self) -> StudySpec:
         for spec in (self, *map(self.as_arm, self.compare.arms.values())):
             spec._check_values()
         return self
 
     def _check_values(self) -> None:
         for section in ("optimizer", "model", "sampler"):
-            getattr(self, section).values(section)
+            getattr(self, section).parsed_options(section)  # Raises if a range cannot be used.
         for section in NAMING_KEYS:
             for key, raw in getattr(self, section).options.items():
                 _check_can_be_stored(f"{section}.{key}", raw)
@@ -237,11 +240,11 @@ class StudySpec(_Section):
 
     def as_arm(self, arm: ArmSection) -> StudySpec:
         """The definition with an arm's sections in place of its own."""
-        given = {"sampler": arm.sampler, "pruner": arm.pruner}
-        return self.model_copy(update={key: one for key, one in given.items() if one is not None})
+        sections = {"sampler": arm.sampler, "pruner": arm.pruner}
+        return self.model_copy(update={k: one for k, one in sections.items() if one is not None})
 
     @property
-    def sources(self) -> dict[str, Any]:
+    def given_evidence(self) -> dict[str, Any]:
         """The advantage pruner's ``evidence`` or ``reference``; empty under uniform sampling."""
         # A user's own pruner may have options of these names.
         if self.pruner.kind != "advantage" or self.sampler.kind == UNIFORM:
@@ -253,5 +256,5 @@ class StudySpec(_Section):
     def has_pilot(self) -> bool:
         """Whether the pruner measures its evidence on pairs with uniform sampling."""
         # Evidence from elsewhere is not measured again, and the race of "auto" has pairs.
-        measures = self.sampler.kind not in (UNIFORM, AUTO) and not self.sources
+        measures = self.sampler.kind not in (UNIFORM, AUTO) and not self.given_evidence
         return self.pruner.kind == "advantage" and measures

@@ -10,21 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import optuna
 
-from hpo_mab._attributes import (
-    AUTO,
-    BUDGET_KEYS,
-    CHOICE_KEY,
-    EVIDENCE_KEY,
-    GIVEN_KEY,
-    StudySettings,
-    flat_spec,
-)
-from hpo_mab._errors import ArgumentError
+from hpo_mab._attributes import AUTO, CHOICE_KEY, EVIDENCE_KEY, GIVEN_KEY
+from hpo_mab._errors import ArgumentError, HpoMabWarning
+from hpo_mab._stored_settings import BUDGET_KEYS, StudySettings, flat_spec
 from hpo_mab.advantage import Evidence
 from hpo_mab.advantage._evidence import difference_of_task, read_evidence
 from hpo_mab.search._choice import Choice, race_unit, stored_choice
 from hpo_mab.search._portfolio import parse_portfolio, uses_record
-from hpo_mab.storage import StoredDefinition
+from hpo_mab.storage._definition import StoredDefinition
 
 if TYPE_CHECKING:
     from hpo_mab.search._definition import StudySpec
@@ -124,10 +117,6 @@ def _task_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(found)))
 
 
-class EvidenceWarning(UserWarning):
-    """Evidence has a choice of a batch sampler that does not apply to a study."""
-
-
 def is_its_evidence(study: optuna.Study, path: Any) -> bool:
     """Whether a file holds the evidence that the study was made with; it may have been moved."""
     try:
@@ -139,16 +128,16 @@ def is_its_evidence(study: optuna.Study, path: Any) -> bool:
     return found.digest == given or found.to_json() == attrs.get(EVIDENCE_KEY)
 
 
-def store_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
+def store_evidence(study: optuna.Study, spec: StudySpec, data_digest: str) -> None:
     """Store what a study uses of its evidence, because the file may be moved afterwards."""
     attr: dict[str, Any] = {"digest": "", "pruner": False, "unused": ""}
-    if "evidence" in spec.sources:
-        evidence = read_evidence(spec.sources["evidence"])
+    if "evidence" in spec.given_evidence:
+        evidence = read_evidence(spec.given_evidence["evidence"])
         attr["digest"] = evidence.digest
         if not evidence.pairs and spec.sampler.kind != AUTO:
             warnings.warn(
                 "pruner.evidence holds no pairs, so the pruner decides as successive halving.",
-                EvidenceWarning,
+                HpoMabWarning,
                 stacklevel=4,
             )
         of_task = not difference_of_task(evidence, spec.data.name, spec.model.name)
@@ -159,10 +148,10 @@ def store_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
     given = race_in_file(spec)
     if given is not None:
         attr["digest"], raced = given
-        why = _why_unused(raced, spec, source)
+        why = _why_unused(raced, spec, data_digest)
         if why:
             attr["unused"] = f"the choice of study '{raced.study}' is not used: {why}"
-            warnings.warn(f"auto: {attr['unused']}.", EvidenceWarning, stacklevel=4)
+            warnings.warn(f"auto: {attr['unused']}.", HpoMabWarning, stacklevel=4)
         else:
             study.set_user_attr(CHOICE_KEY, raced.taken().to_json())
     if attr["digest"]:
@@ -174,7 +163,7 @@ def race_in_file(spec: StudySpec) -> tuple[str, RaceOutcome] | None:
     if spec.sampler.kind != AUTO:
         return None
     named = spec.sampler.evidence
-    given = spec.sources.get("evidence") if named is None else named
+    given = spec.given_evidence.get("evidence") if named is None else named
     if given is None:
         return None
     evidence = read_evidence(given)
@@ -188,9 +177,9 @@ def race_in_file(spec: StudySpec) -> tuple[str, RaceOutcome] | None:
     )
 
 
-def _why_unused(raced: RaceOutcome, spec: StudySpec, source: str) -> str:
+def _why_unused(raced: RaceOutcome, spec: StudySpec, data_digest: str) -> str:
     """Why the choice of another study does not apply to this one; empty if it does."""
-    different = raced.difference(spec.model_dump(mode="json"), data=source)
+    different = raced.difference(spec.model_dump(mode="json"), data=data_digest)
     if different:
         return different
     samplers = parse_portfolio(spec.sampler.portfolio or [])

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab._examples import ExampleRecord, labels_digest
-from hpo_mab.data import DataIdentity, Exclusion, ImageSplits
-from hpo_mab.data._splits import names_digest
+from hpo_mab.data import DataIdentity, ImageSplits
+from hpo_mab.data._splits import Exclusion, names_digest
 from hpo_mab.search._prepare import load_splits
 from hpo_mab.search._stored import other_data, stored_spec
-from hpo_mab.storage import Storage, StoredDefinition, open_study
+from hpo_mab.storage import Storage, open_study
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.storage._optuna import id_of
 
 #: The rankings of examples, with what the first examples of each are.

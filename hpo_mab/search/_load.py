@@ -13,9 +13,9 @@ from typing import Any
 
 import pydantic
 
-from hpo_mab._attributes import BUDGET_KEYS, NAMING_KEYS
 from hpo_mab._errors import ArgumentError, HpoMabError, SpecError, UnknownNameError
 from hpo_mab._machine import expanded
+from hpo_mab._stored_settings import BUDGET_KEYS, NAMING_KEYS
 from hpo_mab.search._definition import ArmSection, DataSection, StudySpec
 
 
@@ -213,11 +213,11 @@ def _requirement(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
         text = str(first["msg"]).removeprefix("Value error, ")
         return f"{key} {text}" if text.startswith("must") else f"{key}: {text}" if key else text
     # Of a section pydantic names the class.
-    each = ("be a section" if one["type"] in _OF_SECTIONS else one["msg"] for one in errors)
-    wanted = " or ".join(dict.fromkeys(_SUBJECT.sub("", text) for text in each))
-    given = first["input"]
-    if isinstance(given, Mapping) and {"low", "high", "choices"} & given.keys():
+    texts = ("be a section" if one["type"] in _OF_SECTIONS else one["msg"] for one in errors)
+    wanted = " or ".join(dict.fromkeys(_SUBJECT.sub("", text) for text in texts))
+    value = first["input"]
+    if isinstance(value, Mapping) and {"low", "high", "choices"} & value.keys():
         return f"{key} must {wanted}; it cannot be a range"
     # The value of a whole section is too long to show.
-    shown = repr(given) if isinstance(given, str | int | float | bool) else type(given).__name__
+    shown = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
     return f"{key} must {wanted}, got {shown}"

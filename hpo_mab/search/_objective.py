@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,39 +17,40 @@ from hpo_mab._attributes import (
     AUTO,
     BUDGET_KEY,
     PAIRED_KEY,
-    REASON_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
-    UNIFORM,
     USED_RECORD_KEY,
-    TotalBudget,
 )
-from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
+from hpo_mab._errors import check_integer, plain_arguments, require
 from hpo_mab._plan import Plan, budgets_of, slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.data._identity import source_digest
 from hpo_mab.search._checkpoint import Checkpoints, TrialCheckpoint
-from hpo_mab.search._choice import race_unit
-from hpo_mab.search._portfolio import initial_kind, parse_portfolio, uses_record
-from hpo_mab.search._queue import queue_twin, requeue
-from hpo_mab.search._race import Race
-from hpo_mab.search._recorder import (
-    NO_CHECKPOINT,
+from hpo_mab.search._portfolio import initial_kind
+from hpo_mab.search._retries import requeue
+from hpo_mab.search._space import Assignment, Configuration, SearchSpace
+from hpo_mab.search._trial_record import (
     Recording,
     check_direction,
     mark_pair,
     store_end,
     train_and_record,
     warn_of_other_lengths,
+    warn_of_unknown,
     warn_without_pilot,
 )
-from hpo_mab.search._space import Assignment, Configuration, SearchSpace
+from hpo_mab.search._trial_samplers import TrialSamplers
+from hpo_mab.search._twins import queue_twin
 from hpo_mab.search._workload import LoopSettings, Workload
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, StoredDefinition, files_folder
-from hpo_mab.storage._optuna import queued_params
-from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged, select_device
+from hpo_mab.storage import Storage
+from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._definition import StoredDefinition
+from hpo_mab.storage._open import STORAGE_ERRORS, files_folder
+from hpo_mab.storage._optuna import id_of
+from hpo_mab.training import Budget, TrainingDiverged, select_device
+from hpo_mab.training._schedule import DEFAULT_AVERAGE
 
 
 class TrainingObjective:
@@ -184,15 +184,12 @@ class TrainingObjective:
         makes_networks = not isinstance(model, nn.Module)
         wanted = "a function or class that makes a network"
         require(makes_networks, "model", wanted, type(model).__name__)
+        known = isinstance(model_options, Mapping | None)
+        require(known, "model_options", "a mapping", type(model_options).__name__)
         require(isinstance(budget, Budget), "budget", "a Budget", type(budget).__name__)
         known = isinstance(curves, CurveStore | None)
         require(known, "curves", "a storage's curves", type(curves).__name__)
         check_integer("seed", seed, 0)
-        check_integer("initial", initial, 0)
-        if trials is not None:
-            check_integer("trials", trials, 1)
-        if total is not None:
-            TotalBudget.parse(total)
         chosen = {"kind": "mab", **sampler} if isinstance(sampler, Mapping) else {"kind": sampler}
         rule = optimizer if isinstance(optimizer, Mapping) else {"name": optimizer}
         self.space = SearchSpace(
@@ -229,30 +226,38 @@ class TrainingObjective:
         self.seed = seed
         self.initial = initial
         auto = chosen["kind"] == AUTO
-        taken, kind = auto or portfolio is None, self.space.sampler.name
-        require(taken, "portfolio", f"None for sampler '{kind}', which holds no race", portfolio)
-        require(not pilot or initial > 0, "initial", "at least 1 with pilot", initial)
-        # Uniform sampling would be paired with itself, and "auto" has pairs of its own.
-        require(not pilot or kind != UNIFORM, "pilot", f"False for '{chosen['kind']}'", pilot)
         #: Digest of the data of ``"auto"``, the same for all splits; empty if not known.
         self.source = source_digest(data) if auto and not isinstance(data, tuple) else ""
         self.pilot = pilot
-        #: The samplers of ``"auto"`` by name; empty for another kind.
-        self.portfolio = parse_portfolio(portfolio) if auto else {}
-        #: The race of ``"auto"``; None for another kind.
-        self.race: Race | None = None
-        if auto:
-            judged = race_unit(total)
-            self.race = Race(
-                self.portfolio, initial=initial, trials=trials, judged=judged, data=self.source
-            )
-        self._has_twins = self.pilot or auto
+        self.samplers = TrialSamplers(
+            chosen["kind"],
+            self.space.sampler.name,
+            initial=initial,
+            pilot=pilot,
+            portfolio=portfolio,
+            trials=trials,
+            total=total,
+            data=self.source,
+        )
         #: Whether trials of other lengths were looked for.
         self._compared_lengths = False
-        #: Where its trials are kept; a `TrialLoop` replaces it while it runs.
+        #: Where its trials are kept under `optuna.Study.optimize`.
         self.recording = Recording(curves=curves)
         #: Why trials were not trained many at a time or from a CUDA graph, each reason once.
-        self.loop_reasons: dict[str, None] = {}
+        self.notes: dict[str, None] = {}
+
+    def begin_study(self, study: optuna.Study, storage: Storage) -> None:
+        """Take over what a stored study has fixed; forget what was noted of another study."""
+        # A study keeps the part that it began with, even if another one would be taken now.
+        early = StoredDefinition.load(study).settings.early_validation
+        part = None if early == "all" or early >= self.workload.data.sizes[1] else early
+        self.workload.loop = dataclasses.replace(self.workload.loop, early_validation=part)
+        self.notes.clear()
+        self.read_record(study, storage)
+
+    def read_record(self, study: optuna.Study, storage: Storage) -> None:
+        """Read the record of examples that a study keeps for its samplers, if it does by now."""
+        self.workload.example_record = storage.examples.kept_record(id_of(study))
 
     def store_in(self, storage: Storage, *, checkpoint: float) -> None:
         """Write learning curves into the study's storage from now on, and checkpoints next to it.
@@ -267,12 +272,14 @@ class TrainingObjective:
             checkpoints=Checkpoints(folder, seconds=checkpoint),
         )
 
-    def recorded(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Configuration:
+    def configuration_of(
+        self, params: Mapping[str, Any], attrs: Mapping[str, Any]
+    ) -> Configuration:
         """The configuration that a recorded trial with these user attributes has trained."""
         configuration = self.space.at(params)
-        if self._has_twins or TWIN_KEY in attrs:
+        if self.samplers.has_twins or TWIN_KEY in attrs:
             name = str(attrs.get(SAMPLER_KEY, configuration.sampler.name))
-            configuration = self._sampled_by(configuration, name)
+            configuration = self.samplers.of_name(name, configuration)
         return dataclasses.replace(configuration, difficulty=bool(attrs.get(USED_RECORD_KEY)))
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float:
@@ -280,7 +287,7 @@ class TrainingObjective:
 
         Args:
             trial: A running trial. An `optuna.trial.FixedTrial`, or a finished trial such as
-                ``study.best_trial``, is trained alone: nothing is stored or pruned. A finished
+                ``study.best_trial``, is only trained: nothing is stored or pruned. A finished
                 trial keeps its slot, so that it is trained from the same seed.
 
         Returns:
@@ -292,15 +299,15 @@ class TrainingObjective:
             optuna.TrialPruned: The pruner stops the trial, or training diverged.
         """
         if not isinstance(trial, optuna.trial.Trial):
-            return self._train_alone(trial)
-        return self._train(trial)
+            return self._train_unstored(trial)
+        return self.train(trial, self.recording)
 
     @functools.cached_property
     def trial_examples(self) -> int:
         """Training examples of a trial; of searched batch sizes those of the longest."""
         return max(map(self.workload.trial_examples, self.space.batch_sizes))
 
-    def assign(self, trial: optuna.trial.Trial) -> Assignment:
+    def assign(self, trial: optuna.trial.Trial, recording: Recording) -> Assignment:
         """Give a running trial its slot and suggest its configuration.
 
         Raises:
@@ -312,41 +319,45 @@ class TrainingObjective:
         slot = slot_of(trial.study, trial)
         if SLOT_KEY not in trial.user_attrs:
             trial.set_user_attr(SLOT_KEY, slot)
-        if not self.recording.in_loop:
+        if not recording.in_loop:
             self.workload.check_evaluations(self.space.batch_sizes)
-            if self._has_twins:
+            if self.samplers.has_twins:
                 # There is no lock: several processes may queue the same trial twice.
                 # Optuna's own loop does not repeat a trial that Ctrl-C ended. Its pair would then
                 # be missing.
                 requeue(trial.study, Plan.of(trial.study))
-                self.queue_twins(trial.study)
-        suggested = self._with_sampler(trial, self.space.suggest(trial))
-        unknown = queued_params(trial).keys() - trial.params.keys()
-        if unknown:
-            warnings.warn(
-                f"Trial {trial.number} was queued with {', '.join(sorted(unknown))}, which this "
-                f"objective does not search: its parameters are {', '.join(sorted(trial.params))}.",
-                stacklevel=2,
-            )
-        if not self.recording.in_loop:
+                self.samplers.queue_twins(trial.study, recording.example_writer)
+        suggested = self._suggest(trial)
+        if not recording.in_loop:
             self._store_settings(trial, suggested)
             # In our own loop `TrialLoop` removes them.
-            if self.recording.checkpoints is not None:
-                self.recording.checkpoints.sweep(trial.study)
+            if recording.checkpoints is not None:
+                recording.checkpoints.sweep(trial.study)
+        writer = recording.example_writer
+        if writer is not None or trial.user_attrs.keys() & {TWIN_KEY, USED_RECORD_KEY}:
+            suggested = self.samplers.with_record(trial, suggested, self.workload, writer)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
         # Pairs need trials that ran to their end, so the pruner is not asked about the first ones.
         # Successive halving then does not compare later trials with them: most proposals of a
         # search would pass against random configurations (``studies/digits``).
-        first_prunable = max(self.initial, 0 if self.race is None else self.race.end(trial.study))
+        race = self.samplers.race
+        first_prunable = max(self.initial, 0 if race is None else race.end(trial.study))
         return Assignment(
             plan_slot=slot,
-            configuration=self._with_record(trial, suggested),
+            configuration=suggested,
             seed=trial_seed(self.seed, slot),
             # A twin is never pruned; an objective with another ``initial`` may have queued it.
             may_prune=slot >= first_prunable and TWIN_KEY not in trial.user_attrs,
             budgets=budgets_of(trial.user_attrs),
         )
+
+    def _suggest(self, trial: optuna.trial.Trial) -> Configuration:
+        suggested = self.space.suggest(trial)
+        warn_of_unknown(trial)
+        if self.samplers.has_twins or TWIN_KEY in trial.user_attrs:
+            return self.samplers.of_trial(trial, suggested)
+        return suggested
 
     def _store_settings(self, trial: optuna.trial.Trial, suggested: Configuration) -> None:
         """Store with a trial what a definition would hold, see `StoredDefinition.of`."""
@@ -358,7 +369,7 @@ class TrainingObjective:
                 warn_without_pilot(trial, initial=self.initial)
             self._compared_lengths = True
         trial.set_user_attr(BUDGET_KEY, length)
-        if not self._has_twins:
+        if not self.samplers.has_twins:
             # A retry has the name of the first attempt, perhaps of another objective.
             trial.set_user_attr(SAMPLER_KEY, suggested.sampler.name)
         mark_pair(trial, initial=self.initial)
@@ -370,60 +381,39 @@ class TrainingObjective:
 
     def waits_for_record(self, study: optuna.Study) -> bool:
         """Whether the race of a study waits for the record of examples to be written."""
-        frozen = self.workload.example_record is not None
-        return self.race is not None and not frozen and self.race.needs_record(study)
-
-    def queue_twins(self, study: optuna.Study) -> bool:
-        """Queue the next twins of the race; see `hpo_mab.search._race.Race.advance`."""
-        if self.race is None:
-            return False
-        writer = self.recording.example_writer
-        has_record = None if writer is None else lambda: writer.freeze_written() is not None
-        return self.race.advance(study, has_record=has_record)
+        race, record = self.samplers.race, self.workload.example_record
+        return race is not None and record is None and race.needs_record(study)
 
     def checkpoint(
-        self, trial: optuna.trial.Trial, assignment: Assignment
+        self, trial: optuna.trial.Trial, assignment: Assignment, recording: Recording
     ) -> TrialCheckpoint | None:
         """Where a trial is saved; None if nothing is."""
-        checkpoints = self.recording.checkpoints
+        checkpoints = recording.checkpoints
         if checkpoints is None or not checkpoints.seconds:
             return None
         twin = str(trial.user_attrs[SAMPLER_KEY]) if TWIN_KEY in trial.user_attrs else ""
-        return TrialCheckpoint(
-            checkpoints,
-            trial.study,
-            (assignment.plan_slot, twin),
-            identity=functools.partial(
-                self.workload.identity, assignment.configuration, seed=assignment.seed
-            ),
-        )
+        place = assignment.plan_slot, twin
+        configuration, seed = assignment.configuration, assignment.seed
+        identity = functools.partial(self.workload.identity, configuration, seed=seed)
+        return TrialCheckpoint(checkpoints, trial.study, place, identity=identity)
 
-    def _train(self, trial: optuna.trial.Trial) -> float:
+    def train(self, trial: optuna.trial.Trial, recording: Recording) -> float:
+        """Train a running trial, as `__call__`; ``recording`` is what keeps it."""
         try:
-            with self.recording.collect_writes():
-                assignment = self.assign(trial)
-            checkpoint = self.checkpoint(trial, assignment)
+            with recording.collect_writes():
+                assignment = self.assign(trial, recording)
+            checkpoint = self.checkpoint(trial, assignment, recording)
             with self.workload.training(
                 assignment.configuration,
                 seed=assignment.seed,
                 budgets=assignment.budgets,
                 state=None if checkpoint is None else checkpoint.load(),
-                examples=self.recording.example_writer is not None,
+                examples=recording.example_writer is not None,
             ) as training:
-                if assignment.budgets > 1 and not training.resumed:
-                    trial.set_user_attr(REASON_KEY, NO_CHECKPOINT)
-                    raise optuna.TrialPruned(NO_CHECKPOINT)
-                if (on_progress := self.recording.on_progress) is not None:
-                    number = trial.number
-                    training.on_progress = lambda share: on_progress({number: share})
                 last = train_and_record(
-                    trial,
-                    training,
-                    self.recording,
-                    checkpoint=checkpoint,
-                    may_prune=assignment.may_prune,
+                    trial, training, assignment, recording, checkpoint=checkpoint
                 )
-                self.note_loop(training.loop_reason)
+                self.note_no_graph(training.loop_reason)
             self.queue_pilot_twin(trial, assignment.plan_slot)
         except TrainingDiverged as error:
             raise optuna.TrialPruned(str(error)) from error
@@ -437,19 +427,21 @@ class TrainingObjective:
 
     def note(self, reason: str) -> None:
         """Keep a reason for the summary."""
-        self.loop_reasons.setdefault(reason)
+        self.notes.setdefault(reason)
 
-    def note_loop(self, reason: str | None) -> None:
+    def note_no_graph(self, reason: str | None) -> None:
         """Keep why steps are not captured in a CUDA graph; None is no reason."""
         if reason is not None:
             self.note(f"no CUDA graph: {reason}")
 
-    def _train_alone(self, trial: optuna.trial.BaseTrial) -> float:
+    def _train_unstored(self, trial: optuna.trial.BaseTrial) -> float:
         known = isinstance(trial, optuna.trial.FixedTrial | FrozenTrial)
         require(known, "trial", "a Trial, FixedTrial or FrozenTrial", type(trial).__name__)
         attrs = trial.user_attrs
-        frozen = isinstance(trial, FrozenTrial)
-        configuration = self.recorded(trial.params, attrs) if frozen else self.space.suggest(trial)
+        if isinstance(trial, FrozenTrial):
+            configuration = self.configuration_of(trial.params, attrs)
+        else:
+            configuration = self.space.suggest(trial)
         budgets = budgets_of(attrs)
         seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
         try:
@@ -458,53 +450,3 @@ class TrainingObjective:
         except TrainingDiverged as error:
             raise optuna.TrialPruned(str(error)) from error
         return last.accuracy
-
-    def _with_sampler(
-        self, trial: optuna.trial.Trial, configuration: Configuration
-    ) -> Configuration:
-        """The configuration with the trial's batch sampler; stores its name with the trial."""
-        if not self._has_twins and TWIN_KEY not in trial.user_attrs:
-            return configuration
-        # A twin, a retry and a promotion have the name already.
-        name = trial.user_attrs.get(SAMPLER_KEY)
-        if name is None and self.race is not None:
-            name = self.race.sampler(trial.study)
-        name = name or configuration.sampler.name
-        trial.set_user_attr(SAMPLER_KEY, name)
-        return self._sampled_by(configuration, name)
-
-    def _sampled_by(self, configuration: Configuration, name: str) -> Configuration:
-        """The configuration with the batch sampler whose name a trial has stored."""
-        if name in self.portfolio:
-            return dataclasses.replace(configuration, sampler=self.portfolio[name])
-        if name == UNIFORM:
-            return configuration.with_sampler(UNIFORM)
-        own = configuration.sampler.name
-        known = ", ".join(self.portfolio) or own
-        argument = "portfolio" if self.portfolio else "sampler"
-        wanted = f"one with the trial's sampler '{name}'" if self.portfolio else f"'{name}'"
-        require(name == own, argument, f"{wanted}, as in the objective that made it", known)
-        return configuration
-
-    def _with_record(
-        self, trial: optuna.trial.Trial, configuration: Configuration
-    ) -> Configuration:
-        """The configuration with the difficulty of examples, if its sampler uses that."""
-        writer = self.recording.example_writer
-        if writer is None:
-            needed = TWIN_KEY in trial.user_attrs or trial.user_attrs.get(USED_RECORD_KEY)
-            if needed and uses_record(configuration.sampler):
-                raise ArgumentError(
-                    f"Trial {trial.number} needs the study's record of examples for sampler "
-                    f"'{configuration.sampler.name}': continue the study with hpo-mab run and "
-                    "training.examples = true."
-                )
-            return configuration
-        if not uses_record(configuration.sampler):
-            return configuration
-        if self.workload.example_record is None:
-            self.workload.example_record = writer.freeze()
-        # A retried trial uses the record only if its first attempt did.
-        used = trial.user_attrs.get(USED_RECORD_KEY, self.workload.example_record is not None)
-        trial.set_user_attr(USED_RECORD_KEY, used)
-        return dataclasses.replace(configuration, difficulty=used)

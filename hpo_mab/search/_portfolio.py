@@ -11,7 +11,7 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab._registry import Named
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
 from hpo_mab.search._ranges import parse_value, ranges, without_none
-from hpo_mab.search._space import Part, check_options
+from hpo_mab.search._space import Component, check_options
 
 #: The samplers that ``"auto"`` chooses from. With few trials only the first ones race.
 PORTFOLIO: tuple[str | dict[str, Any], ...] = (
@@ -28,14 +28,14 @@ def initial_kind(kind: Named) -> Named:
     return UNIFORM if kind == AUTO else kind
 
 
-def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Part]:
+def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Component]:
     """The samplers of a portfolio by name, in order.
 
     Args:
         entries: Each is a batch sampler's name, or a table with ``kind``, its options and ``name``
             (the kind by default). None takes `PORTFOLIO`.
     """
-    found: dict[str, Part] = {}
+    samplers: dict[str, Component] = {}
     for entry in PORTFOLIO if entries is None else entries:
         options = dict(entry) if isinstance(entry, Mapping) else {"kind": entry}
         if "kind" not in options:
@@ -47,7 +47,7 @@ def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Part]:
                 "sampler.portfolio: a name must be at most 40 letters, digits, '_' and '-', "
                 f"got {name!r}."
             )
-        if name in found:
+        if name in samplers:
             raise ArgumentError(
                 f"sampler.portfolio must name each sampler once, got '{name}' twice; "
                 "give an entry a name."
@@ -58,15 +58,15 @@ def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Part]:
         if any(ranges(name, list(values.values()))):
             raise ArgumentError(f"sampler.portfolio: options of '{name}' must be constants.")
         check_options(SAMPLERS, kind, values, section="sampler")
-        found[name] = Part(SAMPLERS.name(kind), sampler_maker(kind), options)
-    if UNIFORM not in found or found[UNIFORM].name != UNIFORM or found[UNIFORM].options:
+        samplers[name] = Component(SAMPLERS.name(kind), sampler_maker(kind), options)
+    if samplers.get(UNIFORM) != Component(UNIFORM, sampler_maker(UNIFORM)):
         raise ArgumentError(
             f"sampler.portfolio must hold '{UNIFORM}', the sampler of that kind without options, "
-            f"got {', '.join(found)}."
+            f"got {', '.join(samplers)}."
         )
-    return found
+    return samplers
 
 
-def uses_record(part: Part) -> bool:
+def uses_record(sampler: Component) -> bool:
     """Whether a sampler uses the study's record of examples."""
-    return record_column(part.make) is not None
+    return record_column(sampler.make) is not None

@@ -18,10 +18,10 @@ from hpo_mab._errors import (
 )
 from hpo_mab._interrupts import deferred_interrupts, interruptible
 from hpo_mab._registry import Named, Registry
-from hpo_mab.advantage import FEWEST_PAIRS
-from hpo_mab.bandits import REWARDS
+from hpo_mab.advantage._evidence import FEWEST_PAIRS
+from hpo_mab.bandits._settings import REWARDS
 from hpo_mab.data import Augmentation, DatasetSplits, ImageSplits
-from hpo_mab.data._load import DATA_SETS
+from hpo_mab.data._load import DATA_SETS, default_augmentation
 from hpo_mab.models import NETWORKS, network_maker
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
@@ -30,7 +30,7 @@ from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._portfolio import PORTFOLIO, initial_kind, parse_portfolio, uses_record
 from hpo_mab.search._pruners import PRUNERS, create_pruner, is_continuable
 from hpo_mab.search._ranges import extremes, integers, parse_value
-from hpo_mab.search._searchers import SEARCHERS, sampler_factory
+from hpo_mab.search._searchers import SEARCHERS, searcher_maker
 from hpo_mab.search._space import LOOP_TYPES, SearchSpace, check_options
 from hpo_mab.training import Budget
 from hpo_mab.training._optimizers import OPTIMIZERS
@@ -67,8 +67,8 @@ def check_names(spec: StudySpec) -> None:
         ArgumentError: A name that cannot be imported, or an option of another type.
     """
     _check_section("data", spec.data.name, spec.data.options)
-    _check_section("model", spec.model.name, spec.model.values("model"))
-    sampler_factory(spec.search.sampler, spec.search.options)
+    _check_section("model", spec.model.name, spec.model.parsed_options("model"))
+    searcher_maker(spec.search.sampler, spec.search.options)
     SearchSpace(
         optimizer={"name": spec.optimizer.name, **spec.optimizer.options},
         sampler={"kind": UNIFORM},
@@ -84,7 +84,7 @@ def check_names(spec: StudySpec) -> None:
 
 
 def _check_arm(spec: StudySpec) -> None:
-    _check_section("sampler", spec.sampler.kind, spec.sampler.values("sampler"))
+    _check_section("sampler", spec.sampler.kind, spec.sampler.parsed_options("sampler"))
     pruner = create_pruner(
         spec.pruner.kind,
         # Evidence is read only where trials are run.
@@ -105,7 +105,8 @@ def _check_arm(spec: StudySpec) -> None:
         )
     kind, portfolio = initial_kind(spec.sampler.kind), spec.sampler.portfolio
     if kind == "mab":
-        for reward in extremes(spec.sampler.values("sampler").get("reward", "above_average")):
+        options = spec.sampler.parsed_options("sampler")
+        for reward in extremes(options.get("reward", "above_average")):
             REWARDS.load(reward)
     # Of the default portfolio, samplers that use the record are left out where there is none.
     raced = {} if portfolio in (None, list(PORTFOLIO)) else parse_portfolio(portfolio)
@@ -248,7 +249,9 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
 def check_corners(objective: TrainingObjective) -> None:
     """Make a network, a sampler and an optimiser at both ends of every range, training none."""
     low, high = objective.space.corners()
-    raced = [dataclasses.replace(low, sampler=part) for part in objective.portfolio.values()]
+    raced = [
+        dataclasses.replace(low, sampler=part) for part in objective.samplers.portfolio.values()
+    ]
     for configuration in (low, high, *raced):
         try:
             # A user's network may catch what is raised in it, Ctrl-C too, which must not be lost.
@@ -293,4 +296,4 @@ def _augmentation(
             f"data.augment must be false for data set '{spec.data.name}', whose examples have "
             "transforms of their own; got true."
         )
-    return data.default_augmentation(spec.data.name, image_size=splits.train.image_size)
+    return default_augmentation(spec.data.name, image_size=splits.train.image_size)

@@ -140,11 +140,11 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
     """
     kind, options = spec.pruner.kind, spec.pruner.options
     if kind == "advantage":
-        options = {**options, "evidence": None, "reference": None, **spec.sources}
+        options = {**options, "evidence": None, "reference": None, **spec.given_evidence}
         if not attrs.get(GIVEN_KEY, {}).get("pruner", True):
             # Of another task, so the file is not needed.
             options["evidence"] = None
-        elif "evidence" in spec.sources and EVIDENCE_KEY in attrs:
+        elif "evidence" in spec.given_evidence and EVIDENCE_KEY in attrs:
             options["evidence"] = attrs[EVIDENCE_KEY]
     if kind == "promotion":
         options = {"unlimited": is_continuable(spec), **options}

@@ -39,14 +39,15 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._errors import ArgumentError, require
 from hpo_mab._plan import Plan
+from hpo_mab._results import Results
 from hpo_mab.advantage import Estimate, Evidence
 from hpo_mab.advantage._signed_rank import fewest_pairs
 from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.pruners._evidence import EvidenceKeeper
-from hpo_mab.search._choice import Choice, Ended, Standing, stored_choice
+from hpo_mab.search._choice import Choice, PairedTrial, Standing, stored_choice
 from hpo_mab.search._portfolio import uses_record
-from hpo_mab.search._queue import queue_twin
-from hpo_mab.search._space import Part
+from hpo_mab.search._space import Component
+from hpo_mab.search._twins import queue_twin
 from hpo_mab.storage._examples import FIRST_TRIALS
 
 #: Highest probability of adopting a sampler that is not better than uniform sampling.
@@ -77,7 +78,7 @@ class RacePlan:
     @classmethod
     def make(
         cls,
-        challengers: Mapping[str, Part],
+        challengers: Mapping[str, Component],
         *,
         trials: int | None,
         initial: int = 0,
@@ -137,23 +138,25 @@ class RacePlan:
 
 def _pairs(
     trials: Sequence[FrozenTrial], name: str, plan: RacePlan, end: int
-) -> list[tuple[Ended, Ended]]:
+) -> list[tuple[PairedTrial, PairedTrial]]:
     """Pairs of a challenger in the slots before ``end``."""
-    uniform: dict[int, Ended] = {}
-    own: dict[int, Ended] = {}
+    uniform: dict[int, PairedTrial] = {}
+    raced: dict[int, PairedTrial] = {}
     for trial in trials:
         attrs = trial.user_attrs
         slot, twin = attrs.get(SLOT_KEY), TWIN_KEY in attrs
-        side = {UNIFORM: uniform, name: own}.get(str(attrs.get(SAMPLER_KEY)))
+        side = {UNIFORM: uniform, name: raced}.get(str(attrs.get(SAMPLER_KEY)))
         ended = trial.state == TrialState.COMPLETE or (twin and trial.state == TrialState.PRUNED)
-        if side is None or twin != (side is own) or not ended or slot is None:
+        if side is None or twin != (side is raced) or not ended or slot is None:
             continue
         if plan.first <= slot < end:
             # No pruner stops a twin: a pruned one has diverged, and must count.
-            value = float(trial.value or 0.0) if trial.state == TrialState.COMPLETE else 0.0
-            seconds = float(attrs.get(SECONDS_KEY, 0.0))
-            side[slot] = Ended(accuracy=value, curve=trial.intermediate_values, seconds=seconds)
-    return [(own[slot], uniform[slot]) for slot in sorted(own.keys() & uniform.keys())]
+            side[slot] = PairedTrial(
+                accuracy=float(trial.value or 0.0) if trial.state == TrialState.COMPLETE else 0.0,
+                curve=trial.intermediate_values,
+                seconds=float(attrs.get(SECONDS_KEY, 0.0)),
+            )
+    return [(raced[slot], uniform[slot]) for slot in sorted(raced.keys() & uniform.keys())]
 
 
 class Race:
@@ -164,7 +167,7 @@ class Race:
 
     def __init__(
         self,
-        samplers: Mapping[str, Part],
+        samplers: Mapping[str, Component],
         *,
         initial: int,
         trials: int | None = None,
@@ -208,7 +211,7 @@ class Race:
         """
         if stored_choice(study) is not None:
             return False
-        race = self._plan(study) or self._begin(study, keeps_record=has_record is not None)
+        race = self._stored_plan(study) or self._begin(study, keeps_record=has_record is not None)
         if race is None:
             return False
         # Each call goes through all rounds: the study stores twins, not who is still in the race.
@@ -250,9 +253,9 @@ class Race:
 
     def _open_plan(self, study: optuna.Study) -> RacePlan | None:
         """The plan of a race that is not decided; None before it is made, and without a race."""
-        return self._plan(study) if stored_choice(study) is None else None
+        return self._stored_plan(study) if stored_choice(study) is None else None
 
-    def _plan(self, study: optuna.Study) -> RacePlan | None:
+    def _stored_plan(self, study: optuna.Study) -> RacePlan | None:
         """The plan; None before the first `advance`.
 
         Raises `ArgumentError` if a challenger is not in the portfolio.
@@ -261,9 +264,9 @@ class Race:
         if stored is None:
             return None
         plan = RacePlan(**{**stored, "challengers": tuple(stored["challengers"])})
-        known = ", ".join(self._samplers)
+        names = ", ".join(self._samplers)
         for name in plan.challengers:
-            require(name in self._samplers, "portfolio", f"one with '{name}', which races", known)
+            require(name in self._samplers, "portfolio", f"one with '{name}', which races", names)
         return plan
 
     def _queue(
@@ -283,9 +286,9 @@ class Race:
     def _begin(self, study: optuna.Study, *, keeps_record: bool) -> RacePlan | None:
         """Store the plan of the race, or why there is none."""
         challengers = {
-            name: part
-            for name, part in self._samplers.items()
-            if name != UNIFORM and (keeps_record or not uses_record(part))
+            name: sampler
+            for name, sampler in self._samplers.items()
+            if name != UNIFORM and (keeps_record or not uses_record(sampler))
         }
         plan = RacePlan.make(
             challengers, trials=self._trials, initial=self._initial, judged=self._judged
@@ -294,11 +297,11 @@ class Race:
             self._store(study, Choice(sampler=UNIFORM, why=self._why_no_race(challengers)))
         else:
             # It begins after trials of another objective and added ones, which it cannot use.
-            plan = dataclasses.replace(plan, first=plan.first + Plan.of(study).first_running)
+            plan = dataclasses.replace(plan, first=plan.first + Plan.of(study).first_running_slot)
             study.set_user_attr(RACE_KEY, dataclasses.asdict(plan))
         return plan
 
-    def _why_no_race(self, challengers: Mapping[str, Part]) -> str:
+    def _why_no_race(self, challengers: Mapping[str, Component]) -> str:
         if not challengers:
             return "no other sampler can enter the race"
         if self._trials is None:
@@ -373,14 +376,14 @@ def _interval_text(estimate: Estimate) -> str:
 
 def _spent(twins: Sequence[FrozenTrial]) -> tuple[int, float]:
     """Training examples and seconds of twins; those of a resumed attempt include the one before."""
-    plan = Plan(twins)
+    results = Results(twins)
     counted = [
         one.attrs
-        for attempts in plan.places.values()
+        for attempts in results.places.values()
         for one, after in itertools.zip_longest(attempts, attempts[1:])
         if after is None or RESUMED_KEY not in after.attrs
     ]
-    examples, seconds = plan.unreported
+    examples, seconds = results.unreported
     examples += sum(int(attrs.get(EXAMPLES_KEY, 0)) for attrs in counted)
     return examples, seconds + sum(float(attrs.get(SECONDS_KEY, 0.0)) for attrs in counted)
 

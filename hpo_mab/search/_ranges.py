@@ -14,8 +14,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from hpo_mab._attributes import parameter_of
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._stored_settings import parameter_of
 
 _KEYS = frozenset({"low", "high", "log", "step", "type", "choices"})
 

@@ -15,7 +15,7 @@ from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.models import network_maker
 from hpo_mab.search._confirm import candidates_of, stored_repeats
-from hpo_mab.search._stored import reopen, train_recorded
+from hpo_mab.search._stored import reopen, train_stored_trial
 from hpo_mab.storage import Storage, TrialRun, open_study, read_run
 from hpo_mab.training import Evaluation, TrainingDiverged
 from hpo_mab.training._average import python_numbers, set_numbers
@@ -77,25 +77,25 @@ def replay(
         storage: The database.
         name: Optuna's study name.
         number: The trial's number; None takes the best, as ``best`` does on the command line: that
-            of the highest `Candidate.accuracy`.
+            of the highest accuracy, see `Confirmation`.
         device: Where to train; None takes the definition's device.
         data_root: Folder of the data here; None takes the definition's.
 
     Raises:
         ArgumentError: The trial has no curve, or no trial is complete.
-        StorageError: The study was not made by this product, or the data here differ from its own.
+        StorageError: The study was not made by ``hpo-mab``, or the data here differ from its own.
         UnknownNameError: There is no such study, or it has no such trial.
     """
     trial = _recorded_trial(storage, name, number)
     spec, objective = reopen(storage, name, device=device, data_root=data_root)
-    with train_recorded(objective, trial) as training:
+    with train_stored_trial(objective, trial) as training:
         curve = tuple(_first_evaluations(len(trial.curve), training))
         if len(curve) < len(trial.curve):
             return Replay(trial=trial, curve=curve)
         weights, numbers = training.network_state(), python_numbers(training.model)
     network = {
         "name": spec.model.name,
-        "options": dict(objective.recorded(trial.params, trial.attrs).model),
+        "options": dict(objective.configuration_of(trial.params, trial.attrs).model),
         "weights": weights,
         "numbers": numbers,
         "study": name,

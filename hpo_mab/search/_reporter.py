@@ -15,18 +15,26 @@ from optuna.trial import FrozenTrial
 from torch import Tensor, nn
 
 from hpo_mab._attributes import BUDGET_KEY, SAMPLER_KEY, UNIFORM
-from hpo_mab._errors import ArgumentError, check_integer, is_integer, plain_arguments, require
+from hpo_mab._errors import (
+    ArgumentError,
+    HpoMabWarning,
+    check_integer,
+    is_integer,
+    plain_arguments,
+    require,
+)
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.samplers._foreign import ForeignSampler
-from hpo_mab.search._recorder import (
+from hpo_mab.search._trial_record import (
     TrialRecord,
     check_direction,
     mark_pair,
     store_end,
     warn_of_other_lengths,
 )
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore
-from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, TrainingDiverged, WeightAverage
+from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._open import STORAGE_ERRORS
+from hpo_mab.training import Evaluation, TrainingDiverged, WeightAverage
 from hpo_mab.training._average import (
     python_numbers,
     set_numbers,
@@ -35,11 +43,7 @@ from hpo_mab.training._average import (
     tensors_of,
 )
 from hpo_mab.training._device import to_evaluation
-from hpo_mab.training._schedule import Schedule, check_window, known_statistics
-
-
-class ShortTrialWarning(UserWarning):
-    """A loop that a `TrialReporter` follows has ended before its budget was spent."""
+from hpo_mab.training._schedule import DEFAULT_AVERAGE, Schedule, check_window, known_statistics
 
 
 class TrialReporter:
@@ -205,7 +209,7 @@ class TrialReporter:
             warnings.warn(
                 f"The loop has ended after {self.examples:,} of {self.budget_examples:,} "
                 f"examples, so its last evaluation {lacks}.",
-                ShortTrialWarning,
+                HpoMabWarning,
                 stacklevel=3,
             )
             return
@@ -214,7 +218,7 @@ class TrialReporter:
                 f"The loop has trained {self.examples:,} examples, its budget is "
                 f"{self.budget_examples:,}: what it trained after {last:,} is in no "
                 f"evaluation. If the loop is right, give budget_examples={self.examples}.",
-                UserWarning,
+                HpoMabWarning,
                 stacklevel=3,
             )
 

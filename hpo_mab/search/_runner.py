@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import optuna
 
@@ -19,39 +19,41 @@ from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
 from hpo_mab.search._definition import Slots, StudySpec, TrainingSection
 from hpo_mab.search._objective import TrainingObjective
+from hpo_mab.search._observer import Observer, OnTrial, observer_of
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._pruners import PRUNERS
 from hpo_mab.search._slots import note_alone, slots_of_process
 from hpo_mab.search._stack_loop import StackLoop
-from hpo_mab.search._stored import reopen, train_recorded
+from hpo_mab.search._stored import reopen, train_stored_trial
 from hpo_mab.search._study import check_study, choose_name, make_study, open_for_training
-from hpo_mab.search._trial_loop import OnTrial, TrialLoop
-from hpo_mab.storage import (
-    STORAGE_ERRORS,
-    Storage,
-    StoredDefinition,
-    StudyRun,
-    TrialRun,
-    read_run,
-    study_names,
-)
-from hpo_mab.storage._optuna import id_of
+from hpo_mab.search._trial_loop import TrialLoop
+from hpo_mab.storage import Storage, StudyRun, TrialRun, read_run, study_names
+from hpo_mab.storage._definition import StoredDefinition
+from hpo_mab.storage._open import STORAGE_ERRORS
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training import Budget, TrainingDiverged
 
-#: Runs trials in this process until the study is done, ``run_here(on_trial, workers=1)``; returns
-#: whether Ctrl-C ended it early. ``workers`` is the number of processes that share the study.
-RunHere = Callable[..., bool]
+
+class RunHere(Protocol):
+    """Runs trials in this process until the study is done; returns whether Ctrl-C ended it early.
+
+    A `Launch` calls it once, with an observer that calls the run's own, and with the number of
+    processes that share the study.
+    """
+
+    def __call__(self, observer: Observer, /, *, workers: int = 1) -> bool: ...
+
+
 #: Runs trials in this and other processes, or in others only; returns what `RunHere` does.
-Launch = Callable[[optuna.Study, OnTrial | None, RunHere], bool]
+Launch = Callable[[optuna.Study, Observer, RunHere], bool]
 
 
-def _run_trials(
+def run_worker(
     study: optuna.Study,
     storage: Storage,
     objective: TrainingObjective,
     settings: TrainingSection,
-    on_trial: OnTrial | None,
+    observer: Observer,
     *,
     workers: int = 1,
 ) -> bool:
@@ -64,7 +66,7 @@ def _run_trials(
     """
     count = slots_of_process(study, objective, settings.slots, workers=workers)
     make = TrialLoop if count == 1 else functools.partial(StackLoop, slots=count)
-    return make(study, storage, objective, examples=settings.examples, on_trial=on_trial).run()
+    return make(study, storage, objective, examples=settings.examples, observer=observer).run()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +78,9 @@ class RunOutcome:
         interrupted: Whether Ctrl-C ended it early.
         test_accuracy: Accuracy on the test set of the best trial's network, trained again as in
             its trial; None where it was not requested, there is no complete trial, the run was
-            interrupted, or scoring failed (see ``loop_reasons``).
+            interrupted, or scoring failed (see ``notes``).
         choice: What ``kind = "auto"`` chose and why, once its race is over.
-        loop_reasons: Why trials were trained without a CUDA graph, one at a time, or not beyond
+        notes: Why trials were trained without a CUDA graph, one at a time, or not beyond
             their budget, although the definition requests more; why the best trial has no test
             accuracy.
         weak_rung: Where the pruner began to stop trials, if that evaluation is not shown to rank
@@ -89,7 +91,7 @@ class RunOutcome:
     interrupted: bool
     test_accuracy: float | None
     choice: Choice | None = None
-    loop_reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     weak_rung: WeakRung | None = None
 
 
@@ -134,7 +136,7 @@ class StudyRunner:
         self.objective = objective or make_objective(spec, load_splits(spec))
         self.objective.store_in(storage, checkpoint=spec.training.checkpoint)
 
-    def name(self, name: str | None = None) -> str:
+    def study_name(self, name: str | None = None) -> str:
         """The study's name, see `choose_name`."""
         return choose_name(self.spec, arm=self.arm, name=name)
 
@@ -149,9 +151,9 @@ class StudyRunner:
                 steps than evaluations, see `Workload.check_evaluations`.
             StorageError: A study of that name is defined otherwise, or has other data.
         """
-        name = self.name(name)
-        check_study(self.storage, name, self.spec, self._definition())
-        if name not in study_names(self.storage):
+        study_name = self.study_name(name)
+        check_study(self.storage, study_name, self.spec, self._definition())
+        if study_name not in study_names(self.storage):
             auto = self.spec.sampler.kind == AUTO
             counts_on_all = auto or PRUNERS.takes(self.spec.pruner.kind, "max_resource")
             self.objective.workload.check_evaluations(
@@ -173,9 +175,8 @@ class StudyRunner:
 
         Args:
             name: The study's name; None takes the default.
-            on_trial: Called with study and trial after each trial. Its method ``running``, if it
-                has one, is called during trials with the share of its budget that each has spent,
-                by number.
+            on_trial: A function that is called with study and trial after each trial, or an
+                `Observer`.
             score: Whether to score the best trial on the test set.
             launch: Shares the trials with other processes, see `hpo_mab.workers`; None does not.
             keep_target: Whether a stored study keeps a target that is higher than the definition's.
@@ -187,40 +188,43 @@ class StudyRunner:
             StudyFailedError: Three trials in a row failed.
             UnknownNameError: The pruner's reference is no study.
         """
+        observer = observer_of(on_trial)
+        # Again, now with the data.
         self.check(name)
         study = make_study(
             self.storage,
-            self.name(name),
+            self.study_name(name),
             self.spec,
             self._definition(),
-            source=self.objective.source,
-            keep_target=keep_target,
+            data_digest=self.objective.source,
+            in_comparison=keep_target,
         )
         with deletion_is_an_error(self.storage, study.study_name):
-            return self._run(study, on_trial, launch, score=score)
+            return self._run_and_score(study, observer, launch, score=score)
 
-    def _run(
+    def _run_and_score(
         self,
         study: optuna.Study,
-        on_trial: OnTrial | None,
+        observer: Observer,
         launch: Launch | None,
         *,
         score: bool,
     ) -> RunOutcome:
-        self._begin(study)
+        self.objective.begin_study(study, self.storage)
+        # Also where no trial is run here.
+        note_alone(self.objective, slots=self.spec.training.slots)
+        self._note_no_continuation()
         run_here = functools.partial(
-            _run_trials, study, self.storage, self.objective, self.spec.training
+            run_worker, study, self.storage, self.objective, self.spec.training
         )
-        interrupted = launch(study, on_trial, run_here) if launch else run_here(on_trial)
-        workload = self.objective.workload
-        workload.example_record = self.storage.examples.frozen(id_of(study))
+        interrupted = launch(study, observer, run_here) if launch else run_here(observer)
+        # Other processes may have kept it.
+        self.objective.read_record(study, self.storage)
         run = read_run(self.storage, study.study_name)
         accuracy = None
         if score and run.best is not None and run.best.was_run and not interrupted:
             try:
-                accuracy = self._test_score(
-                    study, run.best, getattr(on_trial, "running_again", None)
-                )
+                accuracy = self._test_score(study, run.best, observer)
             except KeyboardInterrupt:
                 # The trials have finished: their summary is still printed.
                 interrupted = True
@@ -234,28 +238,13 @@ class StudyRunner:
             interrupted=interrupted,
             test_accuracy=accuracy,
             choice=stored_choice(study),
-            loop_reasons=tuple(self.objective.loop_reasons),
+            notes=tuple(self.objective.notes),
             weak_rung=WeakRung.find(
                 study.pruner,
                 study.get_trials(deepcopy=False),
-                full=workload.loop.evaluations,
+                full=self.objective.workload.loop.evaluations,
             ),
         )
-
-    def _begin(self, study: optuna.Study) -> None:
-        """Set the study's part of early validation; collect the reasons known before any trial."""
-        workload = self.objective.workload
-        if self.spec.budget.early_validation == "auto":
-            # A study keeps the part that it began with, even if another one would be taken now.
-            early = StoredDefinition.load(study).settings.early_validation
-            workload.loop = dataclasses.replace(
-                workload.loop, early_validation=None if early == "all" else early
-            )
-        # The objective may have trained another study before.
-        self.objective.loop_reasons.clear()
-        # Also where no trial is run here.
-        note_alone(self.objective, slots=self.spec.training.slots)
-        self._note_no_continuation()
 
     def _note_no_continuation(self) -> None:
         """Note why no trial continues beyond its budget, though the definition suggests that."""
@@ -288,8 +277,8 @@ class StudyRunner:
         Returns:
             Test accuracy, in [0, 1]; 0 if the training diverges.
         """
-        recorded = train_recorded(self.objective, trial, seed=seed, sampler=sampler, final=final)
-        with recorded as training:
+        again = train_stored_trial(self.objective, trial, seed=seed, sampler=sampler, final=final)
+        with again as training:
             training.on_progress = on_progress
             try:
                 for _ in training:
@@ -298,18 +287,14 @@ class StudyRunner:
                 return 0.0
             return self.objective.workload.test_accuracy(training)
 
-    def _test_score(
-        self,
-        study: optuna.Study,
-        best: TrialRun,
-        running: Callable[[Mapping[int, float]], None] | None,
-    ) -> float:
+    def _test_score(self, study: optuna.Study, best: TrialRun, observer: Observer) -> float:
         """The best trial's test accuracy, stored so that the test set is used once."""
-        known = study.user_attrs.get(TEST_KEY, {})
-        if known.get("trial") == best.number:
-            return float(known["accuracy"])
-        shares = None if running is None else lambda share: running({best.number: share})
-        accuracy = self.train_again(best, on_progress=shares)
+        stored = study.user_attrs.get(TEST_KEY, {})
+        if stored.get("trial") == best.number:
+            return float(stored["accuracy"])
+        accuracy = self.train_again(
+            best, on_progress=lambda share: observer.testing({best.number: share})
+        )
         study.set_user_attr(TEST_KEY, {"trial": best.number, "accuracy": accuracy})
         return accuracy
 
@@ -354,20 +339,19 @@ def join_study(
         data_root: Folder of the data here; None takes the definition's.
         slots: Trials that this process trains at the same time; None takes the definition's.
         workers: Processes that share the study, this one included: ``"auto"`` slots are shared.
-        on_trial: Called with study and trial after each trial. Its method ``running``, if it has
-            one, is called during trials with the share of its budget that each has spent, by
-            number.
+        on_trial: A function that is called with study and trial after each trial, or an `Observer`.
 
     Returns:
         Whether Ctrl-C ended it early.
 
     Raises:
-        StorageError: The study was not made by this product, the data here differ from its own, or
+        StorageError: The study was not made by ``hpo-mab``, the data here differ from its own, or
             the database fails.
         UnknownNameError: There is no such study.
         StudyFailedError: Three trials in a row failed.
     """
+    observer = observer_of(on_trial)
     spec, objective = reopen(storage, name, device=device, data_root=data_root, slots=slots)
     objective.store_in(storage, checkpoint=spec.training.checkpoint)
     study = open_for_training(storage, name, spec)
-    return _run_trials(study, storage, objective, spec.training, on_trial, workers=workers)
+    return run_worker(study, storage, objective, spec.training, observer, workers=workers)

@@ -1,4 +1,7 @@
-"""Optuna's samplers by name, and their suggestions, which depend on seed, slot and history only."""
+"""Searchers by name, and their suggestions, which depend on seed, slot and history only.
+
+A *searcher* is a sampler of Optuna, which suggests hyperparameters; a *sampler* draws batches.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._errors import ArgumentError, HpoMabError, failure_reason, name_of, require
-from hpo_mab._plan import Plan, budgets_of, derive_seed, slot_of
+from hpo_mab._plan import budgets_of, derive_seed, slot_of
 from hpo_mab._registry import Named, Registry, bound_to
-from hpo_mab.storage import STORAGE_ERRORS
+from hpo_mab._results import Results
+from hpo_mab.storage._open import STORAGE_ERRORS
 from hpo_mab.storage._optuna import StudyView, all_trials, is_of_deleted, quietly, settings_of
 
 #: About how many finished trials TPE is shown. Its time grows with their number, and more of them
@@ -33,7 +37,7 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 class OwnHistory(StudyView):
-    """A study as shown to an Optuna sampler: each configuration once, and not too many.
+    """A study as shown to a searcher: each configuration once, and not too many.
 
     A twin differs from its original by the batch sampler, which is not a parameter. Twins under the
     sampler that the study continues with replace their originals; all others are left out. Of a
@@ -63,7 +67,8 @@ class OwnHistory(StudyView):
         if self._repeats:
             # Hyperband passes the study of one bracket.
             whole = type(self.study) is optuna.Study
-            once = (Plan.of(self.study) if whole else Plan(trials)).once
+            results = Results.of(self.study) if whole else Results(trials)
+            once = results.numbers_once_per_configuration
         if self._most is None or len(trials) <= self._most:
             return once
         if once is not None:
@@ -71,10 +76,10 @@ class OwnHistory(StudyView):
         return _chosen(trials, most=self._most)
 
     def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        """Those of the trials that are shown to the sampler."""
+        """Those of the trials that are shown to the searcher."""
         numbers = self._numbers
-        found = trials if numbers is None else [t for t in trials if t.number in numbers]
-        return [_at_budget(trial) for trial in found] if self._repeats else found
+        shown = trials if numbers is None else [t for t in trials if t.number in numbers]
+        return [_at_budget(trial) for trial in shown] if self._repeats else shown
 
 
 class DistinctRanges(StudyView):
@@ -127,43 +132,45 @@ def _at_budget(trial: FrozenTrial) -> FrozenTrial:
     return trial
 
 
-class PlannedSampler(BaseSampler):
-    """Fixes the first configurations by the seed; then uses a sampler re-seeded each trial.
+class PlannedSearcher(BaseSampler):
+    """Fixes the first configurations by the seed; then uses a searcher re-seeded each trial.
 
     The first ``initial`` slots get random configurations. They depend on
     ``(seed, slot, parameter name, range)`` only. So studies of one seed start with equal values of
-    their common parameters. Each later slot uses a new sampler seeded by ``(seed, slot)``. So
+    their common parameters. Each later slot uses a new searcher seeded by ``(seed, slot)``. So
     stopping and resuming change nothing, unless a process dies between two parameters of a trial:
     our own loop writes all at once, except on MySQL. Trials that run at the same time change only
     the history that it sees.
 
     Args:
-        factory: Makes the underlying sampler from a keyword argument ``seed``.
+        make: Makes the searcher from a keyword argument ``seed``.
         seed: The study's seed.
         initial: Number of fixed first configurations.
-        repeats: Whether the study has twins or continued trials, which the underlying sampler must
-            not count as further configurations, see `hpo_mab.search._searchers.OwnHistory`.
+        repeats: Whether the study has twins or continued trials, which the searcher must not count
+            as further configurations, see `hpo_mab.search._searchers.OwnHistory`.
     """
 
     def __init__(
         self,
-        factory: Callable[..., BaseSampler],
+        make: Callable[..., BaseSampler],
         *,
         seed: int,
         initial: int = 10,
         repeats: bool = False,
     ) -> None:
-        self._factory = factory
-        made = factory(seed=0)
-        self._is_sequence = isinstance(made, optuna.samplers.QMCSampler)
-        self._is_grid = isinstance(made, optuna.samplers.GridSampler)
+        self._make = make
+        searcher = make(seed=0)
+        self._is_sequence = isinstance(searcher, optuna.samplers.QMCSampler)
+        self._is_grid = isinstance(searcher, optuna.samplers.GridSampler)
         # In groups, ranges need not be those of all trials.
-        self._infers_ranges = _most_shown(made) is not None and not settings_of(made)["group"]
+        self._infers_ranges = (
+            _most_shown(searcher) is not None and not settings_of(searcher)["group"]
+        )
         self._seed = seed
         self._initial = initial
         self._repeats = repeats
         #: By study and number: trials of one study may run in several threads. Each value is the
-        #: trial's sampler, and the study as that sampler first read it.
+        #: trial's searcher, and the study as that searcher first read it.
         self._asked: dict[tuple[str, int], tuple[BaseSampler, optuna.Study]] = {}
 
     def infer_relative_search_space(
@@ -222,47 +229,51 @@ class PlannedSampler(BaseSampler):
         study: optuna.Study,
         trial: FrozenTrial,
         method: str,
-        *given: Any,
+        *arguments: Any,
         view: type[StudyView] | None = None,
     ) -> Any:
-        """What the trial's sampler answers. Its errors name it: it may be a user's own."""
-        sampler, seen = self._sampler(study, trial)
+        """What the trial's searcher answers. Its errors name it: it may be a user's own."""
+        searcher, seen = self._searcher_of(study, trial)
         try:
-            return getattr(sampler, method)(seen if view is None else view(seen), trial, *given)
+            return getattr(searcher, method)(
+                seen if view is None else view(seen), trial, *arguments
+            )
         except (HpoMabError, OptunaError, *STORAGE_ERRORS):
             raise
         except Exception as error:
             if is_of_deleted(error):
                 raise
-            name = type(sampler).__name__
+            name = type(searcher).__name__
             raise ArgumentError(f"search.sampler {name} failed: {failure_reason(error)}") from error
 
-    def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> tuple[BaseSampler, optuna.Study]:
-        """The trial's sampler, and the study as that sampler sees it."""
+    def _searcher_of(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> tuple[BaseSampler, optuna.Study]:
+        """The trial's searcher, and the study as that searcher sees it."""
         key = (study.study_name, trial.number)
         if key not in self._asked:
             # All trials take their points from one sequence, or from one order of a grid.
             shared = self._is_sequence or self._is_grid
-            place = [] if shared else [slot_of(study, trial)]
-            sampler = self._factory(seed=derive_seed(self._seed, "sampler", *place))
-            # A view also where it shows all: samplers of grids stop the study, which Optuna allows
+            slot = [] if shared else [slot_of(study, trial)]
+            searcher = self._make(seed=derive_seed(self._seed, "sampler", *slot))
+            # A view also where it shows all: searchers of grids stop the study, which Optuna allows
             # in its own loop only.
-            view = OwnHistory(study, repeats=self._repeats, most=_most_shown(sampler))
-            self._asked[key] = sampler, cast(optuna.Study, view)
+            view = OwnHistory(study, repeats=self._repeats, most=_most_shown(searcher))
+            self._asked[key] = searcher, cast(optuna.Study, view)
         return self._asked[key]
 
 
-def _most_shown(sampler: BaseSampler) -> int | None:
-    """About how many finished trials a sampler is shown; None for all."""
+def _most_shown(searcher: BaseSampler) -> int | None:
+    """About how many finished trials a searcher is shown; None for all."""
     # A subclass may choose the good trials otherwise.
-    if type(sampler) is not optuna.samplers.TPESampler:
+    if type(searcher) is not optuna.samplers.TPESampler:
         return None
     # TPE is random until it is shown this number.
-    return SHOWN_TRIALS + int(settings_of(sampler)["n_startup_trials"])
+    return SHOWN_TRIALS + int(settings_of(searcher)["n_startup_trials"])
 
 
 # Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.
-#: Optuna's samplers. A user's own sampler gets ``seed`` if it has that argument.
+#: A user's own searcher gets ``seed`` if it has that argument.
 SEARCHERS = Registry(
     "search.sampler",
     {
@@ -282,12 +293,12 @@ _PINNED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
-    """A function that makes the named Optuna sampler from a keyword argument ``seed``.
+def searcher_maker(kind: Named, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
+    """A function that makes the named searcher from a keyword argument ``seed``.
 
     Args:
         kind: ``"tpe"``, ``"random"``, ``"gp"`` or ``"qmc"``; ``package.module:Name`` of another
-            sampler for Optuna, or its class.
+            sampler of Optuna, or its class.
         options: Arguments of the Optuna class.
     """
     SEARCHERS.check(kind, {key: [value] for key, value in options.items()}, section="search")
@@ -297,15 +308,15 @@ def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., Ba
             require(value >= least, f"search.{key}", f"at least {least}", value)
     pinned = {**_PINNED.get(name_of(kind), {}), **options}
     make = SEARCHERS.load(kind)
-    # Read once: each trial makes a sampler, and reading a signature takes long.
+    # Read once: each trial makes a searcher, and reading a signature takes long.
     takes_seed = bound_to(make, {"seed": 0}) is not make
 
     def created(seed: int) -> BaseSampler:
-        given = {**pinned, "seed": seed} if takes_seed else pinned
-        made: BaseSampler = quietly(make, given, BaseSampler)
-        return made
+        arguments = {**pinned, "seed": seed} if takes_seed else pinned
+        searcher: BaseSampler = quietly(make, arguments, BaseSampler)
+        return searcher
 
-    def factory(*, seed: int) -> BaseSampler:
+    def created_quietly(*, seed: int) -> BaseSampler:
         with warnings.catch_warnings():
             # Optuna warns of an option that it will remove: once below, not for each trial.
             warnings.simplefilter("ignore", FutureWarning)
@@ -315,8 +326,8 @@ def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., Ba
         created(0)
     except Exception as error:
         raise ArgumentError(f"search.sampler '{name_of(kind)}': {error}") from error
-    return factory
+    return created_quietly
 
 
-#: Bounds of options of search samplers that Optuna does not check in time.
+#: Bounds of options of searchers that Optuna does not check in time.
 _LEAST: Mapping[str, float] = {"n_startup_trials": 0, "n_ei_candidates": 1, "prior_weight": 0}

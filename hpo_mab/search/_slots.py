@@ -16,11 +16,11 @@ from hpo_mab._plan import Plan
 from hpo_mab.search._definition import Slots
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._ranges import count_values, extremes
-from hpo_mab.search._space import Assignment, Configuration, PartSpace
+from hpo_mab.search._space import Assignment, ComponentSpace, Configuration
 from hpo_mab.search._stacks import why_alone
-from hpo_mab.search._target import Target
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.search._workload import Workload
-from hpo_mab.storage import StoredDefinition
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.training import Budget, TrainingDiverged
 from hpo_mab.training._device import release_memory
 from hpo_mab.training._stack import StackSlot
@@ -72,7 +72,7 @@ def _why_all_alone(objective: TrainingObjective) -> str | None:
     return why_alone(objective.workload, low)
 
 
-def _kinds_of_stacks(sampler: PartSpace) -> float:
+def _kinds_of_stacks(sampler: ComponentSpace) -> float:
     """How many kinds of stacks the knobs of a sampler need, for trials of one shape."""
     knobs = sampler.values
     if sampler.name == "hard_mining":
@@ -93,12 +93,12 @@ def _kinds_of_stacks(sampler: PartSpace) -> float:
 
 def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
     """Most trials that one of the workers trains at a time, for what is left of a study."""
-    target = Target.load(study)
+    target = StudyTarget.load(study)
     most = min(MOST_SLOTS, target.trials // FEWEST_ROUNDS // workers)
     if target.continues(study):
         return most
     # A budget in seconds is 0 here: what it pays for is not known before a trial has ended.
-    if each := target.share(StoredDefinition.load(study).trial_examples, 0.0):
+    if each := target.share_of_total(StoredDefinition.load(study).trial_examples, 0.0):
         most = min(most, int(1 / each) // FEWEST_ROUNDS // workers)
     plan = Plan.of(study)
     # Twins that wait, or will be tried again.

@@ -11,9 +11,9 @@ from typing import Any, get_args
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hpo_mab._attributes import BARE, NAMING_KEYS, parameter_of
 from hpo_mab._errors import ArgumentError, check_integer
 from hpo_mab._registry import Named, Registry, check_types
+from hpo_mab._stored_settings import BARE, NAMING_KEYS, parameter_of
 from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
 from hpo_mab.search._ranges import (
     count_values,
@@ -27,7 +27,7 @@ from hpo_mab.training._schedule import LearningCurve
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Part:
+class Component:
     """A sampler or an optimiser that a trial uses.
 
     Attributes:
@@ -57,8 +57,8 @@ class Configuration:
         difficulty: Whether the batch sampler gets the difficulty of each example.
     """
 
-    optimizer: Part
-    sampler: Part
+    optimizer: Component
+    sampler: Component
     model: Mapping[str, Any]
     batch_size: int
     warmup: float
@@ -68,7 +68,7 @@ class Configuration:
 
     def with_sampler(self, kind: str) -> Configuration:
         """The same configuration with another batch sampler, its knobs at their defaults."""
-        made = Part(kind, sampler_maker(kind))
+        made = Component(kind, sampler_maker(kind))
         return dataclasses.replace(self, sampler=made, difficulty=False)
 
 
@@ -91,10 +91,10 @@ class Assignment:
     budgets: int = 1
 
 
-class PartSpace:
-    """The search space of a `Part`: what a section names, with constants and ranges as options.
+class ComponentSpace:
+    """The search space of a `Component`: what a section names, with constants and ranges.
 
-    ``given`` is the section ``"optimizer"`` or ``"sampler"``: a name, or a class or function in its
+    ``raw`` is the section ``"optimizer"`` or ``"sampler"``: a name, or a class or function in its
     place, and options as `parse_value` takes them.
 
     Attributes:
@@ -107,9 +107,9 @@ class PartSpace:
         section: str,
         registry: Registry,
         maker: Callable[[Named], Callable[..., Any]],
-        given: Mapping[str, Any],
+        raw: Mapping[str, Any],
     ) -> None:
-        options = dict(given)
+        options = dict(raw)
         named = options.pop(NAMING_KEYS[section])
         self.name = registry.name(named)
         self.values = _parse(section, options)
@@ -117,9 +117,9 @@ class PartSpace:
         self._make = maker(named)
         self._section = section
 
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Part:
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Component:
         """Suggest a value of every range to the trial."""
-        return Part(self.name, self._make, _suggest(trial, self._section, self.values))
+        return Component(self.name, self._make, _suggest(trial, self._section, self.values))
 
 
 def check_options(
@@ -131,8 +131,8 @@ def check_options(
     shown: str | None = None,
 ) -> None:
     """Refuse parsed values that a named class or function does not take; see `Registry.check`."""
-    each = {key: list(extremes(one)) for key, one in values.items()}
-    registry.check(named, each, section=section, shown=shown)
+    ends = {key: list(extremes(value)) for key, value in values.items()}
+    registry.check(named, ends, section=section, shown=shown)
     kinds = {key: one.annotation for key, one in registry.options(named).items()}
     check_fractions(section, values, kinds)
 
@@ -188,8 +188,8 @@ class SearchSpace:
         # Imported late: mistakes in a definition are found without torch.
         from hpo_mab.training._optimizers import OPTIMIZERS
 
-        self.optimizer = PartSpace("optimizer", OPTIMIZERS, OPTIMIZERS.load, optimizer)
-        self.sampler = PartSpace("sampler", SAMPLERS, sampler_maker, sampler)
+        self.optimizer = ComponentSpace("optimizer", OPTIMIZERS, OPTIMIZERS.load, optimizer)
+        self.sampler = ComponentSpace("sampler", SAMPLERS, sampler_maker, sampler)
         self.model = _parse("model", model)
         self.loop = _parse("training", loop)
         check_types(
@@ -230,13 +230,12 @@ class SearchSpace:
             "sampler": self.sampler.values,
             "model": self.model,
         }
-        found = (
+        searched = itertools.chain.from_iterable(
             ranges(f"{_prefix(section)}{key}", value)
             for section, values in sections.items()
             for key, value in values.items()
         )
-        each = itertools.chain.from_iterable(found)
-        return self.at({name: range_ends(one)[end] for name, one in each})
+        return self.at({name: range_ends(value)[end] for name, value in searched})
 
     def at(self, params: Mapping[str, Any]) -> Configuration:
         """The point that a recorded trial's parameters name."""
@@ -251,7 +250,7 @@ def _check_bounds(loop: Mapping[str, Any]) -> None:
                 if key == "batch_size":
                     check_integer(key, one, 1)
                 else:
-                    LearningCurve(steps=1, **{key: one})
+                    LearningCurve(steps=1, **{key: one})  # Raises if it is outside its bound.
             except ArgumentError as error:
                 raise ArgumentError(f"training.{error}") from None
 

@@ -18,11 +18,13 @@ from hpo_mab._plan import Attempt, Next, Plan, derive_seed
 from hpo_mab.search._checkpoint import TrialCheckpoint
 from hpo_mab.search._claim import raise_if_failing
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._recorder import NO_CHECKPOINT, TrialRecord, offer, store_end
+from hpo_mab.search._observer import NOBODY, Observer
 from hpo_mab.search._space import Assignment
 from hpo_mab.search._stacks import Stacks, why_alone
-from hpo_mab.search._trial_loop import End, OnTrial, TrialLoop
-from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.search._trial_loop import End, TrialLoop
+from hpo_mab.search._trial_record import NO_CHECKPOINT, TrialRecord, hand_over_sums, store_end
+from hpo_mab.storage import Storage
+from hpo_mab.storage._open import STORAGE_ERRORS
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training import Evaluation, TrainingDiverged
 from hpo_mab.training._device import cpu_threads, release_memory, seed_torch
@@ -67,9 +69,9 @@ class StackLoop(TrialLoop):
         *,
         slots: int,
         examples: bool = False,
-        on_trial: OnTrial | None = None,
+        observer: Observer = NOBODY,
     ) -> None:
-        super().__init__(study, storage, objective, examples=examples, on_trial=on_trial)
+        super().__init__(study, storage, objective, examples=examples, observer=observer)
         self._stacks = Stacks(
             objective.workload, slots=slots, seed=objective.seed, examples=examples
         )
@@ -89,11 +91,11 @@ class StackLoop(TrialLoop):
     def _in_slots(self) -> bool:
         return self._stacks.slots > 1
 
-    def _train(self) -> Next | None:
+    def _claim_and_train(self) -> Next | None:
         """Fill the slots and train to the next evaluation; returns why no trial runs."""
         if self._stacks.slots == 1:
             # Faster than a stack of one.
-            return super()._train()
+            return super()._claim_and_train()
         following = self._fill()
         if self._running:
             self._halve_if_out_of_memory(self._advance)
@@ -112,7 +114,7 @@ class StackLoop(TrialLoop):
             for trial, why in reasons:
                 if why is None or trial not in self._claimed:
                     continue
-                if self._run(trial) != TrialState.FAIL:
+                if self._train_one(trial) != TrialState.FAIL:
                     self._objective.note(f"trained alone: {why}")
             if following is not None:
                 return following
@@ -125,16 +127,16 @@ class StackLoop(TrialLoop):
         after an out-of-memory error.
         """
         try:
-            assignment = self._objective.assign(trial)
+            assignment = self._objective.assign(trial, self._recording)
             why = why_alone(self._objective.workload, assignment.configuration)
             why = why or self._why_continued_alone(trial, assignment) or self._why_suspect(trial)
             if why is not None:
                 return why
-            checkpoint = self._objective.checkpoint(trial, assignment)
+            checkpoint = self._objective.checkpoint(trial, assignment, self._recording)
             state = None if checkpoint is None else checkpoint.load()
             with interruptible():
                 where, points = self._stacks.start(assignment, state)
-            record = TrialRecord(trial, self._objective.recording.curves)
+            record = TrialRecord(trial, self._recording.curves)
             running = _Running(trial, assignment, record, where, checkpoint)
         except STORAGE_ERRORS:
             raise
@@ -223,9 +225,9 @@ class StackLoop(TrialLoop):
 
     def _handle_round(self, results: Sequence[tuple[_Running, _Result]]) -> None:
         for reason in self._stacks.loop_reasons:
-            self._objective.note_loop(reason)
+            self._objective.note_no_graph(reason)
         self._store_results(results)
-        if (on_progress := self._objective.recording.on_progress) is not None:
+        if (on_progress := self._recording.on_progress) is not None:
             on_progress(
                 {
                     running.trial.number: running.record.last.index / running.where.evaluations
@@ -248,7 +250,7 @@ class StackLoop(TrialLoop):
                 running.record.idle_seconds = stack.idle_seconds[slot]
                 if isinstance(result, Evaluation):
                     with contextlib.suppress(UpdateFinishedTrialError):
-                        running.record.add_later(result)
+                        running.record.add_unwritten(result)
             ends = [end for one in results if (end := self._end_if_over(*one, open_trials))]
             ended = {id_of(end.trial) for end in ends}
             # Before the trials end: a finished trial must have its whole curve.
@@ -300,7 +302,7 @@ class StackLoop(TrialLoop):
         pruned = not ended and running.assignment.may_prune and running.record.should_prune()
         if not (ended or pruned):
             return None
-        offer(trial, where.stack.tally, self._example_writer, slot=where.slot)
+        hand_over_sums(trial, where.stack.tally, self._recording.example_writer, slot=where.slot)
         if running.checkpoint is not None:
             running.checkpoint.save_if_due(
                 running.record, where.state_dict, stops=True, pruned=pruned
@@ -319,7 +321,7 @@ class StackLoop(TrialLoop):
             f"out of memory: {self._stacks.slots} instead of {before} trials at a time"
         )
 
-    def _make_room(self, trial: optuna.trial.Trial) -> bool:
+    def _retry_with_fewer_slots(self, trial: optuna.trial.Trial) -> bool:
         # After out of memory a trial is repeated once, with half the slots: it may be too large
         # even alone. Of the interrupted attempts, only one that itself had no memory has a reason.
         place = Attempt.of(storage_of(self._study).get_trial(id_of(trial))).place

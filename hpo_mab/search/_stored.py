@@ -9,13 +9,13 @@ import optuna
 
 from hpo_mab._errors import StorageError
 from hpo_mab._plan import trial_seed
+from hpo_mab._stored_settings import MAY_CHANGE, flat_spec
 from hpo_mab.search._definition import Slots, StudySpec
 from hpo_mab.search._load import make_spec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
-from hpo_mab.search._study import refuse_other_definition
-from hpo_mab.storage import Storage, StoredDefinition, TrialRun, open_study
-from hpo_mab.storage._optuna import id_of
+from hpo_mab.storage import Storage, TrialRun, open_study
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.training import Budget, Training
 
 
@@ -26,11 +26,7 @@ def stored_spec(
     data_root: str | None = None,
     slots: Slots | None = None,
 ) -> StudySpec:
-    """The spec a study was made from, with what may differ on this machine.
-
-    Raises:
-        StorageError: The definition lacks a key, so its trials were made without it.
-    """
+    """The spec a study was made from, with what may differ on this machine."""
     raw: dict[str, Any] = dict(StoredDefinition.load(study).spec)
     given = (
         ("training", "device", device),
@@ -40,10 +36,7 @@ def stored_spec(
     for section, key, value in given:
         if value is not None:
             raw[section] = {**raw[section], key: value}
-    spec = make_spec(raw)
-    # A key that was added later has a default now, which had no effect then.
-    refuse_other_definition(study, spec.model_dump(mode="json"))
-    return spec
+    return make_spec(raw)
 
 
 def other_data(spec: StudySpec, difference: str = "") -> StorageError:
@@ -66,19 +59,29 @@ def reopen(
     """Definition and objective of a stored study, its data loaded.
 
     A ``device``, ``data_root`` or ``slots`` of None is the definition's.
+
+    Raises:
+        StorageError: The data are others, or the definition lacks a key that this version has.
     """
     study = open_study(storage, name)
     definition = StoredDefinition.load(study)
     spec = stored_spec(study, device=device, data_root=data_root, slots=slots)
+    # Such a key has a default now, which had no effect on the trials of the study.
+    before, now = (dict(flat_spec(one)) for one in (definition.spec, spec.model_dump(mode="json")))
+    if added := now.keys() - {*before, *MAY_CHANGE}:
+        raise StorageError(
+            f"Study '{name}' is of an earlier hpo-mab without {', '.join(sorted(added))}: "
+            "use that version, or start another study."
+        )
     objective = make_objective(spec, load_splits(spec))
     difference = definition.data_difference(objective.workload.num_examples, objective.data)
     if difference:
         raise other_data(spec, difference)
-    objective.workload.example_record = storage.examples.frozen(id_of(study))
+    objective.begin_study(study, storage)
     return spec, objective
 
 
-def train_recorded(
+def train_stored_trial(
     objective: TrainingObjective,
     trial: TrialRun,
     *,
@@ -93,7 +96,7 @@ def train_recorded(
     and ``evaluations`` in a budget replace the trial's own. ``final`` is another budget than the
     trial's, evaluated at its end only.
     """
-    configuration = objective.recorded(trial.params, trial.attrs)
+    configuration = objective.configuration_of(trial.params, trial.attrs)
     if sampler is not None:
         configuration = configuration.with_sampler(sampler)
     if seed is None:

@@ -13,17 +13,19 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner
 
-from hpo_mab._attributes import AUTO, MAY_CHANGE, UNIFORM, StudySettings, flat_spec, unlike
+from hpo_mab._attributes import AUTO, UNIFORM
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError, require
+from hpo_mab._stored_settings import MAY_CHANGE, StudySettings, differing_keys, flat_spec
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._evidence_file import is_its_evidence, race_in_file, store_evidence
 from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._ranges import searched
-from hpo_mab.search._recorder import check_direction
-from hpo_mab.search._searchers import PlannedSampler, sampler_factory
-from hpo_mab.search._target import Target
-from hpo_mab.storage import Storage, StoredDefinition, open_study, study_names
+from hpo_mab.search._searchers import PlannedSearcher, searcher_maker
+from hpo_mab.search._target import StudyTarget
+from hpo_mab.search._trial_record import check_direction
+from hpo_mab.storage import Storage, open_study, study_names
+from hpo_mab.storage._definition import StoredDefinition
 
 #: Keys of a definition that name evidence.
 _EVIDENCE = {"pruner.evidence", "sampler.evidence"}
@@ -53,16 +55,16 @@ def choose_names(
     a stored study of exactly this ``name`` is used for its arm and seed.
     """
     chosen = {(arm, seed): default_name(s, arm, base=name) for (arm, seed), s in studies.items()}
-    for one in (name or "", *chosen.values()):
-        check_name(one)
-    if name is None or name not in (known := study_names(storage)):
+    for chosen_name in (name or "", *chosen.values()):
+        check_name(chosen_name)
+    if name is None or name not in (stored_names := study_names(storage)):
         return chosen
     study = open_study(storage, name)
     if StoredDefinition.is_in(study.user_attrs):
         stored = StoredDefinition.load(study)
         key = (stored.arm, stored.seed)
         # A study that was run under its own name before is continued in the comparison.
-        if key in chosen and chosen[key] not in known:
+        if key in chosen and chosen[key] not in stored_names:
             chosen[key] = name
     return chosen
 
@@ -85,71 +87,86 @@ def make_study(
     storage: Storage,
     name: str,
     spec: StudySpec,
-    definition: StoredDefinition,
+    wanted: StoredDefinition,
     *,
-    source: str = "",
-    keep_target: bool = False,
+    data_digest: str = "",
+    in_comparison: bool = False,
 ) -> optuna.Study:
     """The stored study of that name, made now if there is none.
 
-    ``definition`` is what is stored of ``spec``, with data and machine. ``source`` is the digest of
-    the data, see `hpo_mab.data._identity.source_digest`; it is empty if it is not known. With
-    ``keep_target`` the study's target is only raised, else it becomes the spec's.
+    ``wanted`` is what is stored of ``spec``, with data and machine. ``data_digest`` is that of
+    `hpo_mab.data._identity.source_digest`, empty if it is not known. In a comparison the study
+    takes the arm, and its target is only raised; else its target becomes the spec's.
     """
     # Several processes may start the same study at once.
     with storage.lock(name):
         if name in study_names(storage):
-            study = open_for_training(storage, name, spec)
-            check_direction(study)
-            _refuse_other(study, spec, definition)
-            if StoredDefinition.is_in(study.user_attrs):
-                # A study that `hpo-mab run` made under an arm's name is that arm from now on.
-                _take_changes(study, spec, definition, takes_arm=keep_target)
+            study = _continued(storage, name, spec, wanted, takes_arm=in_comparison)
         else:
-            known = {"early_validation": definition.settings.early_validation}
-            budget = spec.budget.model_copy(update=known)
-            check_reference(storage, spec.model_copy(update={"budget": budget}))
-            # Optuna deletes a study without its curves and records of examples.
-            storage.remove_orphans()
-            pruner = study_pruner(spec, {})
-            try:
-                study = optuna.create_study(
-                    study_name=name,
-                    storage=storage.optuna,
-                    direction="maximize",
-                    sampler=_study_sampler(spec, pruner),
-                    pruner=pruner,
-                )
-            except optuna.exceptions.DuplicatedStudyError:
-                # No other process makes it now; MySQL compares names without case.
-                raise StorageError(
-                    f"The database has a study whose name differs from '{name}' in capitals or "
-                    "accents only; give another --name."
-                ) from None
+            study = _created(storage, name, spec, wanted)
         if not StoredDefinition.is_in(study.user_attrs):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(["validation accuracy"])
-            store_evidence(study, spec, source)
+            store_evidence(study, spec, data_digest)
             # Last: a worker can join the study only when it has a definition.
-            definition.save(study)
-        target = Target(
+            wanted.save(study)
+        target = StudyTarget(
             trials=spec.budget.trials,
             total=spec.budget.total,
-            epoch_examples=definition.epoch_examples,
+            epoch_examples=wanted.epoch_examples,
         )
-        if keep_target:
-            target = target.at_least(Target.load(study))
+        if in_comparison:
+            target = target.at_least(StudyTarget.load(study))
         target.save(study)
     return study
+
+
+def _continued(
+    storage: Storage, name: str, spec: StudySpec, wanted: StoredDefinition, *, takes_arm: bool
+) -> optuna.Study:
+    study = open_for_training(storage, name, spec)
+    check_direction(study)
+    # Again, with the lock: another process may have made it meanwhile.
+    _refuse_other(study, spec, wanted)
+    if StoredDefinition.is_in(study.user_attrs):
+        # A study that `hpo-mab run` made under an arm's name is that arm from now on.
+        _store_allowed_changes(study, spec, wanted, takes_arm=takes_arm)
+    return study
+
+
+def _created(
+    storage: Storage, name: str, spec: StudySpec, wanted: StoredDefinition
+) -> optuna.Study:
+    # "auto" has become a number, which the reference must have, too.
+    early = {"early_validation": wanted.settings.early_validation}
+    budget = spec.budget.model_copy(update=early)
+    check_reference(storage, spec.model_copy(update={"budget": budget}))
+    # Optuna deletes a study without its curves and records of examples.
+    storage.remove_orphans()
+    pruner = study_pruner(spec, {})
+    try:
+        return optuna.create_study(
+            study_name=name,
+            storage=storage.optuna,
+            direction="maximize",
+            sampler=_study_searcher(spec, pruner),
+            pruner=pruner,
+        )
+    except optuna.exceptions.DuplicatedStudyError:
+        # No other process makes it now; MySQL compares names without case.
+        raise StorageError(
+            f"The database has a study whose name differs from '{name}' in capitals or "
+            "accents only; give another --name."
+        ) from None
 
 
 #: Keys of ``training`` that may change and that the workers of a study read in its definition.
 _FOR_WORKERS = ("checkpoint", "examples", "graph")
 
 
-def _take_changes(
-    study: optuna.Study, spec: StudySpec, definition: StoredDefinition, *, takes_arm: bool
+def _store_allowed_changes(
+    study: optuna.Study, spec: StudySpec, wanted: StoredDefinition, *, takes_arm: bool
 ) -> None:
     """Store what may change in the study's definition, for workers that are started from now on.
 
@@ -160,17 +177,17 @@ def _take_changes(
     training = {**before, **{key: getattr(spec.training, key) for key in _FOR_WORKERS}}
     arm, changed = stored.arm, {**stored.spec, "training": training}
     if takes_arm:
-        arm, changed["compare"] = definition.arm, spec.compare.model_dump(mode="json")
-    taken = dataclasses.replace(stored, arm=arm, spec=changed)
-    if taken != stored:
-        taken.save(study)
+        arm, changed["compare"] = wanted.arm, spec.compare.model_dump(mode="json")
+    after = dataclasses.replace(stored, arm=arm, spec=changed)
+    if after != stored:
+        after.save(study)
 
 
 def open_for_training(storage: Storage, name: str, spec: StudySpec) -> optuna.Study:
     """A stored study with the sampler and pruner of its definition; `open_study` sets neither."""
     study = optuna.load_study(study_name=name, storage=storage.optuna)
     study.pruner = study_pruner(spec, study.user_attrs)
-    study.sampler = _study_sampler(spec, study.pruner)
+    study.sampler = _study_searcher(spec, study.pruner)
     return study
 
 
@@ -178,21 +195,21 @@ def check_study(
     storage: Storage,
     name: str,
     spec: StudySpec,
-    definition: StoredDefinition | None = None,
+    wanted: StoredDefinition | None = None,
 ) -> None:
     """Refuse the name of another study, and evidence that cannot be used.
 
-    ``definition`` is None before the data are loaded. A missing database is not made.
+    ``wanted`` is None before the data are loaded. A missing database is not made.
     """
-    known: Mapping[str, Any] = {}
+    attrs: Mapping[str, Any] = {}
     if name in study_names(storage):
         study = open_study(storage, name)
-        known = study.user_attrs
-        _refuse_other(study, spec, definition)
+        attrs = study.user_attrs
+        _refuse_other(study, spec, wanted)
     if "evidence" in spec.pruner.options:
-        study_pruner(spec, known)
-    if not StoredDefinition.is_in(known):
-        race_in_file(spec)
+        study_pruner(spec, attrs)  # Raises if the evidence cannot be read.
+    if not StoredDefinition.is_in(attrs):
+        race_in_file(spec)  # Raises if the evidence has no race that can be read.
 
 
 def check_reference(
@@ -202,7 +219,7 @@ def check_reference(
 
     ``planned`` are studies that run before it, by name. A missing database is not made.
     """
-    reference, planned = spec.sources.get("reference"), planned or {}
+    reference, planned = spec.given_evidence.get("reference"), planned or {}
     if reference is None:
         return
     if reference in (names := study_names(storage)):
@@ -219,7 +236,7 @@ def _refuse_other_reference(spec: StudySpec, reference: str, other: Mapping[str,
     """Refuse a reference that is not uniform, or trains the same configuration in another way."""
     own = spec.model_dump(mode="json")
     own["sampler"]["kind"] = UNIFORM
-    if different := unlike(own, other):
+    if different := differing_keys(own, other):
         key = different[0]
         there, here = (_value_text(dict(flat_spec(one)), key) for one in (other, own))
         raise ArgumentError(
@@ -228,28 +245,26 @@ def _refuse_other_reference(spec: StudySpec, reference: str, other: Mapping[str,
         )
 
 
-def _study_sampler(spec: StudySpec, pruner: BasePruner) -> PlannedSampler:
+def _study_searcher(spec: StudySpec, pruner: BasePruner) -> PlannedSearcher:
     continues = isinstance(pruner, PromotionPruner)
-    return PlannedSampler(
-        sampler_factory(spec.search.sampler, spec.search.options),
+    return PlannedSearcher(
+        searcher_maker(spec.search.sampler, spec.search.options),
         seed=spec.seed,
         initial=spec.search.initial,
         repeats=spec.has_pilot or spec.sampler.kind == AUTO or continues,
     )
 
 
-def _refuse_other(
-    study: optuna.Study, spec: StudySpec, definition: StoredDefinition | None
-) -> None:
-    """Refuse a stored study of another definition, or of other data if ``definition`` is known."""
+def _refuse_other(study: optuna.Study, spec: StudySpec, wanted: StoredDefinition | None) -> None:
+    """Refuse a stored study of another definition, or of other data if ``wanted`` is known."""
     # A study whose process died while it was made has neither definition nor trials.
     if not (StoredDefinition.is_in(study.user_attrs) or study.get_trials(deepcopy=False)):
         return
     refuse_other_definition(study, spec.model_dump(mode="json"))
-    if definition is None:
+    if wanted is None:
         return
     stored = StoredDefinition.load(study)
-    difference = stored.data_difference(definition.epoch_examples, definition.data)
+    difference = stored.data_difference(wanted.epoch_examples, wanted.data)
     if difference:
         raise StorageError(
             f"Study '{study.study_name}' was made on other data ({difference}). Give --name to "

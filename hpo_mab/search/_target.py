@@ -11,15 +11,18 @@ from typing import Self
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY, SLOT_KEY, TARGET_KEY, TotalBudget
-from hpo_mab._plan import Plan, budgets_of
+from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY, SLOT_KEY, TARGET_KEY
+from hpo_mab._plan import budgets_of
+from hpo_mab._results import Results
+from hpo_mab._stored_settings import TotalBudget
 from hpo_mab.pruners import PromotionPruner
-from hpo_mab.storage import CurveStore, StoredDefinition
+from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.storage._optuna import id_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class StudyTarget:
     """What a study is to reach; stored with it for all its workers.
 
     Attributes:
@@ -32,7 +35,7 @@ class Target:
     total: str | None
     epoch_examples: int
 
-    def at_least(self, stored: Target) -> Target:
+    def at_least(self, stored: StudyTarget) -> StudyTarget:
         """The higher of this target and a stored one, separately for ``trials`` and ``total``.
 
         If only one of them has a total budget, that budget is kept. If the units of both differ,
@@ -69,16 +72,16 @@ class Target:
         Evaluations, and the free slots of a stack, count when the trials end; those of a lost
         trial never do.
         """
-        return 0.0 if self.total is None else self.share(*self.spent(study, curves))
+        return 0.0 if self.total is None else self.share_of_total(*self.spent(study, curves))
 
     def spent(self, study: optuna.Study, curves: CurveStore) -> tuple[int, float]:
         """Training examples and seconds of all trials, those of evaluations included."""
         examples, seconds = _trained(study, curves)
-        plan = Plan.of(study)
-        more, more_seconds = plan.unreported
-        return examples + more, seconds + more_seconds + plan.evaluation_seconds
+        results = Results.of(study)
+        more, more_seconds = results.unreported
+        return examples + more, seconds + more_seconds + results.evaluation_seconds
 
-    def share(self, examples: int, seconds: float) -> float:
+    def share_of_total(self, examples: int, seconds: float) -> float:
         """These examples and seconds as a share of the total budget; 0 without limit."""
         if self.total is None:
             return 0.0
@@ -97,10 +100,11 @@ class Target:
             done: Trials trained after ``spent_before`` was read; running ones by their share.
             spent_before: An earlier value of `share_spent`.
         """
-        plan = Plan.of(study)
-        left = self.trials - plan.finished
+        results = Results.of(study)
+        left = self.trials - results.finished
         if self.continues(study):
-            left += len((plan.not_continued & plan.latest) - plan.diverged)
+            paused = results.numbers_not_continued & results.numbers_that_count
+            left += len(paused - results.numbers_diverged)
         share = self.share_spent(study, curves)
         spent = share - spent_before
         if spent > 0:
@@ -121,7 +125,7 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Ended:
+class _CostRead:
     """Cost of a study's trials before the first that has not ended, from their curves.
 
     A worker that was taken for lost may add points later. They do not count in a process that has
@@ -135,7 +139,7 @@ class _Ended:
     seconds: float = 0.0
 
 
-_ENDED: weakref.WeakKeyDictionary[optuna.Study, _Ended] = weakref.WeakKeyDictionary()
+_COSTS_READ: weakref.WeakKeyDictionary[optuna.Study, _CostRead] = weakref.WeakKeyDictionary()
 
 
 def _trained(study: optuna.Study, curves: CurveStore) -> tuple[int, float]:
@@ -143,26 +147,26 @@ def _trained(study: optuna.Study, curves: CurveStore) -> tuple[int, float]:
 
     Those before the first trial that has not ended are read once.
     """
-    known = _ENDED.get(study, _Ended())
-    new = study.get_trials(deepcopy=False)[known.trials :]
+    read = _COSTS_READ.get(study, _CostRead())
+    new = study.get_trials(deepcopy=False)[read.trials :]
     numbers = _curve_numbers(new)
-    if len(set(numbers)) < len(numbers) or not known.curves.isdisjoint(numbers):
+    if len(set(numbers)) < len(numbers) or not read.curves.isdisjoint(numbers):
         # Of trials that share a curve, as in a copy by Optuna, it counts once.
         return curves.spent(id_of(study))
     ended = [*itertools.takewhile(lambda one: one.state.is_finished(), new)]
     if ended:
         last_id = id_of(ended[-1])
-        examples, seconds = curves.spent(id_of(study), after=known.last_id, until=last_id)
-        known = _Ended(
-            known.trials + len(ended),
+        examples, seconds = curves.spent(id_of(study), after=read.last_id, until=last_id)
+        read = _CostRead(
+            read.trials + len(ended),
             last_id,
-            known.curves.union(_curve_numbers(ended)),
-            known.examples + examples,
-            known.seconds + seconds,
+            read.curves.union(_curve_numbers(ended)),
+            read.examples + examples,
+            read.seconds + seconds,
         )
-        _ENDED[study] = known
-    examples, seconds = curves.spent(id_of(study), after=known.last_id)
-    return known.examples + examples, known.seconds + seconds
+        _COSTS_READ[study] = read
+    examples, seconds = curves.spent(id_of(study), after=read.last_id)
+    return read.examples + examples, read.seconds + seconds
 
 
 def _curve_numbers(trials: Sequence[FrozenTrial]) -> list[int]:
@@ -172,7 +176,7 @@ def _curve_numbers(trials: Sequence[FrozenTrial]) -> list[int]:
 class Spending:
     """What the trials of a study have spent of its total budget, read once."""
 
-    def __init__(self, study: optuna.Study, target: Target, curves: CurveStore) -> None:
+    def __init__(self, study: optuna.Study, target: StudyTarget, curves: CurveStore) -> None:
         self._study, self._target = study, target
         # Read first: an evaluation stored in between then counts twice instead of not at all.
         self._reached = {
@@ -184,16 +188,16 @@ class Spending:
 
     @property
     def _running(self) -> list[FrozenTrial]:
-        found = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial for trial in found if SLOT_KEY in trial.user_attrs]
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in running if SLOT_KEY in trial.user_attrs]
 
     @property
     def share(self) -> float:
         """Share of the total budget that is spent; 0 without limit."""
-        return self._target.share(self._examples, self._seconds)
+        return self._target.share_of_total(self._examples, self._seconds)
 
     @property
-    def promised(self) -> float:
+    def share_when_done(self) -> float:
         """Share of the total budget that is spent, or that running trials will spend.
 
         Seconds are estimated at the study's mean cost of an example so far.
@@ -208,4 +212,4 @@ class Spending:
             whole = settings.examples_of(trial.params, longest=longest)
             left += (per_budget * budgets_of(attrs) - reached) * whole // per_budget
         more = self._seconds * (1 + left / max(self._examples, 1))
-        return self._target.share(self._examples + left, more)
+        return self._target.share_of_total(self._examples + left, more)

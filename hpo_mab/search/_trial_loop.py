@@ -17,64 +17,22 @@ from hpo_mab._attributes import INTERRUPTED_KEY, PROMOTES_KEY, STACK_SLOTS_KEY
 from hpo_mab._errors import StorageError, memory_reason
 from hpo_mab._examples import labels_digest
 from hpo_mab._interrupts import deferred_interrupts, interruptible, raise_if_interrupted
-from hpo_mab._plan import Attempt, Next, budgets_of, slot_of
+from hpo_mab._plan import Attempt, Next, slot_of
 from hpo_mab.search._claim import claim, raise_if_failing
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.storage import STORAGE_ERRORS, Storage, StoredDefinition
+from hpo_mab.search._observer import NOBODY, Observer
+from hpo_mab.storage import Storage
 from hpo_mab.storage._examples import ExampleWriter
+from hpo_mab.storage._open import STORAGE_ERRORS
 from hpo_mab.storage._optuna import id_of, storage_of, tell
 from hpo_mab.storage._process import release
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training._device import release_memory
 
-#: Called with study and trial after each trial. During trials its method ``running``, if it has
-#: one, is called with the share of its budget that each running trial has spent, by number.
-#: ``running_again`` is called likewise while the best trial is trained again to be tested.
-OnTrial = Callable[[optuna.Study, FrozenTrial], None]
-_OnProgress = Callable[[Mapping[int, float]], None]
-
 SECONDS_BETWEEN_POLLS = 1.0
 _STORAGE_FAILURES_IN_A_ROW = 3
 #: Seconds to wait for a database that does not answer.
 _DATABASE_SECONDS = 300.0
-
-
-class FinishedTrials:
-    """Passes every trial that finishes from now on to the callback once, if there is one."""
-
-    def __init__(self, study: optuna.Study, on_trial: OnTrial | None) -> None:
-        self._study = study
-        self._on_trial = on_trial
-        self.on_progress = getattr(on_trial, "running", None)
-        self._known = {t.number for t in self._trials() if t.state.is_finished()}
-        definition = StoredDefinition.load(study)
-        self._evaluations = definition.settings.evaluations_of(definition.trial_examples) or 1
-
-    def report(self, trial: FrozenTrial) -> None:
-        """Pass a trial that has finished to the callback."""
-        self._known.add(trial.number)
-        if self._on_trial is not None:
-            self._on_trial(self._study, trial)
-
-    def report_new(self) -> list[FrozenTrial]:
-        """Pass the trials finished since the last call to the callback; returns them."""
-        trials = self._trials()
-        new = [t for t in trials if t.state.is_finished() and t.number not in self._known]
-        for trial in new:
-            self.report(trial)
-        # Trials of other processes show progress by their last report only.
-        if self.on_progress is not None and not new:
-            self.on_progress(
-                {
-                    t.number: t.last_step / (self._evaluations * budgets_of(t.user_attrs))
-                    for t in trials
-                    if not t.state.is_finished() and t.last_step is not None
-                }
-            )
-        return new
-
-    def _trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
 
 
 class End(NamedTuple):
@@ -85,35 +43,47 @@ class End(NamedTuple):
     value: float | None = None
 
 
-class _CallbackError(BaseException):
-    """An error of a callback: it ends the run, and is not one of the trial that trains."""
+class _ObserverError(BaseException):
+    """An error of an observer: it ends the run, and is not one of the trial that trains."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
 
 
-def _guarded(callback: _OnProgress | None) -> _OnProgress | None:
-    """The callback, whose errors are raised as `_CallbackError`."""
-    if callback is None:
-        return None
+def _guarded(observer: Observer) -> Callable[[Mapping[int, float]], None]:
+    """The observer's ``running``, whose errors are raised as `_ObserverError`."""
 
     def call(shares: Mapping[int, float]) -> None:
         try:
-            callback(shares)
+            observer.running(shares)
         except STORAGE_ERRORS:
             raise
         except Exception as error:
-            raise _CallbackError(error) from None
+            raise _ObserverError(error) from None
 
     return call
+
+
+def _example_writer(
+    study: optuna.Study, storage: Storage, objective: TrainingObjective
+) -> ExampleWriter:
+    labels = objective.workload.labels
+    return ExampleWriter(
+        storage.examples,
+        id_of(study),
+        total=len(labels),
+        labels=labels_digest(labels.numpy()),
+        lock=functools.partial(storage.lock, study.study_name),
+    )
 
 
 class TrialLoop:
     """Runs trials of a study, alone or together with other workers.
 
     The study has the sampler and pruner of its definition. The objective's checkpoints are removed
-    when they are no longer needed.
+    when they are no longer needed. `hpo_mab.search._stack_loop.StackLoop` overrides
+    ``_claim_and_train``, ``_retry_with_fewer_slots``, ``_in_slots`` and ``_abandon``.
     """
 
     def __init__(
@@ -123,30 +93,24 @@ class TrialLoop:
         objective: TrainingObjective,
         *,
         examples: bool = False,
-        on_trial: OnTrial | None = None,
+        observer: Observer = NOBODY,
     ) -> None:
         self._study = study
         self._storage = storage
         self._objective = objective
-        self._on_trial = on_trial
+        self._observer = observer
         #: Trials claimed here that have not ended.
         self._claimed: list[optuna.trial.Trial] = []
         self._storage_failures = 0
         #: Complete trials whose checkpoint could not be used here.
         self._unusable: set[int] = set()
-        #: None records nothing of examples.
-        self._example_writer: ExampleWriter | None = None
-        if examples:
-            labels = objective.workload.labels
-            self._example_writer = ExampleWriter(
-                storage.examples,
-                id_of(study),
-                total=len(labels),
-                labels=labels_digest(labels.numpy()),
-                lock=functools.partial(storage.lock, study.study_name),
-            )
-            # The objective may have trained another study before.
-            objective.workload.example_record = storage.examples.frozen(id_of(study))
+        self._recording = dataclasses.replace(
+            objective.recording,
+            example_writer=_example_writer(study, storage, objective) if examples else None,
+            on_progress=_guarded(observer),
+            in_loop=True,
+            collect_writes=storage.optuna.collect_writes,
+        )
 
     def run(self) -> bool:
         """Run trials until the study is done.
@@ -162,18 +126,10 @@ class TrialLoop:
                 a row.
             StudyFailedError: Three trials in a row failed.
         """
-        before = self._objective.recording
-        self._objective.recording = dataclasses.replace(
-            before,
-            example_writer=self._example_writer,
-            on_progress=_guarded(getattr(self._on_trial, "running", None)),
-            in_loop=True,
-            collect_writes=self._storage.optuna.collect_writes,
-        )
         name = self._study.study_name
         with deletion_is_an_error(self._storage, name), deferred_interrupts() as was_pressed:
             try:
-                while self._step():
+                while self._work_or_wait():
                     # Before another trial begins.
                     raise_if_interrupted()
             except KeyboardInterrupt:
@@ -181,8 +137,8 @@ class TrialLoop:
                 with contextlib.suppress(StorageError, *STORAGE_ERRORS):
                     self._abandon()
                 return True
-            except _CallbackError as failed:
-                # The callback may raise again.
+            except _ObserverError as failed:
+                # The observer may raise again.
                 with contextlib.suppress(Exception):
                     self._abandon()
                 raise failed.error from None
@@ -194,22 +150,21 @@ class TrialLoop:
                         self._abandon()
                 raise
             finally:
-                self._objective.recording = before
                 self._release(*self._claimed)
-                if self._example_writer is not None:
+                if self._recording.example_writer is not None:
                     with contextlib.suppress(KeyError, StorageError, *STORAGE_ERRORS):
-                        self._example_writer.flush()
+                        self._recording.example_writer.flush()
                 self._storage.optuna.remove_session()
         return was_pressed()
 
-    def _step(self) -> bool:
+    def _work_or_wait(self) -> bool:
         """Train a trial or a stack's round, or wait; returns False if the study is done."""
         try:
-            following = self._train()
-            if following is Next.DONE:
+            stop = self._claim_and_train()
+            if stop is Next.DONE:
                 self._remove_checkpoints()
                 return False
-            if following is Next.WAIT:
+            if stop is Next.WAIT:
                 with interruptible():
                     time.sleep(SECONDS_BETWEEN_POLLS)
             self._storage_failures = 0
@@ -217,29 +172,31 @@ class TrialLoop:
             self._wait_for_database(error)
         return True
 
-    def _train(self) -> Next | None:
-        """Train one trial; returns why there is none."""
-        following = self._claim(1)
-        if following is None:
-            self._run(self._claimed[-1])
-        return following
+    def _claim_and_train(self) -> Next | None:
+        """Train the study's next trial; returns `Next.DONE` or `Next.WAIT` if there is none."""
+        stop = self._claim(1)
+        if stop is None:
+            self._train_one(self._claimed[-1])
+        return stop
 
     def _claim(self, count: int) -> Next | None:
-        """Claim trials, see `hpo_mab.search._claim.claim`; returns why the study has no more."""
+        """Claim trials, see `hpo_mab.search._claim.claim`, and return what it returns."""
         return claim(
             self._study,
             self._storage,
             self._claimed,
             count=count,
-            queue_twins=self._objective.queue_twins,
+            queue_twins=functools.partial(
+                self._objective.samplers.queue_twins, writer=self._recording.example_writer
+            ),
             is_saved=self._is_saved,
         )
 
-    def _run(self, trial: optuna.trial.Trial) -> TrialState:
+    def _train_one(self, trial: optuna.trial.Trial) -> TrialState:
         """Train a trial and store its end, which is returned."""
         value, state, out_of_memory = None, TrialState.FAIL, False
         try:
-            value = self._objective(trial)
+            value = self._objective.train(trial, self._recording)
             state = TrialState.COMPLETE
         except optuna.TrialPruned:
             state = TrialState.PRUNED
@@ -251,14 +208,14 @@ class TrialLoop:
         if out_of_memory:
             # Only now: the traceback of the error held references to the trial's tensors.
             release_memory()
-            if self._make_room(trial):
+            if self._retry_with_fewer_slots(trial):
                 return state
         self._finish(End(trial, state, value))
         if state == TrialState.FAIL:
             raise_if_failing(self._study)
         return state
 
-    def _make_room(self, trial: optuna.trial.Trial) -> bool:
+    def _retry_with_fewer_slots(self, trial: optuna.trial.Trial) -> bool:
         """Free memory after an out-of-memory error; returns whether the trial is tried again."""
         return False
 
@@ -268,20 +225,20 @@ class TrialLoop:
         with self._storage.lock(self._study.study_name), self._storage.optuna.collect_writes():
             ended = self._tell(ends)
         self._release(*(end.trial for end in ends))
-        for frozen in ended:
-            attempt = Attempt.of(frozen)
+        writer = self._recording.example_writer
+        for ended_trial in ended:
+            attempt = Attempt.of(ended_trial)
             if attempt.lacked_checkpoint:
-                self._unusable.add(frozen.user_attrs[PROMOTES_KEY])
-            if self._example_writer is not None:
-                self._example_writer.settle(id_of(frozen), counts=attempt.finished)
-        if self._example_writer is not None:
+                self._unusable.add(ended_trial.user_attrs[PROMOTES_KEY])
+            if writer is not None:
+                writer.take_or_drop(id_of(ended_trial), take=attempt.finished)
+        if writer is not None:
             if self._objective.waits_for_record(self._study):
-                self._example_writer.flush()
-            self._example_writer.flush_if_due()
+                writer.flush()
+            writer.flush_if_due()
         self._remove_checkpoints()
-        if self._on_trial is not None:
-            for trial in ended:
-                self._on_trial(self._study, trial)
+        for trial in ended:
+            self._observer.ended(self._study, trial)
 
     def _tell(self, ends: Sequence[End]) -> list[FrozenTrial]:
         """Store how trials have ended; returns the trials."""
@@ -298,7 +255,7 @@ class TrialLoop:
         return False
 
     def _is_saved(self, trial: FrozenTrial) -> bool:
-        checkpoints = self._objective.recording.checkpoints
+        checkpoints = self._recording.checkpoints
         if checkpoints is None or not checkpoints.seconds or trial.number in self._unusable:
             return False
         try:
@@ -313,7 +270,7 @@ class TrialLoop:
         return found
 
     def _remove_checkpoints(self) -> None:
-        checkpoints = self._objective.recording.checkpoints
+        checkpoints = self._recording.checkpoints
         if checkpoints is not None:
             checkpoints.sweep(self._study)
 
@@ -331,7 +288,7 @@ class TrialLoop:
             self._storage.optuna.forget_rungs(id_of(trial))
             ends.append(End(trial, TrialState.FAIL))
         if ends:
-            # Together: the callback may raise, and all must have ended before.
+            # Together: the observer may raise, and all must have ended before.
             self._finish(*ends)
 
     def _release(self, *trials: optuna.trial.Trial) -> None:

@@ -24,18 +24,17 @@ from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, No
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import record_column
 from hpo_mab.search._checkpoint import warn_of_misfit
-from hpo_mab.search._space import Assignment, Configuration, Part
+from hpo_mab.search._space import Assignment, Component, Configuration
 from hpo_mab.training import (
-    Batches,
     Budget,
     DeviceBatches,
     DeviceSweep,
     LoaderBatches,
     LoaderSweep,
     StackedTrainer,
-    Sweep,
     Training,
 )
+from hpo_mab.training._batches import Batches, Sweep
 from hpo_mab.training._device import check_precision, cpu_threads, random_state, seed_random
 from hpo_mab.training._schedule import LearningCurve
 from hpo_mab.training._stack import StackSlot
@@ -312,7 +311,7 @@ class Workload:
         self._made = weakref.ref(made)
         return made
 
-    def _difficulty(self, sampler: Part) -> Tensor:
+    def _difficulty(self, sampler: Component) -> Tensor:
         """What the first trials of the study saw of each example, as a sampler takes it, [N]."""
         column = record_column(sampler.make)
         if self.example_record is None or column is None:

@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING
 from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
-    from hpo_mab.storage._curves import CurveStore
-    from hpo_mab.storage._definition import StoredDefinition
-    from hpo_mab.storage._open import STORAGE_ERRORS, Storage, files_folder
+    from hpo_mab.storage._open import Storage
     from hpo_mab.storage._runs import (
-        MissingCurvesWarning,
         StudyRun,
         TrialRun,
         open_study,
@@ -26,15 +23,9 @@ if TYPE_CHECKING:
 DEFAULT_URL = "sqlite:///hpo_mab.db"
 
 __all__ = [
-    "DEFAULT_URL",
-    "STORAGE_ERRORS",
-    "CurveStore",
-    "MissingCurvesWarning",
     "Storage",
-    "StoredDefinition",
     "StudyRun",
     "TrialRun",
-    "files_folder",
     "open_study",
     "read_run",
     "study_names",

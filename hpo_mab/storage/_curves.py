@@ -42,12 +42,6 @@ class CurveStore:
 
     Raises:
         StorageError: A later version of this package has written the tables.
-
-    Examples:
-        >>> from hpo_mab.storage import Storage
-        >>> with Storage("sqlite:///studies.db") as storage:
-        ...     storage.curves.load([1])
-        {}
     """
 
     def __init__(self, engine: sa.Engine) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import optuna
 from optuna.trial import FrozenTrial, Trial
 
-from hpo_mab._attributes import BUDGET_KEY, DEFINITION_KEY, SAMPLER_KEY, SEED_KEY, StudySettings
+from hpo_mab._attributes import BUDGET_KEY, DEFINITION_KEY, SAMPLER_KEY, SEED_KEY
 from hpo_mab._errors import StorageError
+from hpo_mab._stored_settings import StudySettings
 from hpo_mab.data import DataIdentity
 from hpo_mab.samplers._registry import NAMES
 

@@ -108,7 +108,7 @@ class ExampleStore:
                 known = _read_record(connection, number, sums=_FROZEN)
             return known
 
-    def frozen(self, study_id: int) -> ExampleRecord | None:
+    def kept_record(self, study_id: int) -> ExampleRecord | None:
         """The record that `freeze` has kept; None without one."""
         with self._engine.connect() as connection:
             number = _number_of(connection, study_id)
@@ -297,22 +297,22 @@ class ExampleWriter:
         self._due = clock()
 
     def offer(self, trial_id: int, sums: TallySums) -> None:
-        """Keep a trial's sums until `settle` is called for it."""
+        """Keep a trial's sums until `take_or_drop` is called for it."""
         self._offered[trial_id] = sums
 
-    def settle(self, trial_id: int, *, counts: bool) -> None:
+    def take_or_drop(self, trial_id: int, *, take: bool) -> None:
         """Take a trial's sums, or drop them: a trial that is tried again must not count twice."""
         sums = self._offered.pop(trial_id, None)
-        if sums is not None and counts:
+        if sums is not None and take:
             self._waiting = sums if self._waiting is None else self._waiting + sums
 
     def freeze(self) -> ExampleRecord | None:
         """The record that samplers of the study use; None before enough trials have ended."""
         self.flush()
         with self._lock():
-            return self.freeze_written()
+            return self.freeze_locked()
 
-    def freeze_written(self) -> ExampleRecord | None:
+    def freeze_locked(self) -> ExampleRecord | None:
         """As `freeze`, but without `flush`; the caller holds the lock."""
         return self._store.freeze(self._study_id, trials=FIRST_TRIALS)
 

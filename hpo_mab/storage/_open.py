@@ -137,6 +137,11 @@ class Storage:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is opened again on first use."""
+        opened = {"optuna", "curves", "examples", "lock"}
+        return {name: value for name, value in vars(self).items() if name not in opened}
+
     @functools.cached_property
     def optuna(self) -> LeanStorage:
         """Optuna's storage; opening it makes our tables, or upgrades them."""
@@ -159,7 +164,7 @@ class Storage:
 
     @functools.cached_property
     def curves(self) -> CurveStore:
-        """The learning curves."""
+        """The learning curves; ``load`` returns those of trials, by their ids in the database."""
         return CurveStore(self.optuna.engine)
 
     @functools.cached_property

@@ -23,6 +23,7 @@ from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import RETRY_KEY, attrs_of_retry
+from hpo_mab._errors import HpoMabWarning
 
 #: Begins the system attribute of an artifact; its id follows.
 ARTIFACT = "artifacts:"
@@ -169,10 +170,6 @@ def needed_at_rung(
     return float(ranked[max(len(ranked) // reduction_factor, 1) - 1])
 
 
-class SearchExhaustedWarning(UserWarning):
-    """A search sampler has proposed all that it has; further trials repeat configurations."""
-
-
 def all_trials(study: optuna.Study) -> list[FrozenTrial]:
     """All trials of a study, as Optuna caches them for one trial; not to be changed.
 
@@ -193,7 +190,7 @@ class StudyView:
     def stop(self) -> None:
         """Warn in place of `optuna.Study.stop`: the study's budget decides when it ends."""
         text = "The search sampler has proposed all that it has; further trials repeat it."
-        warnings.warn(text, SearchExhaustedWarning, stacklevel=2)
+        warnings.warn(text, HpoMabWarning, stacklevel=2)
 
     @property
     def trials(self) -> list[FrozenTrial]:

@@ -26,11 +26,12 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     WORKER_KEY,
-    StudySettings,
     unreported,
 )
-from hpo_mab._errors import StorageError, UnknownNameError
-from hpo_mab._plan import Plan, budgets_of
+from hpo_mab._errors import HpoMabWarning, StorageError, UnknownNameError
+from hpo_mab._plan import budgets_of
+from hpo_mab._results import Results
+from hpo_mab._stored_settings import StudySettings
 from hpo_mab.storage._definition import StoredDefinition, largest_batch
 from hpo_mab.storage._open import Storage
 from hpo_mab.storage._optuna import id_of, is_of_deleted
@@ -194,7 +195,7 @@ class StudyRun:
     @property
     def evaluation_seconds(self) -> float:
         """Seconds of evaluation of all trials, failed ones included; 0 in earlier records."""
-        return Plan(self.trials).evaluation_seconds
+        return Results(self.trials).evaluation_seconds
 
     def full_examples(self, trial: TrialRun) -> int:
         """Training examples of one of its trials at the end of one budget."""
@@ -224,7 +225,7 @@ class StudyRun:
     @property
     def _pruned(self) -> list[TrialRun]:
         """Trials that a pruner stopped within one budget, and that no other trial has continued."""
-        numbers = Plan(self.trials).not_continued
+        numbers = Results(self.trials).numbers_not_continued
         # A trial that diverged would have ended without a pruner, too.
         stopped = (trial for trial in self.trials if REASON_KEY not in trial.attrs)
         return [trial for trial in stopped if trial.number in numbers and trial.budgets == 1]
@@ -232,7 +233,7 @@ class StudyRun:
     @property
     def once(self) -> tuple[TrialRun, ...]:
         """The trials that show each configuration once, under the study's batch sampler."""
-        numbers = Plan(self.trials).once
+        numbers = Results(self.trials).numbers_once_per_configuration
         return tuple(trial for trial in self.trials if trial.number in numbers)
 
     @property
@@ -240,10 +241,6 @@ class StudyRun:
         """The complete trial of the highest value, the earliest of equals, if there is one."""
         complete = [trial for trial in self.trials if trial.value is not None]
         return max(complete, key=lambda trial: trial.value or 0.0, default=None)
-
-
-class MissingCurvesWarning(UserWarning):
-    """Trials whose learning curves are not in the database that holds their study."""
 
 
 def study_names(storage: Storage) -> tuple[str, ...]:
@@ -287,9 +284,7 @@ def open_study(storage: Storage, name: str) -> optuna.Study:
     except KeyError:
         names = study_names(storage)
         if not names:
-            raise StorageError(
-                f"There is no study in {storage.shown_url}; 'hpo-mab run' makes one."
-            ) from None
+            raise StorageError(f"There is no study in {storage.shown_url}.") from None
         raise UnknownNameError("study", name, names) from None
 
 
@@ -325,7 +320,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
             f"{storage.shown_url}: what the study has cost is not known. Either it was copied "
             "without them, and 'hpo-mab copy' copies them, or its loop stores none; "
             "TrialReporter(curves=...) does.",
-            MissingCurvesWarning,
+            HpoMabWarning,
             stacklevel=2,
         )
     return run

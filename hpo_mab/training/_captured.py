@@ -136,6 +136,8 @@ class Captured:
             # The end of a failed capture may raise an error of its own, with the cause as context.
             cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             self.give_up(str(cause).strip().partition("\n")[0])
+            # Its traceback refers to this frame, and to those of the function with their tensors.
+            del cause
 
     def _capture(self, body: Callable[[], None]) -> None:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()

@@ -88,8 +88,8 @@ def evaluate(
 
     Args:
         model: Network from inputs to logits [n, C].
-        sweep: Batches of inputs and targets on the model's device, see `Sweep`; their inputs
-            have one shape.
+        sweep: Batches of inputs and targets on the model's device, as of a `DeviceSweep`;
+            their inputs have one shape.
         precision: ``"float32"`` or ``"bfloat16"``.
         forward: Calls the model with other weights, see `WeightAverage`; None calls the model.
 

@@ -176,12 +176,6 @@ class Schedule:
     Raises:
         ArgumentError: An argument outside its bound.
         UnknownNameError: No such schedule.
-
-    Examples:
-        >>> from hpo_mab.training import Schedule
-        >>> schedule = Schedule(steps=10, warmup=0.2)
-        >>> [round(schedule.factor(step), 2) for step in range(10)]
-        [0.5, 1.0, 1.0, 0.88, 0.75, 0.62, 0.5, 0.38, 0.25, 0.12]
     """
 
     def __init__(self, *, steps: int, warmup: float = 0.1, kind: str = "linear") -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.bandits import DeviceEngine
+from hpo_mab.bandits._device import DeviceEngine
 from hpo_mab.samplers import BatchSampler, HardMiningSampler, MABSampler
 
 #: Most steps whose batches are planned ahead, for samplers that do not learn.

@@ -39,6 +39,8 @@ class StackStep:
     def __post_init__(self) -> None:
         self._highest_label = int(self.batches.data.labels.max())
         self._watch = NetworkWatch(self.networks.model)
+        #: Why networks like these cannot be stacked, once a step has shown it.
+        self._refused: str | None = None
         #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
         self._outputs: tuple[Tensor, Tensor, Tensor]
         self.renew()
@@ -68,6 +70,8 @@ class StackStep:
         Raises:
             RuntimeError: The network changes what its slots would share.
         """
+        if self._refused is not None:
+            raise RuntimeError(self._refused)
         at_once = self.draws.steps_at_once
         for first in range(0, steps, at_once):
             count = min(at_once, steps - first)
@@ -86,20 +90,21 @@ class StackStep:
     def _take_step(self, step: int, *, of: int) -> None:
         """Take a step, counted from 0, ``of`` some.
 
-        The first two are checked: the network is called once for all slots, which would share what
-        it keeps in Python. Not all are, because reading the states takes time. A graph runs no
-        Python.
+        The first two, and those before a capture, are checked: the network is called once for all
+        slots, which would share what it keeps in Python. Not all are, because reading the states
+        takes time. A graph runs no Python.
         """
-        if step < 2 and not self.captured:
-            reason = self._watch.call(
+        warming_up = self._captured_step.is_warming_up
+        if warming_up or (step < 2 and not self.captured):
+            self._refused = self._watch.call(
                 lambda: self._captured_step(self._body),
-                torch_draws=self._captured_step.is_warming_up,
+                torch_draws=warming_up,
                 # The first one is not compared with the last checked step: an evaluation in between
                 # may have set other numbers. With one step there is no other to compare it with.
-                compare=step == 1 or of == 1,
+                compare=step > 0 or of == 1,
             )
-            if reason is not None:
-                raise RuntimeError(reason)
+            if self._refused is not None:
+                raise RuntimeError(self._refused)
         else:
             self._captured_step(self._body)
         if self.tally is not None:

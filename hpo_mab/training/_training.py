@@ -54,8 +54,8 @@ class Training(Iterator[Evaluation]):
 
     Args:
         model: Network from inputs to logits [B, C], on the device of ``batches``.
-        batches: Training examples.
-        validation: Examples to evaluate on.
+        batches: Training examples, `DeviceBatches` or `LoaderBatches`.
+        validation: Examples to evaluate on, `DeviceSweep` or `LoaderSweep`.
         early: Examples of the evaluations within a budget; None takes ``validation``.
         sampler: Chooses the examples of each batch and learns from their losses.
         optimizer: Optimiser of the model's parameters; its learning rates are the schedule's peak.
@@ -422,7 +422,9 @@ class Training(Iterator[Evaluation]):
         if (state["average"] is None) != (self._average is None):
             raise ArgumentError("the state is of a training with another average.")
         if state["drawn"] is not None and not self._may_use_graph:
-            raise ArgumentError("the state is of a training by captured steps; give graph=True.")
+            reason = self.loop_reason or "it is not on CUDA, or graph is False"
+            text = f"the state is of a training by captured steps; this one takes none: {reason}."
+            raise ArgumentError(text)
         return points
 
     @property

@@ -2,6 +2,6 @@
 
 from hpo_mab.workers._processes import ProcessLauncher
 from hpo_mab.workers._ray import RayLauncher
-from hpo_mab.workers._room import WorkerWarning, room
+from hpo_mab.workers._room import room
 
-__all__ = ["ProcessLauncher", "RayLauncher", "WorkerWarning", "room"]
+__all__ = ["ProcessLauncher", "RayLauncher", "room"]

@@ -18,16 +18,17 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hpo_mab._attributes import STACK_SLOTS_KEY, WORKER_KEY
-from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab._errors import ArgumentError, HpoMabWarning, StorageError
 from hpo_mab._interrupts import deferred_interrupts, raise_if_interrupted
 from hpo_mab._plan import RETRIES, Attempt
 from hpo_mab.search._definition import Slots
+from hpo_mab.search._observer import Observer
 from hpo_mab.search._runner import RunHere
-from hpo_mab.search._target import Target
-from hpo_mab.search._trial_loop import FinishedTrials, OnTrial
-from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.search._target import StudyTarget
+from hpo_mab.storage import Storage
+from hpo_mab.storage._open import STORAGE_ERRORS
 from hpo_mab.storage._process import is_local
-from hpo_mab.workers._room import WorkerWarning
+from hpo_mab.workers._watch import FinishedWatch
 
 
 class WorkerProcess:
@@ -148,13 +149,13 @@ class ProcessLauncher:
         self._data_root = data_root
         self._slots = slots
 
-    def __call__(self, study: optuna.Study, on_trial: OnTrial | None, run_here: RunHere) -> bool:
+    def __call__(self, study: optuna.Study, observer: Observer, run_here: RunHere) -> bool:
         """Run trials until the study's target is reached.
 
         Args:
             study: The study.
-            on_trial: Called with study and trial after each trial; in another thread while there
-                are other processes.
+            observer: Sees the trials of all workers; called in another thread while there are
+                other processes.
             run_here: Runs trials in this process.
 
         Returns:
@@ -164,7 +165,7 @@ class ProcessLauncher:
             KeyboardInterrupt: Ctrl-C was pressed twice.
             StudyFailedError: Three trials in a row failed here.
         """
-        watch = FinishedTrials(study, on_trial)
+        watch = FinishedWatch(study, observer)
         workers = _Workers(functools.partial(self._start, study))
         later = None
         if callable(self._devices):
@@ -196,7 +197,7 @@ class ProcessLauncher:
             watch.report_new()
         return interrupted
 
-    def _follow(self, workers: _Workers, watch: FinishedTrials, over: threading.Event) -> None:
+    def _follow(self, workers: _Workers, watch: FinishedWatch, over: threading.Event) -> None:
         """Once there are workers, report trials that finish and replace workers that die."""
         workers.started.wait()
         try:
@@ -223,17 +224,17 @@ class ProcessLauncher:
         return WorkerProcess([*arguments, "--", study.study_name], storage=self._storage.secret_url)
 
 
-class _OthersStarter:
-    """This process's callback: it starts the others, and raises an error of thread ``following``.
+class _OthersStarter(Observer):
+    """This process's observer: it starts the others, and raises an error of thread ``following``.
 
-    ``watch`` passes trials to the user's callback; that thread does so once others are started.
+    ``watch`` passes trials to the run's observer; that thread does so once others are started.
     """
 
     def __init__(
         self,
         study: optuna.Study,
         storage: Storage,
-        watch: FinishedTrials,
+        watch: FinishedWatch,
         workers: _Workers,
         following: Future[None],
         later: Callable[..., Sequence[str]] | None,
@@ -246,11 +247,13 @@ class _OthersStarter:
         #: None once it is decided.
         self._later = later
         self._began = time.monotonic()
-        self._spent_before = Target.load(study).share_spent(study, self._curves) if later else 0.0
+        self._spent_before = (
+            StudyTarget.load(study).share_spent(study, self._curves) if later else 0.0
+        )
         self._finished = 0
         self._has_checked = False
 
-    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+    def ended(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Pass a trial on, and start the others if enough is left to do."""
         if self._following.done():
             self._following.result()
@@ -268,8 +271,7 @@ class _OthersStarter:
             self._following.result()
         if self._workers.started.is_set():
             return
-        if self._watch.on_progress is not None:
-            self._watch.on_progress(shares)
+        self._watch.observer.running(shares)
         if self._later is None or self._finished or self._has_checked or not shares:
             return
         # Not at once, as the first steps are slow; and once, as this is called after every step.
@@ -283,7 +285,7 @@ class _OthersStarter:
         """Start the others if enough is left; ``done`` counts the running trials by their share."""
         if self._later is None:
             return
-        trials = Target.load(self._study).trials_left(
+        trials = StudyTarget.load(self._study).trials_left(
             self._study, self._curves, done=done, spent_before=self._spent_before
         )
         each = (time.monotonic() - self._began) / done
@@ -294,7 +296,7 @@ class _OthersStarter:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, WorkerWarning, stacklevel=3)
+    warnings.warn(text, HpoMabWarning, stacklevel=3)
 
 
 class _Workers:

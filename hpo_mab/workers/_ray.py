@@ -11,13 +11,15 @@ from typing import Any
 
 import optuna
 
-from hpo_mab._errors import ArgumentError, StorageError, require
+from hpo_mab._errors import ArgumentError, HpoMabWarning, StorageError, require
 from hpo_mab.search import StudyFailedError
 from hpo_mab.search._definition import Slots
+from hpo_mab.search._observer import Observer
 from hpo_mab.search._runner import RunHere
-from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, FinishedTrials, OnTrial
-from hpo_mab.storage import STORAGE_ERRORS, Storage
-from hpo_mab.workers._room import WorkerWarning
+from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS
+from hpo_mab.storage import Storage
+from hpo_mab.storage._open import STORAGE_ERRORS
+from hpo_mab.workers._watch import FinishedWatch
 
 
 class RayLauncher:
@@ -80,12 +82,12 @@ class RayLauncher:
             "workers": workers,
         }
 
-    def __call__(self, study: optuna.Study, on_trial: OnTrial | None, run_here: RunHere) -> bool:
+    def __call__(self, study: optuna.Study, observer: Observer, run_here: RunHere) -> bool:
         """Run trials until the study's target is reached.
 
         Args:
             study: The study.
-            on_trial: Called with study and trial after each trial.
+            observer: Sees the trials of all workers.
             run_here: Not called: all trials run on the cluster.
 
         Returns:
@@ -112,7 +114,7 @@ class RayLauncher:
         task = ray.remote(max_retries=3, **self._resources)(_work)
         arguments = (self._storage.secret_url, study.study_name)
         tasks = [task.remote(*arguments, **self._given) for _ in range(self._given["workers"])]
-        watch = FinishedTrials(study, on_trial)
+        watch = FinishedWatch(study, observer)
         try:
             return self._follow(tasks, watch)
         except KeyboardInterrupt:
@@ -133,11 +135,11 @@ class RayLauncher:
             warnings.warn(
                 f"No node of the Ray cluster has the {needs} of a worker. "
                 "The workers start when such a node joins.",
-                WorkerWarning,
+                HpoMabWarning,
                 stacklevel=3,
             )
 
-    def _follow(self, tasks: list[Any], watch: FinishedTrials) -> bool:
+    def _follow(self, tasks: list[Any], watch: FinishedWatch) -> bool:
         interrupted, last_error, done = False, "", False
         while tasks:
             ended, tasks = self._ray.wait(tasks, timeout=SECONDS_BETWEEN_POLLS)
@@ -155,10 +157,10 @@ class RayLauncher:
             raise StudyFailedError(last_error)
         if last_error:
             # The study has reached its target, but with fewer workers.
-            warnings.warn(f"A worker has ended early: {last_error}", WorkerWarning, stacklevel=3)
+            warnings.warn(f"A worker has ended early: {last_error}", HpoMabWarning, stacklevel=3)
         return interrupted
 
-    def _report(self, watch: FinishedTrials) -> None:
+    def _report(self, watch: FinishedWatch) -> None:
         # If the database cannot be reached, the workers wait for it, and exit in the end.
         with contextlib.suppress(*STORAGE_ERRORS):
             watch.report_new()
@@ -177,7 +179,7 @@ class RayLauncher:
 
 def _work(url: str, study: str, **given: Any) -> bool:
     """One worker, in a process of Ray; only the GPUs that Ray reserved are visible to it."""
-    from hpo_mab.search import join_study
+    from hpo_mab.search._runner import join_study
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     storage = Storage(url)

@@ -9,10 +9,6 @@ from hpo_mab._errors import ArgumentError, require
 from hpo_mab.search._slots import FEWEST_ROUNDS
 
 
-class WorkerWarning(UserWarning):
-    """Fewer workers run than were requested."""
-
-
 def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
     """A device for each worker; of several CUDA devices, each worker has one.
 

@@ -21,7 +21,7 @@ import torch
 
 from hpo_mab._plan import derive_seed
 from hpo_mab.search import StudyRunner, TrainingObjective, load_spec
-from hpo_mab.search._stored import train_recorded
+from hpo_mab.search._stored import train_stored_trial
 from hpo_mab.storage import Storage, TrialRun
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -31,7 +31,7 @@ from shared import resumed, write
 def again(objective: TrainingObjective, trial: TrialRun, number: int) -> tuple[float, float]:
     """Validation and test accuracy of a trial's configuration, trained with another seed."""
     seed = derive_seed(objective.seed, "again", trial.number, number)
-    with train_recorded(objective, trial, seed=seed, evaluations=1) as training:
+    with train_stored_trial(objective, trial, seed=seed, evaluations=1) as training:
         (end,) = training
         return end.accuracy, objective.workload.test_accuracy(training)
 

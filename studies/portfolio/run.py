@@ -41,6 +41,7 @@ from hpo_mab.training import (
     TrainingDiverged,
     select_device,
 )
+from hpo_mab.training._schedule import DEFAULT_AVERAGE
 from hpo_mab.training._tally import ExampleTally
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -136,7 +137,7 @@ class Cells:
             "steps": self.steps,
             "evaluations": EVALUATIONS,
             "warmup": 0.15,
-            "average": training.DEFAULT_AVERAGE,
+            "average": DEFAULT_AVERAGE,
             "label_smoothing": self.points[number]["label_smoothing"],
         }
 

@@ -21,7 +21,7 @@ import numpy as np
 from hpo_mab.advantage import Estimate, compare_fidelity
 from hpo_mab.advantage._advantage import mean_estimate
 from hpo_mab.compare._tables import coefficient, points
-from hpo_mab.search._choice import Ended, Standing
+from hpo_mab.search._choice import PairedTrial, Standing
 from hpo_mab.search._portfolio import parse_portfolio
 from hpo_mab.search._race import RacePlan, _survivors
 
@@ -56,9 +56,9 @@ class Cell:
         """The samplers other than uniform."""
         return [arm for arm in self.pairs[0] if arm != "uniform"]
 
-    def sides(self, arm: str) -> list[tuple[Ended, Ended]]:
+    def sides(self, arm: str) -> list[tuple[PairedTrial, PairedTrial]]:
         """A sampler's trainings and uniform's, in the form that a race takes."""
-        return [(self._ended(pair, arm), self._ended(pair, "uniform")) for pair in self.pairs]
+        return [(self._side(pair, arm), self._side(pair, "uniform")) for pair in self.pairs]
 
     def gains(self, arm: str, *, judged: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Accuracy minus uniform's, of each pair, at equal examples or seconds."""
@@ -76,9 +76,9 @@ class Cell:
         )
         return compare_fidelity(half, other, end, other_final=other_end).difference
 
-    def _ended(self, pair: Pair, arm: str) -> Ended:
+    def _side(self, pair: Pair, arm: str) -> PairedTrial:
         row = pair[arm]
-        return Ended(
+        return PairedTrial(
             accuracy=0.0 if row["diverged"] else row["accuracy"][-1],
             curve=dict(enumerate(row["accuracy"], 1)),
             seconds=self.costs[arm],

@@ -19,16 +19,12 @@ import optuna
 from optuna.pruners import BasePruner
 from simulation import CurveTable, Simulation, false_prunings, saving, simulate
 
-from hpo_mab.advantage import (
-    Estimate,
-    Evidence,
-    Rung,
-    equivalent_budget,
-    measure_evidence,
-    pair_curves,
-)
-from hpo_mab.compare import environment, read_record
-from hpo_mab.search import StudyRunner, create_pruner, make_spec
+from hpo_mab._machine import environment
+from hpo_mab.advantage import Estimate, Evidence, Rung, measure_evidence, pair_curves
+from hpo_mab.advantage._advantage import equivalent_budget
+from hpo_mab.compare import read_record
+from hpo_mab.search import StudyRunner, make_spec
+from hpo_mab.search._pruners import create_pruner
 from hpo_mab.storage import Storage, StudyRun, read_run, study_names
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from hpo_mab._attributes import PAIRED_KEY, REASON_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate, PairedCurves
-from hpo_mab.search._stored import train_recorded
+from hpo_mab.search._stored import train_stored_trial
 
 if TYPE_CHECKING:
     from hpo_mab.search import StudyRunner
@@ -311,7 +311,7 @@ def false_prunings(
 
 def _finish(runner: StudyRunner, trial: TrialRun) -> float:
     """Final validation accuracy of a pruned trial."""
-    with train_recorded(runner.objective, trial) as training:
+    with train_stored_trial(runner.objective, trial) as training:
         *_, last = training
     return float(last.accuracy)
 

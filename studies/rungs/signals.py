@@ -29,8 +29,8 @@ from shared import configurations, write
 from tables import TRIALS, WINDOW, Floats, compact, halving, orders, plain
 
 from hpo_mab import data, samplers
+from hpo_mab._machine import environment
 from hpo_mab.advantage import compare_fidelity, fidelity, mean_estimate
-from hpo_mab.compare import environment
 from hpo_mab.data import Normalization
 from hpo_mab.training import DeviceBatches, DeviceSweep, Training, create_optimizer, evaluate
 

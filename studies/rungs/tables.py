@@ -18,20 +18,20 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._attributes import PAIRED_KEY
+from hpo_mab._machine import environment
 from hpo_mab.advantage import (
     Estimate,
     PairedCurves,
-    Statistic,
     compare_fidelity,
     fidelity,
     mean_estimate,
     measure_evidence,
 )
-from hpo_mab.advantage._fidelity import choice_regret, kendall_tau
-from hpo_mab.compare import environment
-from hpo_mab.pruners import AdvantagePruner, AdvantageWarning, RungFidelity, _evidence
-from hpo_mab.search import create_pruner
+from hpo_mab.advantage._fidelity import Statistic, choice_regret, kendall_tau
+from hpo_mab.pruners import AdvantagePruner, RungFidelity, _evidence
+from hpo_mab.search._pruners import create_pruner
 
 sys.path.append(str(Path(__file__).parents[1] / "replay"))
 from simulation import Saving, Simulation, saving, simulate
@@ -565,7 +565,7 @@ def main() -> None:
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    warnings.simplefilter("ignore", AdvantageWarning)
+    warnings.filterwarnings("ignore", "AdvantagePruner decides", HpoMabWarning)
     document: dict[str, Any] = {
         "trials": TRIALS,
         "replays": options.replays,

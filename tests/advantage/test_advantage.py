@@ -13,15 +13,8 @@ from made_up import curve
 from scipy import stats
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.advantage import (
-    Estimate,
-    PairedCurves,
-    acceleration,
-    advantage,
-    equivalent_budget,
-    mean_estimate,
-)
-from hpo_mab.advantage._advantage import mean_limits
+from hpo_mab.advantage import Estimate, PairedCurves, acceleration, advantage, mean_estimate
+from hpo_mab.advantage._advantage import equivalent_budget, mean_limits
 
 BUDGETS = 1_000.0 * 2.0 ** np.arange(5)
 

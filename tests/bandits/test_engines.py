@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.bandits import BanditSettings, DeviceEngine
+from hpo_mab.bandits._device import DeviceEngine
+from hpo_mab.bandits._settings import BanditSettings
 from hpo_mab.bandits._thompson import columns_of
 from hpo_mab.training._captured import register_generators
 

@@ -10,7 +10,8 @@ import torch
 from engines import make_engine, train
 from scipy import stats
 
-from hpo_mab.bandits import BanditSettings, HostEngine, stratified_shares
+from hpo_mab.bandits._host import HostEngine
+from hpo_mab.bandits._settings import BanditSettings, stratified_shares
 from hpo_mab.bandits._thompson import MOST_PULLS
 
 

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.bandits import BanditSettings, stratified_shares
 from hpo_mab.bandits._settings import (
+    BanditSettings,
     LossBinarizer,
     MovingAverage,
     above_average,
     draw_statistics,
+    stratified_shares,
 )
 
 BAD: list[tuple[str, Any]] = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 import torch
 from scipy import special, stats
 
-from hpo_mab.bandits import BanditSettings, HostEngine
+from hpo_mab.bandits._host import HostEngine
+from hpo_mab.bandits._settings import BanditSettings
 from hpo_mab.bandits._thompson import (
     LOG_HAZARD_HIGH,
     LOG_HAZARD_LOW,
@@ -120,6 +123,18 @@ def test_propensities_sum_to_one_before_they_are_normalised(prior: tuple[float, 
     log_cdf = np.sum([column[0] for column in columns], axis=0, dtype=np.float64)
     hazard = np.sum([column[1] for column in columns], axis=0, dtype=np.float64)
     assert np.trapezoid(np.exp(log_cdf) * hazard, grid.points) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_grid_is_freed_without_the_collector() -> None:
+    grid = LogitGrid((1.0, 1.0), 10)
+    grid.columns(1.0, 2.0)
+    freed = weakref.ref(grid)
+    gc.disable()
+    try:
+        del grid
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ import pytest
 from tools import next_commands
 
 from hpo_mab._attributes import PUBLISHED_KEY
+from hpo_mab.search._observer import Observer
 from hpo_mab.search._runner import RunHere
-from hpo_mab.search._target import Target
-from hpo_mab.search._trial_loop import OnTrial
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.storage import Storage, open_study, study_names
 
 Cli = Any
@@ -38,8 +38,9 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     tables, _, verdict = out.partition("\nVerdict\n")
     assert "mab against uniform on digits, 1 seed" in verdict
     assert verdict.count("cannot tell") >= 3
-    # The verdict must not scroll away behind tables; it counts one seed and asks for more.
-    assert out.count("\n") < 45
+    # The verdict must not scroll away behind tables; it counts one seed and asks for more. Seconds
+    # of a busy machine take more digits, and then cells more lines.
+    assert out.count("\n") < 50
     assert "Fidelity" not in tables
     assert f"hpo-mab compare {tiny} --seeds 5 --record record.json --report report.html" in verdict
     assert err.count("re-training its best configuration, 1 of 1") == 2
@@ -144,11 +145,9 @@ def test_workers_run_the_trials_of_every_arm(
         def __init__(self, storage: Storage, *, devices: Sequence[str], **options: Any) -> None:
             self._others = len(devices)
 
-        def __call__(
-            self, study: optuna.Study, on_trial: OnTrial | None, run_here: RunHere
-        ) -> bool:
+        def __call__(self, study: optuna.Study, observer: Observer, run_here: RunHere) -> bool:
             launched.append((self._others, study.study_name))
-            return run_here(on_trial)
+            return run_here(observer)
 
     monkeypatch.setattr("hpo_mab.workers.ProcessLauncher", Launcher)
     few = ("--trials", "2", "--set", "compare.retrain=0")
@@ -164,7 +163,7 @@ def test_a_target_of_more_trials_is_kept_and_named(cli: Cli, tiny: str) -> None:
     assert status == 0, err
     assert "Unequal studies; finished trials by seed: 3 in mab, 2 in unif" in " ".join(out.split())
     storage = Storage("sqlite:///hpo_mab.db", create=False)
-    assert Target.load(open_study(storage, "tiny-mab-seed0")).trials == 3
+    assert StudyTarget.load(open_study(storage, "tiny-mab-seed0")).trials == 3
     storage.close()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo_mab.storage import Storage, StoredDefinition
+from hpo_mab.storage import Storage
+from hpo_mab.storage._definition import StoredDefinition
 
 Cli = Callable[..., "tuple[int, str, str]"]
 

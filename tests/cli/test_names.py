@@ -52,7 +52,7 @@ def test_a_comparison_of_any_name_is_shown(cli: Cli, tiny: str) -> None:
     assert (status, out.splitlines()[-1]) == (0, "2 studies in report.html")
 
 
-@pytest.mark.filterwarnings("always::hpo_mab.compare._stored.ForeignStudyWarning")
+@pytest.mark.filterwarnings("always::hpo_mab.HpoMabWarning")
 @pytest.mark.usefixtures("study")
 def test_a_foreign_study_does_not_hide_the_others(cli: Cli) -> None:
     import optuna

@@ -17,7 +17,7 @@ from hpo_mab import data
 from hpo_mab.cli import _progress as module
 from hpo_mab.cli._progress import StudyProgress, data_lines
 from hpo_mab.pruners import PromotionPruner
-from hpo_mab.search._target import Target
+from hpo_mab.search._target import StudyTarget
 
 
 class Clock:
@@ -33,7 +33,7 @@ class Clock:
         """Add a trial that ends some seconds later, and show it."""
         self.now += after
         study.add_trial(create_trial(**{"value": 0.5, **trial}))
-        progress(study, study.trials[-1])
+        progress.ended(study, study.trials[-1])
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_the_time_left_is_that_of_the_total_budget_where_it_ends_first(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = optuna.create_study(direction="maximize")
-    Target(trials=400, total="20epochs", epoch_examples=100).save(study)
+    StudyTarget(trials=400, total="20epochs", epoch_examples=100).save(study)
     # Every trial takes a twentieth of the budget; an earlier run has spent a tenth.
     curves = _spending(study, 100, before=200)
     with StudyProgress(trials=400, label="study", curves=curves) as progress:
@@ -98,7 +98,7 @@ def test_while_trials_are_lengthened_the_time_left_is_that_of_the_budget(
 ) -> None:
     pruner = PromotionPruner(max_resource=8, unlimited=True)
     study = optuna.create_study(direction="maximize", pruner=pruner)
-    Target(trials=1, total="20epochs", epoch_examples=100).save(study)
+    StudyTarget(trials=1, total="20epochs", epoch_examples=100).save(study)
     # Every trial takes a tenth of the budget.
     curves = _spending(study, 200)
     with StudyProgress(trials=1, label="study", curves=curves) as progress:
@@ -141,9 +141,9 @@ def test_training_the_best_trial_again_shows_how_far_it_is(
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=1, label="study") as progress:
         clock.end(study, progress, after=60)
-        progress.running_again({0: 0.1})
+        progress.testing({0: 0.1})
         clock.now += 20
-        progress.running_again({0: 0.5})
+        progress.testing({0: 0.5})
     assert capsys.readouterr().err.splitlines()[-1] == (
         "study: 1/1 trials, 0 pruned, best 50.00%; training trial 0 again for its test accuracy, "
         "50%, 25.0 s left of it"
@@ -221,7 +221,7 @@ def test_the_pace_counts_all_trials_that_ended_with_the_first(
         for _ in range(16):
             study.add_trial(create_trial(value=0.5))
         for trial in study.trials[1:]:
-            progress(study, trial)
+            progress.ended(study, trial)
     first, *_ = capsys.readouterr().err.splitlines()
     assert "17/33 trials" in first
     assert "16 per minute, 1 min 0 s left" in first
@@ -324,7 +324,7 @@ def test_the_bar_of_a_target_that_another_command_raises_is_not_full(
 ) -> None:
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=2, label="study", curves=_spending(study, 10)) as progress:
-        Target(trials=4, total=None, epoch_examples=10).save(study)
+        StudyTarget(trials=4, total=None, epoch_examples=10).save(study)
         for _ in range(2):
             clock.end(study, progress, after=10)
         assert progress._live is not None
@@ -337,7 +337,7 @@ def test_a_target_that_another_command_raises_is_shown(
 ) -> None:
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=2, label="study", curves=_spending(study, 10)) as progress:
-        Target(trials=5, total=None, epoch_examples=10).save(study)
+        StudyTarget(trials=5, total=None, epoch_examples=10).save(study)
         for _ in range(3):
             clock.end(study, progress, after=60, user_attrs={"hpo_mab:slot": len(study.trials)})
     assert "3/5 trials" in capsys.readouterr().err

@@ -14,7 +14,8 @@ import torch
 from hpo_mab import _machine
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Normalization
-from hpo_mab.search import load_network, load_spec, load_splits
+from hpo_mab.search import load_network, load_spec
+from hpo_mab.search._prepare import load_splits
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
 

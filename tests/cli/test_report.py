@@ -121,7 +121,7 @@ def test_what_cannot_be_compared_is_refused(
 def test_mistakes_name_the_next_step(cli: Cli, stored: Path) -> None:
     for arguments, words in (
         (("tiny-mba-seed0",), ["Unknown study 'tiny-mba-seed0'", "'tiny-mab-seed0'"]),
-        (("other-*",), ["matches 'other-*'", "hpo-mab studies"]),
+        (("other-*",), ["Unknown study 'other-*'. Valid: tiny-mab-seed0"]),
         (("tiny-*", "--storage", "none.db"), ["none.db", "hpo-mab run"]),
         (("tiny-mab-seed0", "--reference", "unifrm"), ["Unknown reference 'unifrm'"]),
         (("none.json",), ["none.json cannot be read"]),
@@ -176,6 +176,9 @@ def test_evidence_of_stored_studies_and_of_their_record_prunes_another(
 
     out = cli.out("evidence", "pairs.json", "-o", "again.json", "--json")
     assert json.loads(out) == json.loads((stored / "again.json").read_text())
+    for command in ("evidence", "report"):
+        refused = cli.refusal(command, "pairs.json", "-o", "pairs.json")
+        assert "pairs.json is the record that is read" in refused
     # Records are rounded to six digits.
     again = Evidence.load("again.json")
     assert [one.value for one in again.advantage] == pytest.approx(
@@ -192,6 +195,8 @@ def test_evidence_of_stored_studies_and_of_their_record_prunes_another(
         "evidence", "tiny-*", *at, "--arm", "bandit", "-o", "none.json"
     )
     assert "all of 'mab'" in cli.refusal("evidence", "tiny-mab-seed0", *at, "-o", "none.json")
+    err = cli.refusal("evidence", "tiny-uniform-seed0", *at, "-o", "none.json")
+    assert "There is no arm 'mab'; give --arm, one of uniform." in err
     assert not (stored / "none.json").exists()
 
 

@@ -20,7 +20,7 @@ from hpo_mab._attributes import INTERRUPTED_KEY, SLOT_KEY, TWIN_KEY
 from hpo_mab.cli import _output as module
 from hpo_mab.cli._options import _arguments
 from hpo_mab.search import StudyRunner, load_spec
-from hpo_mab.search._target import Target
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.storage import Storage, open_study
 
 Cli = Any
@@ -139,7 +139,7 @@ def test_fewer_trials_than_are_stored_are_the_target_except_in_a_comparison(
 ) -> None:
     def target() -> int | None:
         storage = Storage("hpo_mab.db")
-        found = Target.load(open_study(storage, "tiny-mab-seed0")).trials
+        found = StudyTarget.load(open_study(storage, "tiny-mab-seed0")).trials
         storage.close()
         return found
 
@@ -407,7 +407,7 @@ def test_a_study_in_memory_has_no_next_commands_and_no_files(
     words: str,
 ) -> None:
     # Pages of a comparison, which nobody could open, are no files.
-    monkeypatch.setattr("hpo_mab.dashboard.publish_comparison", None)
+    monkeypatch.setattr("hpo_mab.dashboard._publish.publish_comparison", None)
     given = ("--storage", ":memory:", "--trials", "2", "--model", "small_cnn")
     out = cli.out(command, tiny, *given)
     assert words in out

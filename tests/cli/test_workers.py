@@ -87,14 +87,14 @@ def test_workers_survive_a_kill_and_ctrl_c_and_lose_nothing(
 def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
     cli: Cli, tiny: str, tmp_path: Path
 ) -> None:
-    from hpo_mab.search._target import Target
+    from hpo_mab.search._target import StudyTarget
     from hpo_mab.storage import open_study
 
     assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
     storage = Storage(f"sqlite:///{tmp_path / 'hpo_mab.db'}")
     study = open_study(storage, NAME)
-    target = Target.load(study)
-    Target(trials=3, total=None, epoch_examples=target.epoch_examples).save(study)
+    target = StudyTarget.load(study)
+    StudyTarget(trials=3, total=None, epoch_examples=target.epoch_examples).save(study)
     storage.close()
     status, out, err = cli("worker", NAME)
     assert (status, out) == (0, "")
@@ -102,7 +102,11 @@ def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
     out = cli.out("replay", NAME, "2")
     assert "reproduced bit for bit" in out
 
-    assert cli("worker", NAME) == (0, "", "")
+    # Nothing is left to do, which it says.
+    status, out, err = cli("worker", NAME)
+    assert (status, out) == (0, "")
+    assert err.startswith(f"{NAME}: 3/3 trials, 0 pruned, best ")
+    assert cli("worker", NAME, "--quiet") == (0, "", "")
 
 
 def test_replay_says_that_a_trial_was_trained_in_a_slot(cli: Cli, tiny: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 from made_up import run, trial
 
 from hpo_mab._errors import UnknownNameError
-from hpo_mab.compare import incumbent_curve, summarise
-from hpo_mab.compare._incumbents import costs_to_target
+from hpo_mab.compare import summarise
+from hpo_mab.compare._incumbents import costs_to_target, incumbent_curve
 
 MADE = run(
     [

@@ -8,13 +8,8 @@ import math
 
 import pytest
 
-from hpo_mab.compare import (
-    ComparisonRuns,
-    comparison_record,
-    environment,
-    read_record,
-    summarise,
-)
+from hpo_mab._machine import environment
+from hpo_mab.compare import ComparisonRuns, comparison_record, read_record, summarise
 
 
 def _comparison(runs):

@@ -13,10 +13,12 @@ import optuna
 import pytest
 from small_studies import tiny
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.compare import _runner, run_comparison, stored_comparison
-from hpo_mab.search import StudyRunner, StudySpec, load_splits
+from hpo_mab.search import StudyRunner, StudySpec
 from hpo_mab.search._definition import CompareSection
+from hpo_mab.search._prepare import load_splits
 from hpo_mab.storage import Storage, study_names
 from hpo_mab.training import Budget
 from hpo_mab.training import _training as training_module
@@ -173,7 +175,7 @@ def test_an_incumbent_that_cannot_be_trained_again_has_no_scores(
         raise KeyError("of a user's data set")
 
     monkeypatch.setattr(StudyRunner, "train_again", lost)
-    with pytest.warns(_runner.RetrainWarning, match=r"no test accuracy: KeyError: \"of a user's"):
+    with pytest.warns(HpoMabWarning, match=r"no test accuracy: KeyError: \"of a user's"):
         found = run_comparison(_spec(compare={"retrain": 1}), storage)
     assert [run.retrained for run in found.runs] == [(), ()]
 

@@ -8,6 +8,7 @@ import optuna
 import pytest
 from made_up import study
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.compare import _stored, stored_comparison
 from hpo_mab.compare._evidence import evidence_of
@@ -15,7 +16,8 @@ from hpo_mab.compare._stored import _parsed, comparison_of
 from hpo_mab.data import DataIdentity
 from hpo_mab.samplers import BatchSampler, MABSampler, UniformSampler
 from hpo_mab.search import TrialReporter
-from hpo_mab.storage import Storage, StoredDefinition, study_names
+from hpo_mab.storage import Storage, study_names
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.training import Budget
 
 
@@ -121,7 +123,7 @@ def _own_loops(
 
 
 def test_trials_of_different_budgets_are_warned_of_and_not_compared(storage: Storage) -> None:
-    with pytest.warns(UserWarning, match="is 1,000, of trial 0 it was 2,000") as warned:
+    with pytest.warns(HpoMabWarning, match="is 1,000, of trial 0 it was 2,000") as warned:
         _own_loops(storage, "own", budgets=[2_000] * 2 + [1_000], samplers=[UniformSampler] * 3)
     assert [Path(one.filename) for one in warned] == [Path(__file__)]
     with pytest.raises(
@@ -194,8 +196,11 @@ def test_studies_of_one_database_are_compared_by_their_exact_names(storage: Stor
 @pytest.mark.parametrize(
     ("studies", "storages", "words"),
     [
-        ("own", [], "studies must be a list of names, got 'own'"),
-        (["own"], "own.db", r"storages must be a list of names, got 'own\.db'"),
+        ("own", [], "studies must be a list, got str"),
+        # A URL may hold a password.
+        (["own"], "postgresql://me:secret@host/own", "storages must be a list, got str.$"),
+        (["own"], Path("own.db"), "storages must be a list, got PosixPath"),
+        (["own"], Storage("sqlite://"), "storages must be a list, got Storage"),
         ([], [], "studies must name at least one study, got none"),
     ],
 )

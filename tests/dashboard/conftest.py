@@ -18,7 +18,8 @@ from optuna.distributions import FloatDistribution, distribution_to_json
 from hpo_mab._attributes import CURVE_KEY
 from hpo_mab.compare import ComparisonSummary, run_comparison
 from hpo_mab.search import make_spec
-from hpo_mab.storage import Storage, StoredDefinition, StudyRun
+from hpo_mab.storage import Storage, StudyRun
+from hpo_mab.storage._definition import StoredDefinition
 
 SPEC = {
     "name": "tiny",

@@ -14,12 +14,13 @@ import optuna
 import pytest
 from small_studies import tiny
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab.advantage import Evidence
 from hpo_mab.compare import ComparisonRuns, report_html
-from hpo_mab.dashboard import application, publish_comparison, publish_study
+from hpo_mab.dashboard import application
 from hpo_mab.dashboard._files import CURVES_FILE
-from hpo_mab.pruners import AdvantageWarning
+from hpo_mab.dashboard._publish import publish_comparison, publish_study
 from hpo_mab.search import StudyRunner
 from hpo_mab.search._choice import stored_choice
 from hpo_mab.storage import Storage, open_study, read_run
@@ -172,7 +173,7 @@ def _piloted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, op
         search={"initial": 4},
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AdvantageWarning)
+        warnings.filterwarnings("ignore", "AdvantagePruner decides", HpoMabWarning)
         runner = StudyRunner(spec, storage)
         run = runner.run(score=False).run
     assert publish_study(storage, run, images=runner.objective.workload.images) == ""

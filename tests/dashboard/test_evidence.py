@@ -11,21 +11,15 @@ import optuna
 import pytest
 from made_up import EVALUATIONS, accelerated, definition
 
-from hpo_mab._attributes import (
-    CHOICE_KEY,
-    EVIDENCE_KEY,
-    FIDELITY_KEY,
-    GIVEN_KEY,
-    RACE_KEY,
-    StudySettings,
-)
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, GIVEN_KEY, RACE_KEY
+from hpo_mab._stored_settings import StudySettings
 from hpo_mab.advantage import Estimate, Evidence, Rung, measure_evidence
 from hpo_mab.compare._tables import coefficient, points
 from hpo_mab.dashboard._evidence import _rung_reason, evidence_note
 from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.pruners._advantage_pruner import Placement
-from hpo_mab.search import create_pruner
 from hpo_mab.search._choice import Choice, Standing
+from hpo_mab.search._pruners import create_pruner
 
 
 def measured(factor: float, **options: float) -> Evidence:

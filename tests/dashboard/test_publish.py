@@ -27,7 +27,7 @@ from tools import answer, refreshed
 
 from hpo_mab._attributes import CONFIRMED_KEY, PUBLISHED_KEY
 from hpo_mab.dashboard import _publish as publishing
-from hpo_mab.dashboard import _serve, publish_comparison, publish_study, refresh
+from hpo_mab.dashboard import _serve
 from hpo_mab.dashboard._files import (
     CURVES_FILE,
     Artifacts,
@@ -35,11 +35,14 @@ from hpo_mab.dashboard._files import (
     pictures_path,
     save_pictures,
 )
+from hpo_mab.dashboard._publish import publish_comparison, publish_study, refresh
 from hpo_mab.dashboard._serve import application, make_server
 from hpo_mab.data import ImageData
-from hpo_mab.search import StudySpec, TrialReporter, load_splits
-from hpo_mab.storage import Storage, files_folder, open_study, read_run
+from hpo_mab.search import StudySpec, TrialReporter
+from hpo_mab.search._prepare import load_splits
+from hpo_mab.storage import Storage, open_study, read_run
 from hpo_mab.storage._lean import LeanStorage
+from hpo_mab.storage._open import files_folder
 
 COMPARED = {
     "advantage-examples",

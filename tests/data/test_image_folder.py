@@ -12,9 +12,9 @@ import torch
 from parts import whole_parts
 from PIL import Image
 
-from hpo_mab import _machine, data
+from hpo_mab import HpoMabWarning, _machine, data
 from hpo_mab._errors import ArgumentError, DataError
-from hpo_mab.data import DataWarning, ImageSplits, _folder, _pictures
+from hpo_mab.data import ImageSplits, _folder, _pictures
 
 
 def _write(path: Path, value: int | tuple[int, int, int], *, mode: str = "L") -> None:
@@ -82,7 +82,7 @@ def test_unreadable_images_are_left_out_and_named_every_time(tmp_path: Path) -> 
     (tmp_path / "train" / "cat" / "notes.txt").write_text("ignored")
     named = ".*".join(rf"train/cat/broken{number}\.png \(not an image" for number in range(5))
     for _ in range(2):  # The second time from the cache.
-        with pytest.warns(DataWarning, match=rf"5 of 25 images .*: {named}"):
+        with pytest.warns(HpoMabWarning, match=rf"5 of 25 images .*: {named}"):
             train, _ = whole_parts("image_folder", root=tmp_path, size=8)
         assert len(train) == 10
 
@@ -459,7 +459,7 @@ def test_more_images_than_memory_holds_are_refused_before_decoding(
     assert len(whole_parts("image_folder", root=tmp_path, size=40)[0]) == 10
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.data.DataWarning")
+@pytest.mark.filterwarnings(r"ignore:\d+ of \d+ images:hpo_mab.HpoMabWarning")
 @pytest.mark.parametrize(("mode", "size"), [("L", 1), ("RGB", 3), ("RGBA", 4), ("I;16", 4)])
 def test_the_memory_needed_is_that_of_decoded_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, size: int

@@ -12,8 +12,9 @@ from tools import no_waiting
 from torch.nn import functional as F
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.data import Augmentation, ImageData, Normalization, default_augmentation, split
+from hpo_mab.data import Augmentation, ImageData, Normalization, split
 from hpo_mab.data._images import fingerprint
+from hpo_mab.data._load import default_augmentation
 
 
 def _data(labels: list[int], classes: tuple[str, ...] = ("a", "b", "c")) -> ImageData:

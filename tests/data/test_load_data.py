@@ -54,10 +54,10 @@ def test_an_unknown_option_offers_the_nearest() -> None:
 
 
 def test_options_are_those_that_the_caller_does_not_give() -> None:
-    options = {name: list(_load.DATA_SETS.options(name)) for name in data.available()}
+    options = {name: list(_load.DATA_SETS.options(name)) for name in _load.DATA_SETS}
     assert {name: own for name, own in options.items() if own} == {"image_folder": ["size"]}
-    assert "cifar100" in data.available()
-    assert list(data.available()) == sorted(data.available())
+    assert "cifar100" in _load.DATA_SETS
+    assert list(_load.DATA_SETS) == sorted(_load.DATA_SETS)
 
 
 def _table(*, examples: int = 100, labels: int = 4) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import pytest
 from parts import whole_parts
 from PIL import Image
 
-from hpo_mab.data import DataWarning, _pictures
+from hpo_mab import HpoMabWarning
+from hpo_mab.data import _pictures
 
 _RAMP = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
 
@@ -107,7 +108,7 @@ def test_images_of_a_single_colour_are_named_at_every_load(tmp_path: Path) -> No
     Image.new("L", (9, 9), 7).save(tmp_path / "cat" / "0.png")
     Image.new("LA", (9, 9), (7, 0)).save(tmp_path / "dog" / "1.png")
     for _ in range(2):
-        with pytest.warns(DataWarning, match=r"2 of 10 images .* single colour: cat/0.*dog/1"):
+        with pytest.warns(HpoMabWarning, match=r"2 of 10 images .* single colour: cat/0.*dog/1"):
             whole_parts("image_folder", root=tmp_path, size=4)
 
 
@@ -172,7 +173,7 @@ def test_any_error_of_a_decoder_leaves_out_the_file_with_its_reason(
         return fitted(image, size)
 
     monkeypatch.setattr(_pictures, "_fitted_pixels", stumble)
-    with pytest.warns(DataWarning, match=r"cat/0\.png \(unpack requires a buffer of 4 bytes\)"):
+    with pytest.warns(HpoMabWarning, match=r"cat/0\.png \(unpack requires a buffer of 4 bytes\)"):
         assert len(_pixels(tmp_path)) == 9
 
 
@@ -203,7 +204,7 @@ def test_a_file_cut_short_is_left_out_with_its_name(tmp_path: Path, name: str) -
     path = tmp_path / "cat" / name
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.warns(DataWarning, match=rf"1 of 11 images .*: cat/{name} \(.+\)\.$"):
+    with pytest.warns(HpoMabWarning, match=rf"1 of 11 images .*: cat/{name} \(.+\)\.$"):
         assert len(_pixels(tmp_path)) == 10
 
 
@@ -216,7 +217,7 @@ def test_floats_that_are_not_finite_do_not_spoil_the_range(tmp_path: Path) -> No
     pixels = _pixels(_folder(tmp_path, make, "tif"))
     assert pixels.max() == 255
     Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "cat" / "0.tif")
-    with pytest.warns(DataWarning, match=r"cat/0\.tif \(no pixel has a finite value\)"):
+    with pytest.warns(HpoMabWarning, match=r"cat/0\.tif \(no pixel has a finite value\)"):
         assert len(_pixels(tmp_path)) == 9
 
 

@@ -24,16 +24,9 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from hpo_mab import _labels
 from hpo_mab._errors import ArgumentError, DataError
 from hpo_mab._labels import check_examples, class_labels, stratified_split
-from hpo_mab.data import (
-    DataIdentity,
-    DatasetSplits,
-    Exclusion,
-    ImageData,
-    labels_of,
-    load_splits,
-    split,
-)
+from hpo_mab.data import DataIdentity, DatasetSplits, ImageData, labels_of, load_splits, split
 from hpo_mab.data._identity import source_digest
+from hpo_mab.data._splits import Exclusion
 
 
 def _data(counts: list[int], *, size: int = 4) -> ImageData:

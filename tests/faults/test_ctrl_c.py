@@ -311,7 +311,7 @@ def test_ctrl_c_before_a_storage_error_ends_the_study(
         signal.raise_signal(signal.SIGINT)
         raise sa.exc.OperationalError("INSERT", {}, Exception("database is locked"))
 
-    monkeypatch.setattr("hpo_mab.search._recorder.TrialRecord.add", refuse)
+    monkeypatch.setattr("hpo_mab.search._trial_record.TrialRecord.add", refuse)
     # Without the interrupt, this would be the end of the loop's patience.
     monkeypatch.setattr(Storage, "wait_until_back", lambda *_, **__: False)
     assert TrialLoop(study, storage, _objective()).run()

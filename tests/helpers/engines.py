@@ -7,13 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpo_mab.bandits import (
-    BanditEngine,
-    BanditSettings,
-    DeviceEngine,
-    HostEngine,
-    stratified_shares,
-)
+from hpo_mab.bandits._device import DeviceEngine
+from hpo_mab.bandits._host import HostEngine
+from hpo_mab.bandits._settings import BanditEngine, BanditSettings, stratified_shares
 
 
 def make_engine(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab.advantage import PairedCurves
 from hpo_mab.search import make_spec
@@ -178,3 +180,48 @@ def accelerated(factor: float, *, scramble: float = 0.0, pairs: int = 30) -> Pai
     uniform = curve(budgets)
     bandit = curve(budgets * factor) + rng.normal(0, scramble, (pairs, 1))
     return PairedCurves(budgets=budgets, arm=bandit, reference=uniform)
+
+
+_STATES = {
+    "c": TrialState.COMPLETE,
+    "p": TrialState.PRUNED,
+    "r": TrialState.RUNNING,
+    "w": TrialState.WAITING,
+    "f": TrialState.FAIL,
+}
+
+
+def trials_of(*described: str) -> list[FrozenTrial]:
+    """Trials from texts: state, slot, and what it is, e.g. ``c3 twin`` or ``f0 lost``."""
+    made = []
+    for number, text in enumerate(described):
+        place, *marks = text.split()
+        attrs: dict[str, Any] = {f"hpo_mab:{mark}": True for mark in marks}
+        if "twin" in marks:
+            attrs["hpo_mab:twin_of"] = int(place[1:])
+        if place[1:]:
+            attrs["hpo_mab:slot"] = int(place[1:])
+        state = _STATES[place[0]]
+        value = 0.5 if state == TrialState.COMPLETE else None
+        trial = optuna.create_trial(state=state, value=value, user_attrs=attrs)
+        trial.number = number
+        made.append(trial)
+    return made
+
+
+def continued_of(*described: str) -> list[FrozenTrial]:
+    """Trials from texts; ``p1 continues 0`` continues trial 0, whose slot it has."""
+    trials = trials_of(*(text.partition(" continues ")[0] for text in described))
+    for trial, text in zip(trials, described, strict=True):
+        _, mark, number = text.partition(" continues ")
+        if mark:
+            trial.user_attrs["hpo_mab:promotes"] = int(number)
+    return trials
+
+
+def marked(trials: list[FrozenTrial], **attrs: dict[int, Any]) -> list[FrozenTrial]:
+    """The trials with further attributes, each by the number of its trial."""
+    for key, values in attrs.items():
+        for number, value in values.items():
+            trials[number].set_user_attr(f"hpo_mab:{key}", value)
+    return trials

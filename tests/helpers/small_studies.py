@@ -10,7 +10,8 @@ import optuna
 
 from hpo_mab._attributes import SAMPLER_KEY
 from hpo_mab.search import StudySpec, make_spec
-from hpo_mab.storage import StoredDefinition, StudyRun
+from hpo_mab.storage import StudyRun
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.training import Evaluation
 
 

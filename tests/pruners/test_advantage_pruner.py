@@ -16,12 +16,12 @@ from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves, Rung, measure_evidence
 from hpo_mab.pruners import (
     AdvantagePruner,
-    AdvantageWarning,
     RungFidelity,
     _evidence,
     why_pruned,
@@ -131,13 +131,13 @@ def test_without_moving_evidence_every_decision_is_successive_halvings(
             ]
         assert [own for own, _ in decisions] == [other for _, other in decisions]
         ends |= {trial.state for trial in theirs.trials}
-        ours_warned = [one for one in caught if issubclass(one.category, AdvantageWarning)]
+        ours_warned = [one for one in caught if issubclass(one.category, HpoMabWarning)]
         assert len(ours_warned) == 1
         assert ("moves no rung" if contrary else "no evidence") in str(ours_warned[0].message)
     assert ends >= {TrialState.PRUNED, TrialState.COMPLETE}
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 def test_rungs_are_shared_by_processes(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'pruned.db'}"
     pruner = AdvantagePruner(min_resource=1, reduction_factor=2)
@@ -168,7 +168,7 @@ def test_a_rung_is_decided_where_the_bandit_is_as_far() -> None:
     }
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 @pytest.mark.parametrize("bad", [math.inf, None])
 def test_values_that_say_nothing_leave_the_evidence(direction: str, bad: float | None) -> None:
@@ -270,7 +270,7 @@ def test_trials_that_a_pruner_can_stop_are_in_no_pair_where_others_are(
     assert len(pairs_of_trials([*safe, *open_ones[4:]], uniform[4:], full=2)) == 4
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 @pytest.mark.parametrize("mark", ["interrupted", "lost"])
 def test_a_retry_counts_in_place_of_the_attempt_that_was_cut_off(mark: str) -> None:
     study = _study(AdvantagePruner(max_resource=8, min_resource=2))
@@ -289,7 +289,7 @@ def test_a_retry_counts_in_place_of_the_attempt_that_was_cut_off(mark: str) -> N
 
 def test_the_same_trial_without_evidence_continues_to_the_rung() -> None:
     study = _study(AdvantagePruner(max_resource=8, min_resource=4))
-    with pytest.warns(AdvantageWarning):
+    with pytest.warns(HpoMabWarning, match="AdvantagePruner decides"):
         ends = _run_all(study, 0.5, 0.6, 0.7, 0.8, 0.1)
     assert ends == [8, 8, 8, 8, 4]
     because = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
@@ -306,7 +306,7 @@ def test_uniform_trials_are_compared_at_uniform_rungs() -> None:
 
 def test_a_moved_rung_compares_what_earlier_trials_had_there() -> None:
     study = _study(AdvantagePruner(max_resource=8, min_resource=4))
-    with pytest.warns(AdvantageWarning):
+    with pytest.warns(HpoMabWarning, match="AdvantagePruner decides"):
         # Promoted at step 4 with 0.9; at step 2 it had 0.2 only.
         assert _run(study, 0.1, 0.2, 0.3, 0.9, 0.9, 0.9, 0.9, 0.9) == 8
     study.pruner = AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4)
@@ -318,7 +318,7 @@ def test_where_a_rung_moves_back_trials_stopped_before_it_count_as_losers() -> N
     study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4))
     assert _run_all(study, 0.8, 0.14, 0.13, 0.12, 0.11) == [8, 2, 2, 2, 2]
     study.pruner = AdvantagePruner(evidence=evidence(1.0), max_resource=8, min_resource=4)
-    with pytest.warns(AdvantageWarning):
+    with pytest.warns(HpoMabWarning, match="AdvantagePruner decides"):
         # Sixth of its rung: the best three continue, and only one was better.
         assert _run_all(study, 0.5) == [8]
 
@@ -362,7 +362,7 @@ def test_a_uniform_study_in_the_same_storage_is_a_reference(factor: float, moves
     assert (stored.pairs, stored.moves, stored.source) == (30, moves, "study uniform")
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 @pytest.mark.parametrize(
     ("options", "margin", "end"),
     [({}, 0.2, 2), ({"margin": 0.3}, 0.3, 2), ({"reference": "empty"}, 0.2, 4)],
@@ -396,7 +396,7 @@ def test_rungs_move_back_when_the_evidence_changes(monkeypatch: pytest.MonkeyPat
     for one, other in zip(behind.arm, behind.reference, strict=True):
         _run_freely(study, one)
         _run_freely(uniform, other)
-    with pytest.warns(AdvantageWarning, match="70 pairs"):
+    with pytest.warns(HpoMabWarning, match="70 pairs"):
         assert _run_all(study, 0.1) == [4]
 
 
@@ -413,7 +413,7 @@ def test_evidence_of_another_network_is_not_used() -> None:
     study = _study(AdvantagePruner(evidence=other, min_resource=4))
     spec = {"data": {"name": "cifar10"}, "model": {"name": "mlp"}, "budget": {"evaluations": 8}}
     study.set_user_attr("hpo_mab:definition", {"spec": spec})
-    with pytest.warns(AdvantageWarning) as caught:
+    with pytest.warns(HpoMabWarning) as caught:
         ends = _run_all(study, 0.5, 0.1)
     assert ends == [8, 4]
     assert "network 'resnet18', this study is of 'mlp'" in str(caught[0].message)
@@ -485,7 +485,7 @@ def test_a_pruner_that_serves_two_studies_keeps_their_evidence_apart() -> None:
     _run_all(known, 0.5, 0.6, 0.7, 0.8)
     assert _run_all(known, 0.1) == [2]
     fresh = _study(pruner)
-    with pytest.warns(AdvantageWarning, match="no evidence"):
+    with pytest.warns(HpoMabWarning, match="no evidence"):
         ends = _run_all(fresh, 0.8, 0.1)
     assert ends == [8, 4]
     assert EVIDENCE_KEY not in fresh.user_attrs
@@ -493,7 +493,7 @@ def test_a_pruner_that_serves_two_studies_keeps_their_evidence_apart() -> None:
     assert _run_all(known, 0.1) == [2]
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 def test_a_value_that_is_not_a_number_is_the_reason() -> None:
     study = _study(AdvantagePruner(max_resource=8, min_resource=2))
     assert _run(study, 0.5, math.nan, 0.5) == 2
@@ -501,7 +501,7 @@ def test_a_value_that_is_not_a_number_is_the_reason() -> None:
     assert (because["rung"], because["step"], because["value"]) == (0, 2, None)
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 def test_choices_may_be_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_evidence, "_TRIALS_BETWEEN_UPDATES", 1)
     study = _study(AdvantagePruner(min_resource=4))
@@ -586,7 +586,7 @@ _NOISE = {2: (0.0, 0.0), 5: (0.0,) * 5}
         (_NOISE[2], {"min_resource": 5}, [8, 5]),
     ],
 )
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 def test_the_first_rung_lies_later_where_the_first_trials_are_not_ranked(
     noisy: tuple[float, ...], options: dict[str, Any], ends: list[int], direction: str
 ) -> None:
@@ -596,7 +596,7 @@ def test_the_first_rung_lies_later_where_the_first_trials_are_not_ranked(
     assert _run_all(study, good, bad) == ends
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 def test_a_trial_pruned_at_a_rung_that_was_moved_later_has_the_reason() -> None:
     study = _study(AdvantagePruner(min_resource=2, max_resource=8))
     _first_trials(study, _ranked(*_NOISE[2]))

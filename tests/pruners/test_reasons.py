@@ -16,12 +16,12 @@ from hpo_mab import AdvantagePruner, TrialReporter
 from hpo_mab._attributes import PAIRED_KEY, SLOT_KEY
 from hpo_mab.pruners import PromotionPruner, TopKPruner, why_pruned
 from hpo_mab.pruners._reasons import WeakRung
-from hpo_mab.search._recorder import store_reason
+from hpo_mab.search._trial_record import store_reason
 
 pruners = optuna.pruners
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning"),
+    pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning"),
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
     pytest.mark.filterwarnings("ignore:The budget in examples is"),
 ]
@@ -184,7 +184,7 @@ def test_a_subclass_may_have_another_rule() -> None:
 
 def test_no_reason_is_computed_for_a_trial_that_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("hpo_mab.search._recorder.store_reason", asked.append)
+    monkeypatch.setattr("hpo_mab.search._trial_record.store_reason", asked.append)
     run(pruners.MedianPruner(n_startup_trials=1), flat(0.5), flat(0.6))
     assert asked == []
     run(pruners.MedianPruner(n_startup_trials=1), flat(0.5), flat(0.4))

@@ -13,7 +13,7 @@ from tools import no_waiting, saved
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from hpo_mab import samplers
+from hpo_mab import HpoMabWarning, samplers
 from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import BatchSampler, Draw, FeedbackError, MABSampler, UniformSampler
 
@@ -100,7 +100,7 @@ def test_a_skipped_batch_causes_a_warning_at_the_next_one(num_workers: int, befo
         if step != 3:
             sampler.update(x.float())
     words = f"{before + 1} draws wait for their losses where {before} did before"
-    with pytest.warns(UserWarning, match=words):
+    with pytest.warns(HpoMabWarning, match=words):
         next(batches)
     for x, _ in batches:  # Once only.
         sampler.update(x.float())
@@ -109,11 +109,11 @@ def test_a_skipped_batch_causes_a_warning_at_the_next_one(num_workers: int, befo
 def test_a_loop_without_a_loader_gets_one_warning_of_each_kind() -> None:
     sampler = Credited(LABELS, batch_size=30)
     next(iter(sampler))
-    with pytest.warns(UserWarning, match="A pass begins while 1 draws of the last one"):
+    with pytest.warns(HpoMabWarning, match="A pass begins while 1 draws of the last one"):
         batch = torch.tensor(next(iter(sampler)))
     sampler.update(batch.float())
     sampler.draw()
-    with pytest.warns(UserWarning, match="1 draws wait for their losses where 0 did before"):
+    with pytest.warns(HpoMabWarning, match="1 draws wait for their losses where 0 did before"):
         sampler.draw()
     sampler.draw()
 
@@ -136,7 +136,7 @@ def test_a_batch_skipped_at_the_end_causes_a_warning_at_the_next_pass() -> None:
     for number in range(3):
         batches = iter(sampler)
         if number == 1:
-            with pytest.warns(UserWarning, match="A pass begins while 1 draws of the last one"):
+            with pytest.warns(HpoMabWarning, match="A pass begins while 1 draws of the last one"):
                 next(batches)
             sampler.discard()
         for step, batch in enumerate(batches, start=number == 1):

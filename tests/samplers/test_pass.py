@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from hpo_mab import HpoMabWarning
 from hpo_mab.samplers import CSGDSampler, PredictionVarianceSampler, PSGDSampler
 
 
@@ -41,7 +42,7 @@ def test_a_pass_holds_its_budget_of_distinct_examples(budget: float) -> None:
 
 
 def test_full_budget_without_replacement_is_shuffling_and_warns() -> None:
-    with pytest.warns(UserWarning, match=r"uniform shuffling; use corrected=True"):
+    with pytest.warns(HpoMabWarning, match=r"uniform shuffling; use corrected=True"):
         sampler = PSGDSampler(torch.zeros(20), batch_size=5, budget=1.0)
     for _ in range(3):
         taken = []

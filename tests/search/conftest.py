@@ -9,14 +9,8 @@ import pytest
 from small_studies import essence, tiny
 
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import (
-    RunOutcome,
-    StudyRunner,
-    StudySpec,
-    load_spec,
-    load_splits,
-    make_objective,
-)
+from hpo_mab.search import RunOutcome, StudyRunner, StudySpec, load_spec
+from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.storage import Storage, StudyRun
 
 

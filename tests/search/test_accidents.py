@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from hpo_mab._errors import ArgumentError, failure_reason, memory_reason
 from hpo_mab.search import StudyRunner, TrainingObjective
+from hpo_mab.search._observer import observer_of
 from hpo_mab.search._prepare import check_corners, load_splits, make_objective
-from hpo_mab.search._target import Target
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, TrialRun, read_run
 from hpo_mab.training import Budget
@@ -109,7 +110,7 @@ def test_a_killed_data_loader_fails_the_trial_and_not_the_study(
     once = tmp_path / "once"
     once.touch()
     study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
-    Target(trials=1, total=None, epoch_examples=40).save(study)
+    StudyTarget(trials=1, total=None, epoch_examples=40).save(study)
     fatal = _Accident(functools.partial(_kill_worker, once))
     objective = _objective(
         (fatal, fatal),
@@ -131,7 +132,7 @@ def test_data_that_raise_in_the_middle_fail_the_trial_and_not_the_study(
     torn = tmp_path / "torn"
     torn.touch()
     study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
-    Target(trials=2, total=None, epoch_examples=40).save(study)
+    StudyTarget(trials=2, total=None, epoch_examples=40).save(study)
     objective = _objective(
         (_Accident(functools.partial(_tear_item, torn)), _Accident()),
         # The item is in one of every pass's four batches.
@@ -145,7 +146,7 @@ def test_data_that_raise_in_the_middle_fail_the_trial_and_not_the_study(
     def mend(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         torn.unlink(missing_ok=True)
 
-    TrialLoop(study, storage, objective, on_trial=mend).run()
+    TrialLoop(study, storage, objective, observer=observer_of(mend)).run()
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
     failed = study.trials[0]
     assert failed.user_attrs["hpo_mab:reason"].startswith("OSError: item 7 cannot be read")

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,25 +20,21 @@ import torch
 from _faults import _fork
 from small_studies import timeless
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._plan import Next, Plan, trial_seed
+from hpo_mab._results import Results
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.samplers import MABSampler
-from hpo_mab.search import (
-    StudyRunner,
-    StudySpec,
-    TrainingObjective,
-    load_splits,
-    make_objective,
-    make_spec,
-    replay,
-)
-from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, TrialCheckpoint, _study_key
+from hpo_mab.search import StudyRunner, StudySpec, TrainingObjective, make_spec, replay
+from hpo_mab.search._checkpoint import Checkpoints, TrialCheckpoint, _study_key
 from hpo_mab.search._claim import claim
-from hpo_mab.search._recorder import TrialRecord
+from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._study import open_for_training
-from hpo_mab.search._target import Target
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.search._trial_loop import End, TrialLoop
-from hpo_mab.storage import Storage, StudyRun, TrialRun, files_folder, open_study, study_names
+from hpo_mab.search._trial_record import TrialRecord
+from hpo_mab.storage import Storage, StudyRun, TrialRun, open_study, study_names
+from hpo_mab.storage._open import files_folder
 from hpo_mab.storage._process import release
 from hpo_mab.training import Evaluation
 
@@ -128,7 +125,7 @@ def test_a_killed_worker_s_trial_continues_where_it_was_saved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runner = runner_of(kind)
-    name, url = runner.name(), storage.secret_url
+    name, url = runner.study_name(), storage.secret_url
     runner.run(name, score=False, launch=lambda *_: False)
     storage.close()
     with monkeypatch.context() as patch:
@@ -256,7 +253,7 @@ def test_a_trial_with_an_unusable_checkpoint_starts_from_zero(
     folder = _cut_off(runner, monkeypatch, KeyboardInterrupt())
     (file,) = folder.iterdir()
     spoil(file)
-    with pytest.warns(CheckpointWarning, match=message) as caught:
+    with pytest.warns(HpoMabWarning, match=message) as caught:
         run = runner.run(score=False).run
     assert len(caught) == 1
     cut, again = run.trials
@@ -273,7 +270,7 @@ def test_a_checkpoint_is_of_one_trial_of_one_definition(
     runner = runner_of()
     folder = _cut_off(runner, monkeypatch, KeyboardInterrupt())
     (file,) = folder.iterdir()
-    study = open_study(storage, runner.name())
+    study = open_study(storage, runner.study_name())
     (trial,) = study.trials
     space, workload = runner.objective.space, runner.objective.workload
     seed = trial_seed(0, 0)
@@ -294,12 +291,12 @@ def test_a_checkpoint_is_of_one_trial_of_one_definition(
     assert not found(slot=1)
     assert not found(twin=True)
     for other in ({"seed": 1}, {"params": {"lr": 0.5}}):
-        with pytest.warns(CheckpointWarning, match="of another trial"):
+        with pytest.warns(HpoMabWarning, match="of another trial"):
             assert not found(**other)  # type: ignore[arg-type]
     # A renamed file is still not accepted for another trial.
     for slot, twin, name in ((1, False, "-1.pt"), (0, True, "-0-uniform.pt")):
         shutil.copy(file, folder / file.name.replace("-0.pt", name))
-        with pytest.warns(CheckpointWarning, match="of another trial"):
+        with pytest.warns(HpoMabWarning, match="of another trial"):
             assert not found(slot, twin=twin)
 
 
@@ -393,7 +390,7 @@ def test_files_of_open_trials_and_of_other_studies_stay(
     # Files of a worker that was killed while writing: of this trial, and of a finished one.
     (folder / f"{file.name}.x1").touch()
     (folder / file.name.replace("-0.pt", "-7.pt.x2")).touch()
-    study = open_study(storage, runner.name())
+    study = open_study(storage, runner.study_name())
     assert Plan(study.trials).unsettled() == {(0, "")}
     checkpoints = Checkpoints(folder, seconds=1)
     checkpoints.sweep(study)
@@ -442,7 +439,7 @@ def test_a_folder_that_cannot_be_used_does_not_stop_a_trial(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HPO_MAB_CHECKPOINTS", str(tmp_path / folder))
-    with pytest.warns(CheckpointWarning, match="cannot be (read|written)"):
+    with pytest.warns(HpoMabWarning, match="cannot be (read|written)"):
         (trial,) = runner_of().run(score=False).run.trials
     assert trial.state == "complete"
 
@@ -568,7 +565,7 @@ def test_while_others_run_what_is_left_goes_to_complete_trials(storage: Storage)
     name = study_names(storage)[0]
     study = open_for_training(storage, name, spec)
     for total, following, count in ((None, Next.DONE, 0), ("50epochs", None, 2)):
-        Target(trials=2, total=total, epoch_examples=1149).save(study)
+        StudyTarget(trials=2, total=total, epoch_examples=1149).save(study)
         taken: list[optuna.trial.Trial] = []
         assert claim(study, storage, taken, count=2, is_saved=lambda trial: True) is following
         assert len(taken) == count
@@ -654,7 +651,7 @@ def test_a_continued_trial_that_is_cut_off_continues_again(
             raise KeyboardInterrupt
         add(self, evaluation)
 
-    second = runner.name() + ".2"
+    second = runner.study_name() + ".2"
     with monkeypatch.context() as patch:
         patch.setattr(TrialRecord, "add", cut_off)
         assert runner.run(second, score=False).interrupted
@@ -692,8 +689,27 @@ def test_without_checkpoints_paused_trials_start_from_zero(storage: Storage) -> 
     assert run.examples == sum(trial.curve[-1].examples for trial in run.trials)
 
 
+def test_machines_of_different_time_zones_share_checkpoints(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        optuna.create_study(study_name="study", storage=storage.optuna).ask()
+    keys = set()
+    try:
+        for zone in ("UTC0", "JST-9"):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            other = Storage(str(storage.file))
+            keys.add(_study_key(open_study(other, "study")))
+            other.close()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert len(keys) == 1
+
+
 @pytest.mark.parametrize("slots", [1, 4])
-@pytest.mark.filterwarnings("ignore::hpo_mab.search._checkpoint.CheckpointWarning")
+@pytest.mark.filterwarnings("ignore:(The|A) checkpoint:hpo_mab.HpoMabWarning")
 def test_a_complete_trial_continues_only_where_its_checkpoint_fits(
     storage: Storage, slots: int
 ) -> None:
@@ -706,14 +722,14 @@ def test_a_complete_trial_continues_only_where_its_checkpoint_fits(
     longer = [trial for trial in outcome.run.trials[len(before.trials) :] if trial.budgets > 1]
     if slots == 1:
         assert not longer
-        assert any("continue only in slots" in reason for reason in outcome.loop_reasons)
+        assert any("continue only in slots" in reason for reason in outcome.notes)
     else:
         assert longer
         assert all("hpo_mab:resumed_at" in trial.attrs for trial in longer)
 
 
 @pytest.mark.parametrize("slots", [1, 4])
-@pytest.mark.filterwarnings("ignore::hpo_mab.search._checkpoint.CheckpointWarning")
+@pytest.mark.filterwarnings("ignore:(The|A) checkpoint:hpo_mab.HpoMabWarning")
 def test_a_complete_trial_is_not_repeated_where_its_checkpoint_is_broken(
     storage: Storage, slots: int
 ) -> None:
@@ -734,7 +750,7 @@ def test_a_complete_trial_is_not_repeated_where_its_checkpoint_is_broken(
     assert all(trial.own_examples <= run.trial_examples for trial in run.trials)
     # The complete trials stay, and may continue where the checkpoint can be used.
     continued = {trial.attrs["hpo_mab:promotes"] for trial in given_up}
-    assert not continued & Plan(run.trials).promoted
+    assert not continued & Results(run.trials).numbers_promoted
     assert run.best is not None
     assert before.best is not None
     assert (run.best.value or 0) >= (before.best.value or 0)

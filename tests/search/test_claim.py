@@ -25,11 +25,12 @@ from hpo_mab._plan import RETRIES, Next, Plan
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec
 from hpo_mab.search._claim import claim
-from hpo_mab.search._queue import close_lost, requeue
-from hpo_mab.search._searchers import PlannedSampler
+from hpo_mab.search._retries import close_lost, requeue
+from hpo_mab.search._searchers import PlannedSearcher
 from hpo_mab.search._study import open_for_training
-from hpo_mab.search._target import Target
-from hpo_mab.storage import Storage, StoredDefinition
+from hpo_mab.search._target import StudyTarget
+from hpo_mab.storage import Storage
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.storage._optuna import begin_waiting, tell
 from hpo_mab.storage._process import _started, is_gone, machine, release, this_process
 
@@ -54,7 +55,7 @@ def test_a_search_that_raises_fails_its_trial(
         if next(calls) <= failures:
             raise ZeroDivisionError("nothing to propose")
 
-    monkeypatch.setattr(PlannedSampler, "before_trial", before_trial)
+    monkeypatch.setattr(PlannedSearcher, "before_trial", before_trial)
     spec = tiny(
         search={"initial": 0},
         budget={"trials": 2},
@@ -144,7 +145,7 @@ def test_workers_wait_until_the_best_are_known(storage: Storage) -> None:
     run = StudyRunner(spec, storage).run(score=False).run
     study = open_for_training(storage, run.name, spec)
     # Three more trials: two of them are promotions, and one more is stopped before.
-    Target(trials=12, total=None, epoch_examples=100).save(study)
+    StudyTarget(trials=12, total=None, epoch_examples=100).save(study)
     first = _start(study, storage, ELSEWHERE)
     assert "hpo_mab:promotes" not in first.user_attrs
     assert _next(study, storage) is Next.WAIT
@@ -215,9 +216,9 @@ def test_the_trials_left_include_continuations_that_the_budget_pays_for(
         value = 0.5 if state == TrialState.COMPLETE else None
         attrs = {"hpo_mab:slot": slot, **attrs}
         study.add_trial(optuna.create_trial(state=state, value=value, user_attrs=attrs))
-    target = Target(trials=3, total="100epochs", epoch_examples=100)
+    target = StudyTarget(trials=3, total="100epochs", epoch_examples=100)
     # Five trials have spent half of the budget.
-    monkeypatch.setattr(Target, "spent", lambda *_: (5000, 0.0))
+    monkeypatch.setattr(StudyTarget, "spent", lambda *_: (5000, 0.0))
     # Two are paused; complete ones continue only without a limit.
     left = 5 if unlimited else 2
     assert target.trials_left(study, storage.curves, done=5.0, spent_before=0.0) == left
@@ -236,7 +237,7 @@ def test_paused_trials_continue_side_by_side_with_the_rest_of_the_budget(storage
         )
         study.add_trial(paused)
     define(study, {})
-    Target(trials=2, total="100epochs", epoch_examples=100).save(study)
+    StudyTarget(trials=2, total="100epochs", epoch_examples=100).save(study)
     taken: list[optuna.trial.Trial] = []
     # The rule continues one of two; what is left of the budget goes to the other.
     assert claim(study, storage, taken, count=3) is Next.WAIT
@@ -304,7 +305,7 @@ def test_claims_of_one_process_do_not_affect_each_other(
     # A trial of another database with the same id is another trial.
     other = Storage(f"sqlite:///{tmp_path / 'other.db'}")
     made = optuna.create_study(study_name="plain", storage=other.optuna, direction="maximize")
-    Target(trials=3, total=None, epoch_examples=100).save(made)
+    StudyTarget(trials=3, total=None, epoch_examples=100).save(made)
     lost = _claim(made, other)
     assert lost._trial_id == first._trial_id
     release(other.optuna, lost._trial_id)
@@ -437,7 +438,7 @@ def test_a_continuation_begins_before_a_trial_that_is_queued_beyond_the_target(
                 user_attrs={"hpo_mab:slot": slot},
             )
         )
-    Target(trials=2, total=None, epoch_examples=100).save(study)
+    StudyTarget(trials=2, total=None, epoch_examples=100).save(study)
     study.enqueue_trial({"lr": 0.1})
     trial = _claim(study, storage)
     assert trial.user_attrs["hpo_mab:promotes"] == 1
@@ -465,7 +466,7 @@ def test_an_enqueued_configuration_is_run_in_a_slot_of_its_own(
 def test_a_waiting_trial_that_optuna_begins_is_not_begun_twice(
     study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Target(trials=3, total=None, epoch_examples=100).save(study)
+    StudyTarget(trials=3, total=None, epoch_examples=100).save(study)
     for lr in (0.1, 0.2, 0.3):
         study.enqueue_trial({"lr": lr})
     begin, begun = begin_waiting, []
@@ -494,7 +495,7 @@ def test_an_enqueued_trial_whose_claim_is_cut_off_before_it_has_a_slot_is_closed
     dead: str,
     error: type[BaseException],
 ) -> None:
-    Target(trials=2, total=None, epoch_examples=100).save(study)
+    StudyTarget(trials=2, total=None, epoch_examples=100).save(study)
     study.enqueue_trial({"lr": 0.25})
 
     def cut_off(study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -540,7 +541,7 @@ def _planned(storage: Storage, spec: StudySpec, *, total: str) -> optuna.Study:
     """A study without trials, whose trials train 100 examples, an epoch, in batches of 10."""
     study = optuna.create_study(storage=storage.optuna, direction="maximize")
     define(study, spec.model_dump(mode="json") | {"training": {"batch_size": 10}})
-    Target(trials=50, total=total, epoch_examples=100).save(study)
+    StudyTarget(trials=50, total=total, epoch_examples=100).save(study)
     return study
 
 
@@ -603,12 +604,12 @@ def test_what_running_trials_will_spend_in_seconds_is_estimated(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = _planned(storage, tiny(), total="100s")
-    monkeypatch.setattr(Target, "spent", lambda *_: (100, 40.0))
+    monkeypatch.setattr(StudyTarget, "spent", lambda *_: (100, 40.0))
     # 40 s are spent, and a running trial takes 40 more.
     for _ in range(2):
         _start(study, storage, ELSEWHERE)
     assert _next(study, storage) is Next.WAIT
-    monkeypatch.setattr(Target, "spent", lambda *_: (100, 100.0))
+    monkeypatch.setattr(StudyTarget, "spent", lambda *_: (100, 100.0))
     assert _next(study, storage) is Next.DONE
 
 
@@ -616,7 +617,7 @@ def test_what_ended_trials_have_spent_is_read_once(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = _planned(storage, tiny(), total="100epochs")
-    target, read = Target.load(study), storage.curves.spent
+    target, read = StudyTarget.load(study), storage.curves.spent
     queries: list[tuple[int, int | None]] = []
 
     def spent(study_id: int, *, after: int = -1, until: int | None = None) -> tuple[int, float]:
@@ -645,7 +646,7 @@ def test_a_curve_that_trials_share_is_spent_once(storage: Storage) -> None:
     trial = _start(study, storage, ELSEWHERE)
     storage.curves.extend([(trial._trial_id, [point(1)], True)])
     study.tell(trial.number, state=TrialState.PRUNED)
-    target = Target.load(study)
+    target = StudyTarget.load(study)
     assert target.spent(study, storage.curves) == (30, 0.5)
     # A copy has the number of the curve.
     study.add_trial(study.trials[0])

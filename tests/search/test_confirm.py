@@ -12,18 +12,11 @@ from small_studies import tiny
 
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab._plan import derive_seed
-from hpo_mab.search import (
-    Candidate,
-    Confirmation,
-    StudyRunner,
-    confirm,
-    copy_study,
-    load_splits,
-    make_objective,
-)
+from hpo_mab.search import Confirmation, StudyRunner, confirm, copy_study
 from hpo_mab.search import _confirm as module
-from hpo_mab.search._confirm import best_first
-from hpo_mab.search._stored import train_recorded
+from hpo_mab.search._confirm import Candidate, best_first
+from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._stored import train_stored_trial
 from hpo_mab.storage import Storage, StudyRun, _open, read_run
 from hpo_mab.training import Training, TrainingDiverged
 
@@ -163,7 +156,7 @@ def test_a_training_has_the_trials_budget_and_a_seed_of_its_own(storage: Storage
     first = confirm(storage, run.name, trainings=1, max_trainings=1).repeated[0]
     assert first.trial == run.best
     seed = derive_seed(spec.seed, "confirm", 0)
-    with train_recorded(objective, first.trial, seed=seed) as training:
+    with train_stored_trial(objective, first.trial, seed=seed) as training:
         *_, end = training
     assert first.repeats == (end.accuracy,)
     assert end.steps == first.trial.curve[-1].steps

@@ -19,21 +19,15 @@ from optuna_dashboard import get_note
 from small_studies import tiny
 from tools import refreshed
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
-from hpo_mab.dashboard import publish_study
 from hpo_mab.dashboard._files import Artifacts
+from hpo_mab.dashboard._publish import publish_study
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyRunner, copy_study
-from hpo_mab.storage import (
-    CurveStore,
-    MissingCurvesWarning,
-    Storage,
-    _open,
-    files_folder,
-    open_study,
-    read_run,
-    study_names,
-)
+from hpo_mab.storage import Storage, _open, open_study, read_run, study_names
+from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._open import files_folder
 from hpo_mab.storage._tables import HEARTBEATS
 
 
@@ -259,6 +253,15 @@ def test_a_study_that_cannot_be_deleted_has_a_whole_copy(
     assert read_run(other, "new").trials == read_run(published, "study").trials
 
 
+def test_databases_in_memory_are_different_ones() -> None:
+    source, target = Storage("sqlite://"), Storage("sqlite://")
+    optuna.create_study(study_name="study", storage=source.optuna)
+    copy_study(source, "study", target)
+    assert study_names(target) == ("study",)
+    with pytest.raises(ArgumentError, match="needs another name"):
+        copy_study(source, "study", source)
+
+
 def test_what_cannot_be_copied_is_said(storage: Storage, other: Storage) -> None:
     study = optuna.create_study(study_name="study", storage=storage.optuna)
     words = r"needs another name\. Give one, or another database\.$"
@@ -278,7 +281,7 @@ def test_optunas_copy_has_no_cost_and_says_so(published: Storage, other: Storage
     optuna.copy_study(
         from_study_name="study", from_storage=published.optuna, to_storage=other.optuna
     )
-    with pytest.warns(MissingCurvesWarning, match="3 of 3 trials of 'study' .*hpo-mab copy"):
+    with pytest.warns(HpoMabWarning, match="3 of 3 trials of 'study' .*hpo-mab copy"):
         run = read_run(other, "study")
     assert (run.examples, run.seconds, run.saved_examples) == (None, None, None)
     assert run.best is not None

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from hpo_mab._attributes import TotalBudget
 from hpo_mab._errors import ArgumentError, SpecError
-from hpo_mab.search import builtin_names, load_spec, make_spec
+from hpo_mab._stored_settings import TotalBudget
+from hpo_mab.search import load_spec, make_spec
+from hpo_mab.search._load import builtin_names
 from hpo_mab.search._portfolio import parse_portfolio
 
 GOOD = """
@@ -46,14 +47,14 @@ def test_definitions_that_come_with_the_package_are_valid(name: str) -> None:
     assert name in builtin_names()
     spec = load_spec(name)
     assert spec.name == spec.data.name == name
-    assert isinstance(spec.optimizer.values("optimizer")["lr"], BaseDistribution)
+    assert isinstance(spec.optimizer.parsed_options("optimizer")["lr"], BaseDistribution)
 
 
 def test_overrides_replace_the_file(write) -> None:  # type: ignore[no-untyped-def]
     spec = load_spec(write(GOOD), {"optimizer.lr": 0.1, "budget.trials": 7, "seed": 3})
     assert spec.optimizer.options["lr"] == 0.1
     assert (spec.budget.trials, spec.seed) == (7, 3)
-    assert spec.optimizer.values("optimizer")["lr"] == 0.1
+    assert spec.optimizer.parsed_options("optimizer")["lr"] == 0.1
 
 
 def test_overriding_the_unit_of_the_budget_drops_the_other_unit(write) -> None:  # type: ignore[no-untyped-def]

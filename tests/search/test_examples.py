@@ -16,7 +16,7 @@ from hpo_mab._examples import ExampleRecord
 from hpo_mab.search import StudyRunner, replay
 from hpo_mab.search._checkpoint import TrialCheckpoint
 from hpo_mab.search._copy import copy_study
-from hpo_mab.search._recorder import TrialRecord
+from hpo_mab.search._trial_record import TrialRecord
 from hpo_mab.storage import Storage, StudyRun
 from hpo_mab.training import Evaluation, Training
 
@@ -31,7 +31,7 @@ def _record(storage: Storage, run: StudyRun) -> ExampleRecord | None:
 
 def _frozen(storage: Storage, name: str) -> ExampleRecord | None:
     study = optuna.load_study(study_name=name, storage=storage.optuna)
-    return storage.examples.frozen(study._study_id)
+    return storage.examples.kept_record(study._study_id)
 
 
 @pytest.mark.parametrize("slots", [1, 3])

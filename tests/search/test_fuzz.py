@@ -17,8 +17,8 @@ from hpo_mab import models, samplers
 from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import main
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudySpec, load_spec, make_objective, make_spec
-from hpo_mab.search._prepare import NAMED
+from hpo_mab.search import StudySpec, load_spec, make_spec
+from hpo_mab.search._prepare import NAMED, make_objective
 from hpo_mab.search._pruners import PRUNERS, study_pruner
 from hpo_mab.training._optimizers import OPTIMIZERS
 
@@ -101,7 +101,7 @@ _JSON: Sequence[Any] = (
 
 _NAMED: dict[str, Sequence[str]] = {
     "data": ["digits", "image_folder"],
-    "model": models.available(),
+    "model": tuple(models.NETWORKS),
     "optimizer": tuple(OPTIMIZERS),
     "sampler": samplers.available(),
     "pruner": tuple(PRUNERS),

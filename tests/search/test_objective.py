@@ -21,23 +21,23 @@ from tools import saved
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._attributes import PAIRED_KEY, SAMPLER_KEY, SLOT_KEY, TWIN_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab._plan import Plan
 from hpo_mab.advantage import pair_curves
 from hpo_mab.compare import stored_comparison
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import (
-    StudyRunner,
-    TrainingObjective,
-    make_objective,
-)
+from hpo_mab.search import StudyRunner, TrainingObjective
 from hpo_mab.search._choice import stored_choice
-from hpo_mab.search._queue import requeue
-from hpo_mab.search._searchers import PlannedSampler
-from hpo_mab.search._target import Target
+from hpo_mab.search._prepare import make_objective
+from hpo_mab.search._retries import requeue
+from hpo_mab.search._searchers import PlannedSearcher
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.search._trial_loop import TrialLoop
-from hpo_mab.storage import Storage, files_folder, open_study, read_run
+from hpo_mab.search._trial_samplers import TrialSamplers
+from hpo_mab.storage import Storage, open_study, read_run
+from hpo_mab.storage._open import files_folder
 from hpo_mab.training import Budget
 
 
@@ -57,7 +57,7 @@ def _objective(splits: ImageSplits, **options: Any) -> TrainingObjective:
 
 
 def _study(**options: Any) -> optuna.Study:
-    sampler = PlannedSampler(optuna.samplers.RandomSampler, seed=0)
+    sampler = PlannedSearcher(optuna.samplers.RandomSampler, seed=0)
     return optuna.create_study(direction="maximize", sampler=sampler, **options)
 
 
@@ -381,7 +381,7 @@ def test_a_loop_queues_twins_with_the_lock_held(
     splits: ImageSplits, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, seen = [False], []
-    hold, queue = storage.lock, TrainingObjective.queue_twins
+    hold, queue = storage.lock, TrialSamplers.queue_twins
 
     @contextlib.contextmanager
     def watched(name: str) -> Iterator[None]:
@@ -392,14 +392,14 @@ def test_a_loop_queues_twins_with_the_lock_held(
             finally:
                 held[0] = False
 
-    def queue_twins(self: TrainingObjective, *given: Any) -> bool:
+    def queue_twins(self: TrialSamplers, *given: Any, **named: Any) -> bool:
         seen.append(held[0])
-        return queue(self, *given)
+        return queue(self, *given, **named)
 
     monkeypatch.setattr(storage, "lock", watched)
-    monkeypatch.setattr(TrainingObjective, "queue_twins", queue_twins)
+    monkeypatch.setattr(TrialSamplers, "queue_twins", queue_twins)
     study = _study(storage=storage.optuna)
-    Target(trials=2, total=None, epoch_examples=40).save(study)
+    StudyTarget(trials=2, total=None, epoch_examples=40).save(study)
     objective = _objective(splits, sampler="auto", initial=1, trials=2)
     TrialLoop(study, storage, objective).run()
     assert seen
@@ -414,7 +414,7 @@ def test_an_objective_keeps_no_record_for_another_study(
     objective = _objective(splits)
     for examples in (True, False):
         study = _study(storage=storage.optuna)
-        Target(trials=1, total=None, epoch_examples=40).save(study)
+        StudyTarget(trials=1, total=None, epoch_examples=40).save(study)
         TrialLoop(study, storage, objective, examples=examples).run()
         assert objective.recording.example_writer is None
         assert (storage.examples.load(study._study_id) is not None) == examples
@@ -433,7 +433,8 @@ def test_studies_of_objectives_can_be_reported(splits: ImageSplits, storage: Sto
         # The sampler is the objective's, not the one that the trial has had before.
         other = _objective(splits, sampler="mab" if kind == "uniform" else "uniform")
         assert (
-            other.recorded(study.trials[0].params, study.trials[0].user_attrs).sampler.name != kind
+            other.configuration_of(study.trials[0].params, study.trials[0].user_attrs).sampler.name
+            != kind
         )
     found = stored_comparison(["own-*"], storages=[str(storage.url)])
     assert {(run.arm, len(run.trials)) for run in found.runs} == {("mab", 4), ("uniform", 4)}
@@ -482,6 +483,7 @@ def test_a_network_must_be_a_new_one_for_each_trial() -> None:
     [
         ({"model": nn.Linear(4, 2)}, "model must be a function or class that makes.* got Linear"),
         ({"budget": 3}, "budget must be a Budget, got int"),
+        ({"model_options": [1]}, "model_options must be a mapping, got list"),
         ({"optimizer": 3}, "optimizer must be the name of a class or a function, got 'int'"),
         ({"curves": "here"}, "curves must be a storage's curves, got str"),
         ({"initial": -1}, "initial must be an integer of at least 0, got -1"),
@@ -529,7 +531,7 @@ def test_trials_of_searched_batch_sizes_have_lengths_of_their_own(
         objective = _objective(
             splits, budget=budget, batch_size={"choices": list(sizes)}, curves=storage.curves
         )
-        said = pytest.warns(UserWarning, match="budget in examples is 2,250, .* it was 1,152")
+        said = pytest.warns(HpoMabWarning, match="budget in examples is 2,250, .* it was 1,152")
         with said if is_other else contextlib.nullcontext():
             study.optimize(objective, n_trials=1)
     lengths = [trial.user_attrs["hpo_mab:budget"] for trial in study.trials]
@@ -626,7 +628,7 @@ def test_a_race_in_optunas_own_loop_is_decided_after_ctrl_c(
 def test_a_pilot_whose_slots_are_taken_is_warned_of(splits: ImageSplits) -> None:
     study = _study()
     study.add_trials([optuna.create_trial(value=0.5, user_attrs={PAIRED_KEY: True})] * 2)
-    with pytest.warns(UserWarning, match="have its first 2 slots, so there is no pilot"):
+    with pytest.warns(HpoMabWarning, match="have its first 2 slots, so there is no pilot"):
         study.optimize(_objective(splits, pilot=True, initial=2), n_trials=1)
 
 
@@ -725,7 +727,7 @@ def test_another_length_of_trials_is_warned_of(
 ) -> None:
     study = _study()
     study.optimize(_objective(splits), n_trials=2)
-    with pytest.warns(UserWarning, match=words):
+    with pytest.warns(HpoMabWarning, match=words):
         study.optimize(_objective(splits, **options), n_trials=1)
 
 
@@ -757,6 +759,6 @@ def test_a_race_needs_a_number_of_trials(splits: ImageSplits) -> None:
 def test_a_queued_parameter_that_is_not_searched_is_warned_of(splits: ImageSplits) -> None:
     study = _study()
     study.enqueue_trial({"optimizer.lr": 0.1, "lr": 0.2})
-    with pytest.warns(UserWarning, match=r"queued with optimizer\.lr, .* its parameters are lr"):
+    with pytest.warns(HpoMabWarning, match=r"queued with optimizer\.lr, .* its parameters are lr"):
         study.optimize(_objective(splits), n_trials=1)
     assert study.trials[0].params == {"lr": 0.2}

@@ -17,10 +17,10 @@ from small_studies import tiny
 from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler, TensorDataset
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._attributes import STACK_SLOTS_KEY
 from hpo_mab._errors import ArgumentError, HpoMabError, SpecError
 from hpo_mab.compare import run_comparison
-from hpo_mab.compare._runner import RetrainWarning
 from hpo_mab.search import (
     RunOutcome,
     StudyRunner,
@@ -232,7 +232,7 @@ def test_a_sampler_of_ours_that_is_the_users_own_gets_losses(
     outcome = _run(spec, storage, score=False)
     assert outcome.run.trials[0].state == "complete"
     assert mine.Learner.answered == outcome.run.trials[0].curve[-1].steps
-    assert outcome.loop_reasons == (
+    assert outcome.notes == (
         "trials are trained one at a time: the sampler 'mine:Learner' is not one of hpo_mab's",
     )
 
@@ -258,7 +258,7 @@ def test_what_no_stack_can_train_is_trained_alone(
     outcome = _run(tiny(**options), storage, score=False)
     assert outcome.run.trials[0].state == "complete"
     assert STACK_SLOTS_KEY not in outcome.run.trials[0].attrs
-    assert outcome.loop_reasons == (f"trials are trained one at a time: {reason}",)
+    assert outcome.notes == (f"trials are trained one at a time: {reason}",)
 
 
 def test_a_class_may_give_its_base_class_what_that_requires(storage: Storage) -> None:
@@ -402,9 +402,9 @@ def test_a_test_set_that_cannot_be_scored_costs_no_summary(storage: Storage) -> 
     change = {**OWN, "data": {"name": "mine:other_test_set", "inputs": 6}}
     outcome = _run(tiny(**change), storage)
     assert outcome.test_accuracy is None
-    (reason,) = [one for one in outcome.loop_reasons if "test accuracy" in one]
+    (reason,) = [one for one in outcome.notes if "test accuracy" in one]
     assert reason.startswith("the best trial has no test accuracy: RuntimeError")
-    with pytest.warns(RetrainWarning, match="no test accuracy: RuntimeError"):
+    with pytest.warns(HpoMabWarning, match="no test accuracy: RuntimeError"):
         found = run_comparison(tiny(**change, compare={"retrain": 1, "unpruned": False}), storage)
     assert [run.retrained for run in found.runs] == [(), ()]
 

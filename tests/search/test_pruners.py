@@ -17,8 +17,8 @@ from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner
 from hpo_mab.search import make_spec
 from hpo_mab.search._pruners import study_pruner
-from hpo_mab.search._queue import close_lost
-from hpo_mab.search._target import Target
+from hpo_mab.search._retries import close_lost
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.storage import Storage, open_study
 from hpo_mab.storage._process import this_process
 
@@ -133,7 +133,7 @@ def test_only_trials_that_can_continue_may_be_unlimited() -> None:
         tiny(pruner={"kind": "promotion", "unlimited": True})
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 def test_without_given_evidence_the_pruner_measures_its_own() -> None:
     spec = tiny(
         pruner={"kind": "advantage", "evidence": "none", "reference": "none"},
@@ -154,10 +154,10 @@ def test_only_complete_trials_that_continue_spend_all_of_a_total_budget(
 ) -> None:
     spec = tiny(pruner={"kind": "promotion"}, training={"schedule": schedule})
     study = optuna.create_study(direction="maximize", pruner=study_pruner(spec, {}))
-    target = Target(trials=6, total="1h", epoch_examples=100)
+    target = StudyTarget(trials=6, total="1h", epoch_examples=100)
     assert target.continues(study)
     assert target.spends_all(study) == spends_all
-    assert not Target(trials=6, total=None, epoch_examples=100).continues(study)
+    assert not StudyTarget(trials=6, total=None, epoch_examples=100).continues(study)
 
 
 def test_an_interrupted_attempt_is_no_competitor_of_its_retry(
@@ -178,7 +178,7 @@ def test_an_interrupted_attempt_is_no_competitor_of_its_retry(
 @pytest.mark.filterwarnings("ignore:Heartbeat")
 def test_a_lost_attempt_is_no_competitor_of_its_retry(storage: Storage) -> None:
     study = optuna.create_study(study_name="lost", storage=storage.optuna)
-    Target(trials=1, total=None, epoch_examples=100).save(study)
+    StudyTarget(trials=1, total=None, epoch_examples=100).save(study)
     trial = study.ask()
     held = {"completed_rung_0": 0.5, WORKER_KEY: this_process(), "other": 1}
     for key, value in held.items():

@@ -14,26 +14,20 @@ import pytest
 from optuna.trial import TrialState
 from small_studies import tiny
 
-from hpo_mab._attributes import (
-    CHOICE_KEY,
-    EVIDENCE_KEY,
-    GIVEN_KEY,
-    RACE_KEY,
-    SAMPLER_KEY,
-    TWIN_KEY,
-    flat_spec,
-)
+from hpo_mab import HpoMabWarning
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, GIVEN_KEY, RACE_KEY, SAMPLER_KEY, TWIN_KEY
 from hpo_mab._errors import ArgumentError, SpecError, UnknownNameError
+from hpo_mab._stored_settings import flat_spec
 from hpo_mab.advantage import Estimate, Evidence
 from hpo_mab.compare._evidence import race_evidence
 from hpo_mab.search import StudyRunner, _race, load_spec
 from hpo_mab.search._choice import (
     Choice,
-    Ended,
+    PairedTrial,
     Standing,
     stored_choice,
 )
-from hpo_mab.search._evidence_file import EvidenceWarning, RaceOutcome
+from hpo_mab.search._evidence_file import RaceOutcome
 from hpo_mab.search._portfolio import PORTFOLIO, parse_portfolio, uses_record
 from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._race import (
@@ -47,7 +41,7 @@ from hpo_mab.search._race import (
 from hpo_mab.search._study import check_study
 from hpo_mab.storage import Storage, open_study
 
-pytestmark = pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 
 _CHALLENGERS = {name: part for name, part in parse_portfolio(None).items() if name != "uniform"}
 
@@ -186,18 +180,18 @@ def test_a_sampler_must_be_ahead_and_must_not_rank_worse(
 # ------------------------------------------------------------------------------- statistics
 
 
-def _ended(accuracy: float, seconds: float, curve: Sequence[float] = ()) -> Ended:
+def _side(accuracy: float, seconds: float, curve: Sequence[float] = ()) -> PairedTrial:
     values = dict(enumerate((*curve, accuracy), 1))
-    return Ended(accuracy=accuracy, curve=values, seconds=seconds)
+    return PairedTrial(accuracy=accuracy, curve=values, seconds=seconds)
 
 
 def test_a_slower_sampler_is_judged_earlier_at_equal_seconds() -> None:
-    pairs = [(_ended(0.6, 2.0 + i, [0.4]), _ended(0.5, 1.0 + i / 2)) for i in range(6)]
+    pairs = [(_side(0.6, 2.0 + i, [0.4]), _side(0.5, 1.0 + i / 2)) for i in range(6)]
     standing = Standing.of("slow", pairs, error=0.05)
     assert standing.cost == pytest.approx(2.0)
     assert standing.examples.value == pytest.approx(0.1)
     assert standing.seconds.value == pytest.approx(-0.1)
-    faster = Standing.of("fast", [(one, _ended(0.5, 9.0)) for one, _ in pairs], error=0.05)
+    faster = Standing.of("fast", [(one, _side(0.5, 9.0)) for one, _ in pairs], error=0.05)
     assert faster.seconds == faster.examples
     assert Standing.from_json(standing.to_json()) == standing
 
@@ -206,7 +200,7 @@ def test_other_validation_images_at_the_end_are_no_gain_at_equal_seconds() -> No
     # Two equal curves; the images of the last evaluation are easier or harder than those before.
     for offset in (-0.02, 0.02):
         curve = [0.5, 0.6, 0.66]
-        pairs = [(_ended(0.7 + offset, 1.3, curve), _ended(0.7 + offset, 1.0, curve))] * 8
+        pairs = [(_side(0.7 + offset, 1.3, curve), _side(0.7 + offset, 1.0, curve))] * 8
         standing = Standing.of("slow", pairs, error=0.05, judged="seconds")
         slower = np.log(1.3) / np.log(3 / 2) * (0.66 - 0.6)
         assert standing.seconds.value == pytest.approx(-slower, abs=1e-6)
@@ -229,7 +223,7 @@ def test_a_sampler_without_pairs_is_not_the_best_one() -> None:
     assert plan is not None
     standings = [
         Standing.of(name, pairs, error=0.05)
-        for name, pairs in (("failed", []), ("behind", [(_ended(0.4, 1.0), _ended(0.5, 1.0))] * 2))
+        for name, pairs in (("failed", []), ("behind", [(_side(0.4, 1.0), _side(0.5, 1.0))] * 2))
     ]
     assert "best behind, 2 pairs" in _sampler_and_reason(plan, None, standings, None)[1]
 
@@ -566,7 +560,7 @@ def test_evidence_without_pairs_is_warned_of(
     path = tmp_path / "evidence.json"
     assert _raced(storage, "uniform", monkeypatch, path).pairs == 0
     spec = tiny(pruner={"kind": "advantage", "evidence": str(path)}, budget={"trials": 1})
-    with pytest.warns(EvidenceWarning, match="holds no pairs"):
+    with pytest.warns(HpoMabWarning, match="holds no pairs"):
         StudyRunner(spec, storage).run("later", score=False)
     # The race of another study measures what the file lacks.
     raced = tiny(
@@ -574,7 +568,7 @@ def test_evidence_without_pairs_is_warned_of(
         sampler={"kind": "auto"},
         budget={"trials": 1, "epochs": 2},
     )
-    with pytest.warns(EvidenceWarning, match="is not used"):
+    with pytest.warns(HpoMabWarning, match="is not used"):
         StudyRunner(raced, storage).run("raced", score=False)
     study = open_study(storage, "raced")
     assert not study.user_attrs[GIVEN_KEY]["pruner"]
@@ -593,7 +587,7 @@ def test_a_choice_that_is_not_valid_is_not_used_and_the_study_says_so(
         "budget": {"trials": 12, "epochs": 0.5, "evaluations": 3},
     }
     runner = StudyRunner(tiny(**longer), storage)
-    with pytest.warns(EvidenceWarning, match=r"budget\.epochs is 1\.0 there and 0\.5 here"):
+    with pytest.warns(HpoMabWarning, match=r"budget\.epochs is 1\.0 there and 0\.5 here"):
         outcome = runner.run("shorter", score=False)
     assert outcome.choice is not None
     assert outcome.choice.source == ""

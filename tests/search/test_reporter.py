@@ -25,10 +25,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import hpo_mab
+from hpo_mab import HpoMabWarning
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.samplers import MABSampler, create
-from hpo_mab.search import ShortTrialWarning, TrialReporter, _recorder
-from hpo_mab.storage import CurveStore, Storage, read_run
+from hpo_mab.search import TrialReporter, _trial_record
+from hpo_mab.storage import Storage, read_run
+from hpo_mab.storage._curves import CurveStore
 from hpo_mab.training import WeightAverage
 
 # Optuna's, of trials that `ask` begins.
@@ -123,7 +125,7 @@ def test_the_advantage_pruner_judges_a_users_own_loops() -> None:
                 reporter.report(accuracy=0.9 - 0.1 * trial.number)
         return reporter.accuracy
 
-    with pytest.warns(UserWarning, match="no evidence"):
+    with pytest.warns(HpoMabWarning, match="no evidence"):
         study.optimize(objective, n_trials=3)
     assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "PRUNED"]
     assert study.trials[1].user_attrs["hpo_mab:pruned_because"]["threshold"] == 0.9
@@ -230,7 +232,7 @@ _BROKEN_LINE = _Broken.__getitem__.__code__.co_firstlineno + 3
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves are written at the end only, also on a machine that is slow."""
-    monkeypatch.setattr(_recorder, "_CURVE_SECONDS", math.inf)
+    monkeypatch.setattr(_trial_record, "_CURVE_SECONDS", math.inf)
 
 
 def _a_loop_that_ends_early(
@@ -390,7 +392,7 @@ def test_a_loop_that_ends_before_its_budget_is_said(steps: tuple[int, int], mess
     reporter.step(steps[0])
     reporter.report(accuracy=0.5)
     reporter.step(steps[1])
-    with pytest.warns(ShortTrialWarning, match=message):
+    with pytest.warns(HpoMabWarning, match=message):
         reporter.__exit__(None, None, None)
 
 
@@ -412,7 +414,7 @@ def test_a_loop_that_goes_on_after_its_budget_is_said(steps: int) -> None:
         reporter.__exit__(None, None, None)  # Warnings are errors.
         return
     said = rf"has trained {10 * steps} examples, its budget is 20: what it trained after 20 is"
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(HpoMabWarning, match=said):
         reporter.__exit__(None, None, None)
 
 
@@ -729,7 +731,9 @@ def test_trials_that_were_reported_without_a_reporter_are_warned_of() -> None:
         return 0.5
 
     study.optimize(plain, n_trials=1)
-    with pytest.warns(UserWarning, match="Trial 0 was reported by another loop. .* another study"):
+    with pytest.warns(
+        HpoMabWarning, match="Trial 0 was reported by another loop. .* another study"
+    ):
         TrialReporter(study.ask(), budget_examples=8, evaluations=4)
 
 
@@ -738,13 +742,13 @@ def test_a_second_reporter_of_a_trial_is_warned_of() -> None:
     reporter = TrialReporter(trial, budget_examples=8, evaluations=4)
     reporter.step(2)
     reporter.report(accuracy=0.5)
-    with pytest.warns(UserWarning, match="Trial 0 has reports already"):
+    with pytest.warns(HpoMabWarning, match="Trial 0 has reports already"):
         TrialReporter(trial, budget_examples=8, evaluations=4)
 
 
 def test_a_loop_without_an_evaluation_is_warned_of() -> None:
     with (
-        pytest.warns(ShortTrialWarning, match=r"after 0 of 20 examples, .* was not reported"),
+        pytest.warns(HpoMabWarning, match=r"after 0 of 20 examples, .* was not reported"),
         TrialReporter(_study().ask(), budget_examples=20, evaluations=1),
     ):
         pass
@@ -761,7 +765,7 @@ def test_another_number_of_evaluations_is_warned_of() -> None:
         return reporter.accuracy
 
     study.optimize(objective, n_trials=1)
-    with pytest.warns(UserWarning, match="evaluations is 4, of trial 0 it was 2"):
+    with pytest.warns(HpoMabWarning, match="evaluations is 4, of trial 0 it was 2"):
         study.optimize(objective, n_trials=1)
 
 
@@ -788,12 +792,12 @@ def test_budgets_of_searched_batch_sizes_are_warned_of_where_they_differ(
         reporter.report(accuracy=0.5)
         return reporter.accuracy
 
-    said = pytest.warns(UserWarning, match="budget in examples is 192, of trial 0 it was 600")
+    said = pytest.warns(HpoMabWarning, match="budget in examples is 192, of trial 0 it was 600")
     with said if warned else contextlib.nullcontext():
         study.optimize(objective, n_trials=2)
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.search.ShortTrialWarning")
+@pytest.mark.filterwarnings("ignore:The loop has ended:hpo_mab.HpoMabWarning")
 def test_a_trial_that_ended_early_had_as_many_evaluations_to_make() -> None:
     def objective(trial: optuna.Trial) -> float:
         with TrialReporter(trial, budget_examples=8, evaluations=4) as reporter:

@@ -15,26 +15,22 @@ from optuna.trial import FrozenTrial, TrialState
 from small_studies import essence, tiny
 from tools import photo
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._attributes import USED_RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyFailedError, StudyRunner, join_study, replay
+from hpo_mab.search import StudyFailedError, StudyRunner, replay
 from hpo_mab.search._examples import StudyExamples
 from hpo_mab.search._prepare import make_objective
-from hpo_mab.search._recorder import Recording, TrialRecord
+from hpo_mab.search._runner import join_study
 from hpo_mab.search._space import Assignment
 from hpo_mab.search._stored import reopen, stored_spec
 from hpo_mab.search._study import make_study, refuse_other_definition
-from hpo_mab.search._target import Target
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.search._trial_loop import TrialLoop
-from hpo_mab.storage import (
-    MissingCurvesWarning,
-    Storage,
-    StoredDefinition,
-    open_study,
-    read_run,
-    study_names,
-)
+from hpo_mab.search._trial_record import Recording, TrialRecord
+from hpo_mab.storage import Storage, open_study, read_run, study_names
+from hpo_mab.storage._definition import StoredDefinition
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
 from hpo_mab.training._stack import StackSlot
 
@@ -129,21 +125,23 @@ def test_another_definition_under_the_same_name_is_refused(storage: Storage) -> 
     assert len(open_study(storage, "mine").trials) == 2
 
 
-def test_a_definition_without_a_later_key_is_refused_by_every_command(storage: Storage) -> None:
+def test_a_definition_without_a_later_key_is_not_trained(storage: Storage) -> None:
     name = StudyRunner(tiny(budget={"trials": 1}), storage).run(score=False).run.name
     study = open_study(storage, name)
     stored = StoredDefinition.load(study)
     training = {key: one for key, one in stored.spec["training"].items() if key != "average"}
     dataclasses.replace(stored, spec={**stored.spec, "training": training}).save(study)
+    with pytest.raises(StorageError, match=r"training.average is not set there and 0.2 here"):
+        StudyRunner(tiny(budget={"trials": 2}), storage).run()
     commands = (
-        StudyRunner(tiny(budget={"trials": 2}), storage).run,
         functools.partial(join_study, storage, name),
         functools.partial(replay, storage, name, 0),
-        functools.partial(StudyExamples.read, storage, name),
     )
     for command in commands:
-        with pytest.raises(StorageError, match=r"training.average is not set there and 0.2 here"):
+        with pytest.raises(StorageError, match=r"an earlier hpo-mab without training.average: "):
             command()
+    # It trains nothing.
+    assert StudyExamples.read(storage, name)
     # One that may change is the present default.
     without = {key: one for key, one in stored.spec["training"].items() if key != "slots"}
     dataclasses.replace(stored, spec={**stored.spec, "training": without}).save(study)
@@ -213,7 +211,7 @@ def test_what_a_diverging_trial_has_spent_counts(storage: Storage, slots: int) -
     assert run.examples is not None
     assert run.seconds is not None
     study = open_study(storage, run.name)
-    spent = Target.load(study).spent(study, storage.curves)
+    spent = StudyTarget.load(study).spent(study, storage.curves)
     assert spent[0] == run.examples == sum(trial.own_examples for trial in run.trials)
     assert spent[1] == pytest.approx(run.seconds + run.evaluation_seconds)
     assert run.examples >= 2 * (run.epoch_examples or 0)
@@ -245,7 +243,7 @@ def test_workers_continue_what_this_process_has_saved(storage: Storage) -> None:
 def test_the_reasons_of_one_study_are_not_those_of_the_next(storage: Storage) -> None:
     runner = StudyRunner(tiny(budget={"trials": 1}, training={"slots": 1}), storage)
     runner.objective.note("of another study")
-    assert runner.run(score=False).loop_reasons == ()
+    assert runner.run(score=False).notes == ()
 
 
 def test_a_reference_that_is_not_there_is_refused_before_the_first_trial(storage: Storage) -> None:
@@ -288,7 +286,7 @@ def test_a_value_outside_its_range_may_be_enqueued(
         search={"initial": 1},
     )
     runner = StudyRunner(spec, storage)
-    make_study(storage, "own", spec, runner._definition(), source="").enqueue_trial({"lr": 1.5})
+    make_study(storage, "own", spec, runner._definition()).enqueue_trial({"lr": 1.5})
     with pytest.warns(UserWarning, match="out of range"), ctrl_c_at(0, 1):
         assert runner.run("own", score=False).interrupted
     run = runner.run("own", score=False).run
@@ -308,7 +306,7 @@ def test_three_failures_in_a_row_end_the_study_with_the_reason(storage: Storage)
     runner.objective.workload._model = fail  # type: ignore[assignment]
     with pytest.raises(StudyFailedError, match="the network cannot be made"):
         runner.run()
-    states = [trial.state for trial in open_study(storage, runner.name()).trials]
+    states = [trial.state for trial in open_study(storage, runner.study_name()).trials]
     assert states == [TrialState.FAIL] * 3
 
 
@@ -392,7 +390,7 @@ def test_a_database_that_stays_away_ends_the_study(
         waited.append(seconds)
         return returns
 
-    monkeypatch.setattr("hpo_mab.search._recorder.TrialRecord.add", fail)
+    monkeypatch.setattr("hpo_mab.search._trial_record.TrialRecord.add", fail)
     monkeypatch.setattr(Storage, "wait_until_back", wait)
     with pytest.raises(StorageError, match=r"studies\.db failed: .*database is locked"):
         StudyRunner(tiny(), storage).run(score=False)
@@ -456,7 +454,7 @@ def test_what_cannot_be_replayed_is_said(storage: Storage) -> None:
     with storage.optuna.engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM hpo_mab_curves"))
     with (
-        pytest.warns(MissingCurvesWarning),
+        pytest.warns(HpoMabWarning, match="1 of 1 trials"),
         pytest.raises(ArgumentError, match="no learning curve"),
     ):
         replay(storage, "study", 0)
@@ -515,7 +513,7 @@ def test_early_validation_follows_from_counts() -> None:
 
 def test_a_target_is_raised_and_never_lowered() -> None:
     def raised(stored: tuple[int, str | None], asked: tuple[int, str | None]) -> tuple[Any, Any]:
-        made = [Target(trials=n, total=t, epoch_examples=1) for n, t in (stored, asked)]
+        made = [StudyTarget(trials=n, total=t, epoch_examples=1) for n, t in (stored, asked)]
         found = made[1].at_least(made[0])
         return found.trials, found.total
 
@@ -543,7 +541,7 @@ def test_a_best_trial_that_diverges_when_trained_again_has_an_accuracy(
 def test_a_trial_that_was_only_added_is_not_scored(storage: Storage) -> None:
     runner = StudyRunner(tiny(budget={"trials": 1}), storage)
     runner.run(score=False)
-    study = open_study(storage, runner.name())
+    study = open_study(storage, runner.study_name())
     study.add_trial(optuna.create_trial(value=0.999))
     outcome = runner.run()
     assert outcome.run.best is not None
@@ -621,7 +619,7 @@ def test_every_key_of_the_loop_reaches_the_training(
     machine = {"precision": "bfloat16", "channels_last": False}
     spec = tiny(training={**curve, **machine, "batch_size": 32}, optimizer={"lr": 0.1})
     objective = make_objective(spec, splits)
-    configuration = objective.recorded({}, {})
+    configuration = objective.configuration_of({}, {})
     monkeypatch.setattr("hpo_mab.search._workload.Training", take)
     with pytest.raises(_Given) as caught, objective.workload.training(configuration, seed=0):
         pass

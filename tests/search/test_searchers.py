@@ -14,21 +14,22 @@ from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import FrozenTrial, TrialState
 from small_studies import tiny
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._plan import Plan
-from hpo_mab.search import _searchers, load_splits, make_objective
-from hpo_mab.search._queue import requeue
-from hpo_mab.search._searchers import OwnHistory, PlannedSampler, sampler_factory
-from hpo_mab.search._target import Target
+from hpo_mab.search import _searchers
+from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._retries import requeue
+from hpo_mab.search._searchers import OwnHistory, PlannedSearcher, searcher_maker
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage
-from hpo_mab.storage._optuna import SearchExhaustedWarning
 
 
 def _history(study: optuna.Study) -> OwnHistory:
     return OwnHistory(study, repeats=True, most=None)
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 def test_the_search_model_sees_each_configuration_once() -> None:
     study = optuna.create_study(direction="maximize")
 
@@ -120,7 +121,7 @@ def test_tpe_leaves_its_random_trials_whatever_it_is_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_searchers, "SHOWN_TRIALS", 30)
-    made = [sampler_factory("tpe", {"n_startup_trials": 50})(seed=0), _Subclass()]
+    made = [searcher_maker("tpe", {"n_startup_trials": 50})(seed=0), _Subclass()]
     assert [_searchers._most_shown(sampler) for sampler in made] == [80, None]
 
 
@@ -143,7 +144,7 @@ def test_tpe_proposes_from_what_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
     assert seen
     assert all(50 <= number <= 80 for number in seen)
     # Another sampler has its own use of all trials.
-    study.sampler = PlannedSampler(_Counting, seed=0, initial=0)
+    study.sampler = PlannedSearcher(_Counting, seed=0, initial=0)
     study.optimize(_objective, n_trials=1)
     assert _Counting.seen == 402
 
@@ -207,7 +208,7 @@ def _objective(trial: optuna.Trial) -> float:
 
 def _study(**options: object) -> optuna.Study:
     return optuna.create_study(
-        direction="maximize", sampler=PlannedSampler(TPESampler, **{"seed": 0, **options})
+        direction="maximize", sampler=PlannedSearcher(TPESampler, **{"seed": 0, **options})
     )
 
 
@@ -233,7 +234,7 @@ def test_what_is_searched_is_searched_from_the_first_trial_on() -> None:
 def test_trials_of_one_study_at_the_same_time_have_a_sampler_each() -> None:
     alone, together = _study(initial=0), _study(initial=0)
     for study in (alone, together):
-        study.sampler = PlannedSampler(RandomSampler, seed=0, initial=0)
+        study.sampler = PlannedSearcher(RandomSampler, seed=0, initial=0)
     alone.optimize(_objective, n_trials=2)
     trials = [together.ask() for _ in range(2)]
     for name in ("x", "sampler.memory"):
@@ -250,7 +251,7 @@ def test_a_study_stopped_and_resumed_equals_one_never_stopped() -> None:
     whole.optimize(_objective, n_trials=14)
     parts = _study(initial=3)
     for _ in range(14):
-        parts.sampler = PlannedSampler(TPESampler, seed=0, initial=3)
+        parts.sampler = PlannedSearcher(TPESampler, seed=0, initial=3)
         parts.optimize(_objective, n_trials=1)
     assert _points(parts) == _points(whole)
 
@@ -278,7 +279,7 @@ def test_seeds_differ(initial: int) -> None:
     points = []
     for seed in (0, 1):
         study = optuna.create_study(
-            direction="maximize", sampler=PlannedSampler(RandomSampler, seed=seed, initial=initial)
+            direction="maximize", sampler=PlannedSearcher(RandomSampler, seed=seed, initial=initial)
         )
         study.optimize(_objective, n_trials=4)
         points.append(_points(study))
@@ -286,7 +287,7 @@ def test_seeds_differ(initial: int) -> None:
 
 
 def test_scrambled_quasi_random_trials_are_points_of_one_sequence() -> None:
-    factory = sampler_factory("qmc", {"qmc_type": "sobol"})
+    make = searcher_maker("qmc", {"qmc_type": "sobol"})
 
     def objective(trial: optuna.Trial) -> float:
         trial.suggest_categorical("kind", ["a", "b"])
@@ -294,7 +295,7 @@ def test_scrambled_quasi_random_trials_are_points_of_one_sequence() -> None:
 
     points = []
     for seed in (0, 1):
-        sampler = PlannedSampler(factory, seed=seed, initial=0)
+        sampler = PlannedSearcher(make, seed=seed, initial=0)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         study.optimize(objective, n_trials=9)
         assert {trial.params["kind"] for trial in study.trials} == {"a", "b"}
@@ -317,10 +318,10 @@ def test_a_grid_that_is_exhausted_does_not_end_the_command(storage: Storage) -> 
         study_name="grid",
         storage=storage.optuna,
         direction="maximize",
-        sampler=PlannedSampler(_Grid, seed=0, initial=0),
+        sampler=PlannedSearcher(_Grid, seed=0, initial=0),
     )
-    Target(trials=3, total=None, epoch_examples=100).save(study)
-    with pytest.warns(SearchExhaustedWarning, match="proposed all that it has"):
+    StudyTarget(trials=3, total=None, epoch_examples=100).save(study)
+    with pytest.warns(HpoMabWarning, match="proposed all that it has"):
         assert not TrialLoop(study, storage, objective).run()
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert {trial.params["lr"] for trial in study.trials} == {0.01, 0.1}
@@ -344,12 +345,12 @@ class _Nine(optuna.samplers.GridSampler):
 
 
 def test_a_grid_has_one_order_and_counts_only_what_it_has_proposed() -> None:
-    study = optuna.create_study(sampler=PlannedSampler(_Nine, seed=0, initial=3))
-    with pytest.warns(SearchExhaustedWarning):
+    study = optuna.create_study(sampler=PlannedSearcher(_Nine, seed=0, initial=3))
+    with pytest.warns(HpoMabWarning, match="proposed all that it has"):
         study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=12)
     assert sorted(trial.params["x"] for trial in study.trials[3:]) == list(range(9))
     # A trial whose parameters are known takes none of its points, not even the last one left.
-    study = optuna.create_study(sampler=PlannedSampler(_Nine, seed=0, initial=0))
+    study = optuna.create_study(sampler=PlannedSearcher(_Nine, seed=0, initial=0))
     study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=8)
     study.add_trial(
         optuna.create_trial(
@@ -359,14 +360,14 @@ def test_a_grid_has_one_order_and_counts_only_what_it_has_proposed() -> None:
         )
     )
     study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=1)
-    with pytest.warns(SearchExhaustedWarning):
+    with pytest.warns(HpoMabWarning, match="proposed all that it has"):
         study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=1)
     own = [trial.params["x"] for trial in study.trials if trial.number != 8]
     assert sorted(own) == list(range(9))
 
 
 def test_a_retry_keeps_its_point_of_a_grid() -> None:
-    study = optuna.create_study(sampler=PlannedSampler(_Nine, seed=0, initial=0))
+    study = optuna.create_study(sampler=PlannedSearcher(_Nine, seed=0, initial=0))
     first = study.ask()
     for key, value in (("slot", 0), ("interrupted", True)):
         first.set_user_attr(f"hpo_mab:{key}", value)
@@ -380,5 +381,5 @@ def test_a_retry_keeps_its_point_of_a_grid() -> None:
 
 def test_an_option_that_optuna_will_remove_is_warned_of_once_and_not_for_each_trial() -> None:
     with pytest.warns(FutureWarning, match="consider_endpoints"):
-        factory = sampler_factory("tpe", {"consider_endpoints": True})
-    factory(seed=1)  # A warning is an error here.
+        make = searcher_maker("tpe", {"consider_endpoints": True})
+    make(seed=1)  # A warning is an error here.

@@ -9,7 +9,7 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +22,7 @@ from small_studies import tiny
 from tools import statements_of
 from torch import Tensor, nn
 
-from hpo_mab import training
+from hpo_mab import HpoMabWarning, training
 from hpo_mab._attributes import (
     INTERRUPTED_KEY,
     REASON_KEY,
@@ -33,30 +33,20 @@ from hpo_mab._attributes import (
     TWIN_KEY,
 )
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import (
-    StudyFailedError,
-    StudyRunner,
-    TrainingObjective,
-    make_objective,
-)
-from hpo_mab.search._checkpoint import CheckpointWarning, TrialCheckpoint
-from hpo_mab.search._recorder import TrialRecord
+from hpo_mab.search import StudyFailedError, StudyRunner, TrainingObjective
+from hpo_mab.search._checkpoint import TrialCheckpoint
+from hpo_mab.search._observer import Observer
+from hpo_mab.search._prepare import make_objective
 from hpo_mab.search._slots import _most_slots, probe_slots, seconds_alone, seconds_stacked
 from hpo_mab.search._space import Assignment
 from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.search._stacks import Stacks
-from hpo_mab.search._target import Target
+from hpo_mab.search._target import StudyTarget
+from hpo_mab.search._trial_record import TrialRecord
 from hpo_mab.search._workload import Workload
-from hpo_mab.storage import (
-    Storage,
-    StoredDefinition,
-    StudyRun,
-    _process,
-    files_folder,
-    open_study,
-    read_run,
-    study_names,
-)
+from hpo_mab.storage import Storage, StudyRun, _process, open_study, read_run, study_names
+from hpo_mab.storage._definition import StoredDefinition
+from hpo_mab.storage._open import files_folder
 from hpo_mab.training import DeviceSweep, StackedTrainer
 from hpo_mab.training._tally import ExampleTally
 
@@ -105,7 +95,7 @@ def test_trials_in_slots_show_how_far_they_are(
     assert progress.shares == [{0: 0.5, 1: 0.5}, {}]
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 @pytest.mark.parametrize(
     ("pruner", "sampler"), [("median", "auto"), ("advantage", "mab"), ("top_k", "mab")]
 )
@@ -158,7 +148,7 @@ def test_out_of_memory_where_trials_end_halves_the_slots(
     runner = tiny_runner(sampler={"kind": "uniform"}, budget={"trials": 4}, training={"slots": 4})
     outcome = runner.run(score=False)
     assert failed
-    assert any("2 instead of 4 trials at a time" in why for why in outcome.loop_reasons)
+    assert any("2 instead of 4 trials at a time" in why for why in outcome.notes)
     assert [t.state for t in outcome.run.trials if t.state != "fail"] == ["complete"] * 4
 
 
@@ -219,16 +209,16 @@ def test_slots_are_no_more_than_the_trials_that_are_left(storage: Storage, run_t
     study = open_study(storage, run.name)
     found = []
     for trials in (3, 5, 40, 1000):
-        Target(trials=trials, total=None, epoch_examples=100).save(study)
+        StudyTarget(trials=trials, total=None, epoch_examples=100).save(study)
         found.append(_most_slots(study))
     length = StoredDefinition.load(study).trial_examples
     for total in (f"{20 * length}examples", "30m"):
-        Target(trials=1000, total=total, epoch_examples=100).save(study)
+        StudyTarget(trials=1000, total=total, epoch_examples=100).save(study)
         found.append(_most_slots(study))
     assert found == [0, 1, 10, 32, 5, 32]
-    Target(trials=40, total=None, epoch_examples=100).save(study)
+    StudyTarget(trials=40, total=None, epoch_examples=100).save(study)
     assert [_most_slots(study, workers=workers) for workers in (2, 4, 11)] == [5, 2, 0]
-    Target(trials=136, total=None, epoch_examples=100).save(study)
+    StudyTarget(trials=136, total=None, epoch_examples=100).save(study)
     study.add_trials(
         optuna.create_trial(value=0.5, user_attrs={SLOT_KEY: slot}) for slot in range(3, 128)
     )
@@ -251,7 +241,7 @@ def test_only_a_few_shapes_have_stacks_of_their_own(tiny_runner: Runner, widths:
         training={"slots": 2},
     ).run(score=False)
     stacked = [STACK_SLOTS_KEY in trial.attrs for trial in outcome.run.trials]
-    assert (stacked, bool(outcome.loop_reasons)) == ([widths == 4] * 2, widths != 4)
+    assert (stacked, bool(outcome.notes)) == ([widths == 4] * 2, widths != 4)
 
 
 _PRIOR: dict[str, Any] = {"kind": "mab", "prior": [{"low": 0.5, "high": 5.0}, 1.0], "floor": 0.1}
@@ -326,8 +316,8 @@ def test_a_range_of_shapes_is_trained_one_at_a_time(
     assert len(outcome.run.trials) == 2
     # Also where all trials run elsewhere.
     elsewhere = tiny_runner(**spec).run(score=False, launch=lambda *_: False)
-    assert elsewhere.loop_reasons == outcome.loop_reasons
-    assert outcome.loop_reasons == (
+    assert elsewhere.notes == outcome.notes
+    assert outcome.notes == (
         "trials are trained one at a time: ranges of the network's options, of the batch size or "
         "of the sampler's kinds of draws give each trial a stack of its own",
     )
@@ -392,7 +382,7 @@ def test_out_of_memory_halves_the_slots_and_loses_no_trial(
     assert [trial.state for trial in done] == ["complete"] * 5
     # Without room for any stack, they are trained alone.
     assert {STACK_SLOTS_KEY in trial.attrs for trial in done} == {room > 0}
-    assert outcome.loop_reasons == tuple(
+    assert outcome.notes == tuple(
         f"out of memory: {slots // 2} instead of {slots} trials at a time" for slots in tried
     )
 
@@ -401,13 +391,13 @@ def test_out_of_memory_halves_the_slots_and_loses_no_trial(
 def test_an_error_of_the_callback_ends_the_run_and_fails_no_trial(
     tiny_runner: Runner, slots: int
 ) -> None:
-    class Full:
+    class Full(Observer):
         """Prints to a file on a full disk."""
 
-        def __call__(self, study: optuna.Study, trial: Any) -> None:
-            self.running(None)
+        def ended(self, study: optuna.Study, trial: Any) -> None:
+            self.running({})
 
-        def running(self, shares: Any) -> None:
+        def running(self, shares: Mapping[int, float]) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     runner = tiny_runner(budget={"trials": 2}, training={"slots": slots}, pruner={"kind": "none"})
@@ -446,7 +436,7 @@ def test_a_stack_that_had_no_memory_is_freed_before_the_next_is_made(
 def test_a_trial_alone_that_has_no_memory_next_to_a_stack_is_tried_again_once(
     tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch, interrupted: bool, times: int
 ) -> None:
-    train, begin = Workload.training, StackLoop._train
+    train, begin = Workload.training, StackLoop._claim_and_train
     failures: list[BaseException] = [KeyboardInterrupt()] * interrupted
     failures += [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")] * times
     begun: list[StackLoop] = []
@@ -463,7 +453,7 @@ def test_a_trial_alone_that_has_no_memory_next_to_a_stack_is_tried_again_once(
             raise failures.pop(0)
         return train(workload, *given, seed=seed, **options)
 
-    monkeypatch.setattr(StackLoop, "_train", begins)
+    monkeypatch.setattr(StackLoop, "_claim_and_train", begins)
     monkeypatch.setattr(Workload, "training", full)
     # Its intervals take seconds.
     monkeypatch.setattr("hpo_mab.search._race._evidence", lambda *_: None)
@@ -540,7 +530,7 @@ def test_a_network_that_no_stack_takes_is_trained_alone(
     # Trials that a stack had begun are trained again.
     states = [trial.state for trial in outcome.run.trials]
     assert states == ["fail"] * begun + ["complete"] * 3
-    (found,) = outcome.loop_reasons
+    (found,) = outcome.notes
     assert reason in found
 
 
@@ -640,11 +630,11 @@ def test_a_probe_without_memory_halves_the_slots(
     objective = make_objective(tiny(), splits)
     objective.workload.device = torch.device("cuda")
     assert probe_slots(objective, most=32) == 8
-    assert not objective.loop_reasons
+    assert not objective.notes
     assert probe_slots(objective, most=3) == 1
     room = 0
     assert probe_slots(objective, most=32) == 1
-    fails, full = objective.loop_reasons
+    fails, full = objective.notes
     alone = "trials are trained one at a time: "
     why = f"{alone}measuring whether a stack is faster failed: RuntimeError: no stack ("
     assert fails.startswith(f"{why}{Path(__file__).name}, line ")
@@ -771,7 +761,7 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(
     run_tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TrialCheckpoint, "load", lambda self: {"points": [], "tensors": {}})
-    with pytest.warns(CheckpointWarning, match="does not fit its trial"):
+    with pytest.warns(HpoMabWarning, match="does not fit its trial"):
         run = run_tiny(budget={"trials": 2}, training={"slots": 2, "checkpoint": 1e-9})
     assert len(_values(run)) + sum(trial.state == "pruned" for trial in run.trials) == 2
 
@@ -804,7 +794,7 @@ def test_a_study_that_fails_returns_the_other_trials(storage: Storage, tiny_runn
     runner.objective.workload._model = failing
     with pytest.raises(StudyFailedError):
         runner.run(score=False)
-    run = read_run(storage, runner.name())
+    run = read_run(storage, runner.study_name())
     assert {trial.state for trial in run.trials} == {"fail"}
     assert [INTERRUPTED_KEY in trial.attrs for trial in run.trials].count(True) == 1
 
@@ -817,7 +807,7 @@ def test_a_trial_that_another_machine_has_closed_costs_no_other(
 
     def closed(loop: StackLoop) -> None:
         if next(calls) == 1:
-            lost = open_study(storage, runner.name()).trials[0]
+            lost = open_study(storage, runner.study_name()).trials[0]
             storage.optuna.set_trial_user_attr(lost._trial_id, "hpo_mab:lost", True)
             storage.optuna.set_trial_state_values(lost._trial_id, TrialState.FAIL)
             raise optuna.exceptions.StorageInternalError("away")
@@ -833,20 +823,20 @@ def test_a_trial_that_ends_its_worker_costs_no_other(
     tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = tiny_runner(pruner={"kind": "none"}, budget={"trials": 3}, training={"slots": 2})
-    advance, train = StackLoop._advance, TrainingObjective._train
+    advance, train = StackLoop._advance, TrainingObjective.train
 
     def die_in_stack(loop: StackLoop) -> None:
         if any(one.assignment.plan_slot == 0 for one in loop._running.values()):
             raise SystemExit
         advance(loop)
 
-    def die_alone(objective: TrainingObjective, trial: optuna.trial.Trial) -> float:
+    def die_alone(objective: TrainingObjective, trial: optuna.trial.Trial, *given: Any) -> float:
         if trial.user_attrs[SLOT_KEY] == 0:
             raise SystemExit
-        return train(objective, trial)
+        return train(objective, trial, *given)
 
     monkeypatch.setattr(StackLoop, "_advance", die_in_stack)
-    monkeypatch.setattr(TrainingObjective, "_train", die_alone)
+    monkeypatch.setattr(TrainingObjective, "train", die_alone)
     for _ in range(4):
         with pytest.raises(SystemExit):
             runner.run(score=False)
@@ -957,5 +947,5 @@ def test_out_of_memory_where_a_stored_trial_is_stopped_halves_the_slots(
     monkeypatch.setattr(TrialRecord, "should_prune", lambda _: True)
     monkeypatch.setattr(ExampleTally, "take", full)
     outcome = tiny_runner(**changes).run(score=False)
-    assert any("out of memory: 1 instead of 2" in reason for reason in outcome.loop_reasons)
+    assert any("out of memory: 1 instead of 2" in reason for reason in outcome.notes)
     assert [trial.state for trial in outcome.run.trials if trial.state != "fail"] == ["pruned"] * 2

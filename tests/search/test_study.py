@@ -13,10 +13,12 @@ from small_studies import tiny
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import RunOutcome, StudyRunner, _study, make_objective
+from hpo_mab.search import RunOutcome, StudyRunner, _study
+from hpo_mab.search._prepare import make_objective
 from hpo_mab.search._study import check_reference, check_study, make_study
 from hpo_mab.search._trial_loop import TrialLoop
-from hpo_mab.storage import Storage, StoredDefinition, open_study, read_run, study_names
+from hpo_mab.storage import Storage, open_study, read_run, study_names
+from hpo_mab.storage._definition import StoredDefinition
 
 
 def test_a_race_keeps_the_record_it_was_made_with(storage: Storage) -> None:
@@ -117,7 +119,7 @@ def test_what_pruning_saves_is_counted_in_each_trials_own_batches(storage: Stora
         pruner={"kind": "none"},
     )
     runner = StudyRunner(spec, storage)
-    study = make_study(storage, "own", spec, runner._definition(), source="")
+    study = make_study(storage, "own", spec, runner._definition())
     study.pruner = Second()
     TrialLoop(study, storage, runner.objective).run()
     run = read_run(storage, "own")

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from made_up import point
 from tools import statements_of
 
-from hpo_mab.search._recorder import TrialRecord
-from hpo_mab.storage import CurveStore, Storage, TrialRun, _curves
+from hpo_mab.search._trial_record import TrialRecord
+from hpo_mab.storage import Storage, TrialRun, _curves
+from hpo_mab.storage._curves import CurveStore
 from hpo_mab.training import Evaluation
 
 
@@ -103,7 +104,7 @@ def test_a_curve_is_written_now_and_then_and_at_the_end(
 ) -> None:
     now = [100.0]
     clock = types.SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr("hpo_mab.search._recorder.time", clock)
+    monkeypatch.setattr("hpo_mab.search._trial_record.time", clock)
     study = optuna.load_study(study_name="study", storage=storage.optuna)
     trial = optuna.trial.Trial(study, 1)
     store, number = storage.curves, trial._trial_id

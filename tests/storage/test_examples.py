@@ -142,12 +142,12 @@ def test_a_writer_spends_a_hundredth_of_its_time_and_drops_what_is_tried_again(
     writer.offer(1, _Sums(_counts(0)))
     writer.flush_if_due()
     assert storage.examples.load(study) is None
-    writer.settle(1, counts=True)
+    writer.take_or_drop(1, take=True)
     writer.flush_if_due()
     assert _load(storage, study).trials == 1
     for trial, counts in ((2, True), (3, False), (4, True)):
         writer.offer(trial, _Sums(_counts(trial)))
-        writer.settle(trial, counts=counts)
+        writer.take_or_drop(trial, take=counts)
     clock.now += 199.0
     writer.flush_if_due()
     assert _load(storage, study).trials == 1
@@ -188,6 +188,6 @@ def test_a_copy_by_optuna_and_its_original_have_separate_records_from_the_next_s
     longer, other = (study, copy) if continued == "one" else (copy, study)
     anywhere.examples.add(longer, _counts(2), total=50, labels="abc")
     assert (_load(anywhere, longer).trials, _load(anywhere, other).trials) == (3, 2)
-    frozen = anywhere.examples.frozen(longer)
+    frozen = anywhere.examples.kept_record(longer)
     assert frozen is not None
     assert frozen.trials == 2

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import gc
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,9 @@ from tools import statements_of
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.search import TrialReporter
 from hpo_mab.search._study import make_study
-from hpo_mab.storage import (
-    Storage,
-    StoredDefinition,
-    files_folder,
-    open_study,
-    read_run,
-    study_names,
-)
+from hpo_mab.storage import Storage, open_study, read_run, study_names
+from hpo_mab.storage._definition import StoredDefinition
+from hpo_mab.storage._open import files_folder
 from hpo_mab.storage._tables import HEARTBEATS
 
 
@@ -362,3 +358,15 @@ def test_an_old_database_that_may_not_be_written_is_refused_with_the_next_step(
     with pytest.raises(StorageError, match=r"earlier hpo-mab, or none, .* and open the copy\.$"):
         study_names(Storage(file, create=False))
     assert sorted(tmp_path.iterdir()) == files
+
+
+def test_a_storage_that_was_used_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "own.db"))
+    optuna.create_study(study_name="own", storage=storage.optuna)
+    assert storage.curves
+    assert storage.examples
+    assert storage.lock
+    sent = pickle.loads(pickle.dumps(storage))
+    assert study_names(sent) == ("own",)
+    sent.close()
+    storage.close()

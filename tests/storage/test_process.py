@@ -14,7 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from hpo_mab._errors import StorageError
-from hpo_mab.storage import Storage, _open, _process, files_folder
+from hpo_mab.storage import Storage, _open, _process
+from hpo_mab.storage._open import files_folder
 from hpo_mab.storage._process import (
     hold,
     is_gone,

@@ -10,9 +10,10 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab import HpoMabWarning
 from hpo_mab._attributes import BUDGET_KEY, SECONDS_KEY, WORKER_KEY
 from hpo_mab._errors import StorageError
-from hpo_mab.storage import MissingCurvesWarning, Storage, read_run
+from hpo_mab.storage import Storage, read_run
 from hpo_mab.storage._runs import _most_processes, deletion_is_an_error
 from hpo_mab.storage._tables import local_time
 
@@ -78,7 +79,7 @@ def test_a_trial_that_breaks_a_constraint_is_not_the_best(storage: Storage) -> N
         limits, attrs = {"size": size}, {BUDGET_KEY: 100}
         study.add_trial(optuna.create_trial(value=accuracy, user_attrs=attrs, constraints=limits))
     # Its cost counts.
-    with pytest.warns(MissingCurvesWarning, match="2 of 2 trials"):
+    with pytest.warns(HpoMabWarning, match="2 of 2 trials"):
         run = read_run(storage, "own")
     assert run.best == run.trials[0]
 

@@ -21,7 +21,7 @@ from hpo_mab import models
 from hpo_mab.search import StudyRunner, load_spec, make_spec
 from hpo_mab.search._claim import claim
 from hpo_mab.search._prepare import load_splits
-from hpo_mab.search._target import Target
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.storage import Storage, open_study
 from hpo_mab.training import Budget
 from hpo_mab.training._schedule import Schedule
@@ -375,7 +375,7 @@ def test_trials_that_run_by_a_librarys_records(peers: Any, job: Any) -> None:
     )
     assert ours.outcome(job).running == ()
     study = open_study(storage, "peers")
-    Target(trials=2, total=None, epoch_examples=1).save(study)
+    StudyTarget(trials=2, total=None, epoch_examples=1).save(study)
     claim(study, storage, [], count=1)
     storage.close()
     assert ours.outcome(job).running == ("1",)

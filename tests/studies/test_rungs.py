@@ -262,7 +262,7 @@ def test_the_best_configurations_of_both_schedules_follow_from_the_records() -> 
     assert f"{two} points by seed at 2 epochs, {eight} at 8 epochs, and {thirty} at 30" in text
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 def test_rungs_move_earlier_where_an_eighth_ranks_trials(tables: ModuleType) -> None:
     ends = np.random.default_rng(0).normal(size=(2, 24, 1))
     # Without noise an interval would have no width, which counts as unknown.

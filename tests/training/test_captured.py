@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from unittest import mock
 
@@ -43,6 +45,32 @@ def test_an_error_that_ends_a_capture_does_not_hide_its_cause(
         run(KeyboardInterrupt())
     with pytest.raises(RuntimeError, match="invalidated"):
         run(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+
+
+def test_the_tensors_of_a_failed_capture_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(body: Callable[[], None]) -> None:
+        body()
+        raise RuntimeError("the network waits for the host")
+
+    class Body:
+        def __call__(self) -> None:
+            self.outputs = torch.zeros(1)
+
+    monkeypatch.setattr(torch.cuda, "default_generators", [mock.Mock()])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    step, body = Captured(device=torch.device("cpu")), Body()
+    step._may_capture = True
+    monkeypatch.setattr(step, "_capture", fail)
+    freed = weakref.ref(body)
+    gc.disable()
+    try:
+        for _ in range(WARM_UP_CALLS + 1):
+            step(body)
+        del body
+        assert freed() is None
+    finally:
+        gc.enable()
+    assert step.reason == "the network waits for the host"
 
 
 def test_live_functions_have_their_own_streams_and_later_ones_use_them_again(

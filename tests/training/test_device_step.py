@@ -219,7 +219,7 @@ class _Filling(torch.nn.Module):
 
 
 class _Drawing(torch.nn.Linear):
-    """Draws from a random generator of its own or a global one, or only has one."""
+    """Draws from its own random generator or a global one, or only has one."""
 
     def __init__(self, generator: Any, draw: Callable[[Any], Any]) -> None:
         super().__init__(64, 10)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo_mab.training import Schedule, TrainingDiverged
-from hpo_mab.training._schedule import LearningCurve
+from hpo_mab.training import TrainingDiverged
+from hpo_mab.training._schedule import LearningCurve, Schedule
 
 
 def test_exact_values() -> None:

@@ -14,15 +14,17 @@ import pytest
 from optuna.trial import TrialState
 from small_studies import define
 
-from hpo_mab import _machine
+from hpo_mab import HpoMabWarning, _machine
 from hpo_mab._attributes import LOST_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.search._target import Target
+from hpo_mab.search._observer import NOBODY, observer_of
+from hpo_mab.search._target import StudyTarget
 from hpo_mab.storage import Storage
 from hpo_mab.storage._process import machine, this_process
-from hpo_mab.workers import ProcessLauncher, RayLauncher, WorkerWarning, _processes
+from hpo_mab.workers import ProcessLauncher, RayLauncher, _processes
 from hpo_mab.workers._processes import WorkerProcess
 from hpo_mab.workers._room import later_devices
+from hpo_mab.workers._watch import FinishedWatch
 
 PASSWORD = "hunter2"
 
@@ -81,12 +83,12 @@ def run(
         storage = Storage(str(tmp_path / "studies.db"))
         launcher = ProcessLauncher(storage, devices=["cpu", "cpu"], data_root="data", slots=3)
 
-        def run_here(on_trial: Any, *, workers: int = 1) -> bool:
-            launch.on_trial = on_trial  # type: ignore[attr-defined]
+        def run_here(observer: Any, *, workers: int = 1) -> bool:
+            launch.observer = observer  # type: ignore[attr-defined]
             trains()
             return here
 
-        return launcher(study, on_trial, run_here)
+        return launcher(study, observer_of(on_trial), run_here)
 
     return launch
 
@@ -109,7 +111,7 @@ def test_a_worker_that_is_just_replaced_is_waited_for(run: Callable[..., bool]) 
             # Meanwhile this process looks several times for workers to wait for.
             time.sleep(0.05)
 
-    with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
+    with pytest.warns(HpoMabWarning, match="died; the last one: status -11"):
         run(*[-11] * 100, trains=replacing.wait, begins=begins)
     assert len(Script.started) == 10
 
@@ -126,7 +128,7 @@ def test_a_trial_that_a_worker_lost_is_no_sign_of_life(
             )
         )
 
-    with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
+    with pytest.warns(HpoMabWarning, match="died; the last one: status -11"):
         run(*[-11] * 100, begins=begins)
     assert len(Script.started) == 10
 
@@ -145,7 +147,7 @@ def test_deaths_in_a_place_are_forgotten_when_its_worker_finishes_a_trial(
             study.add_trial(optuna.create_trial(value=0.5, system_attrs={WORKER_KEY: worker}))
 
     # The thread that follows the workers looks after each start.
-    with pytest.warns(WorkerWarning, match="status -11") as given_up:
+    with pytest.warns(HpoMabWarning, match="status -11") as given_up:
         run(*[-11] * 30, begins=begins)
     assert len(Script.started) == started
     assert len(given_up) == (2 if started == 10 else 1)
@@ -154,7 +156,7 @@ def test_deaths_in_a_place_are_forgotten_when_its_worker_finishes_a_trial(
 def test_a_worker_that_gives_up_is_not_replaced_and_its_error_is_shown(
     run: Callable[..., bool],
 ) -> None:
-    with pytest.warns(WorkerWarning, match="A worker has ended early: status 2"):
+    with pytest.warns(HpoMabWarning, match="A worker has ended early: status 2"):
         assert run(2, 0) is False
     assert len(Script.started) == 2
 
@@ -178,7 +180,7 @@ def test_a_run_goes_on_with_the_processes_that_the_system_allows(
     passed: list[int] = []
     for allowed in (0, 1, 2):
         # The second one dies, and cannot be replaced.
-        with pytest.warns(WorkerWarning, match="no process could be started: .*unavailable"):
+        with pytest.warns(HpoMabWarning, match="no process could be started: .*unavailable"):
             assert not run(
                 *(0, -9),
                 on_trial=lambda study, trial: passed.append(trial.number),
@@ -208,7 +210,7 @@ def test_what_a_callback_raises_of_a_trial_elsewhere_ends_the_run(
     def train() -> None:
         (frozen, *_) = study.trials
         for _ in range(trials_here):
-            run.on_trial(study, frozen)
+            run.observer.ended(study, frozen)
             time.sleep(0.001)
         if trials_here:
             pytest.fail("the trials here continued")
@@ -250,12 +252,12 @@ def test_ctrl_c_stops_workers_and_kills_them_the_second_time(
     launcher = ProcessLauncher(storage, devices=["cpu"] * 2, data_root="data")
     # Raised, so that the summary and the pages after a run are left out.
     with pytest.raises(KeyboardInterrupt):
-        launcher(study, None, lambda on_trial: True)
+        launcher(study, NOBODY, lambda observer: True)
     assert asked == ["stop", "stop", "Ctrl-C", "kill", "kill"]
     asked.clear()
     # This process has no more trials, and waits for the workers.
     with pytest.raises(KeyboardInterrupt):
-        launcher(study, None, lambda on_trial, **_: False)
+        launcher(study, NOBODY, lambda observer, **_: False)
     assert asked == ["Ctrl-C", "stop", "stop", "Ctrl-C", "kill", "kill"]
 
 
@@ -284,7 +286,7 @@ def run_later(
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
     monkeypatch.setattr(_machine, "available_memory", lambda: None)
     # One has finished before.
-    Target(trials=13, total=None, epoch_examples=100).save(study)
+    StudyTarget(trials=13, total=None, epoch_examples=100).save(study)
 
     def launch(*states: str | float, worth: float, on_trial: Any = None) -> list[int]:
         Script.ends, Script.started, Script.begins = [], [], lambda: None
@@ -307,7 +309,7 @@ def run_later(
                 value = {"value": 0.5} if state == "COMPLETE" else {}
                 kind = TrialState["PRUNED" if state == "UNBEGUN" else state]
                 study.add_trial(optuna.create_trial(state=kind, user_attrs=attrs, **value))
-                here(study, study.trials[-1])
+                here.ended(study, study.trials[-1])
                 assert passed.acquire(timeout=240)
                 started.append(len(Script.started))
             return False
@@ -315,7 +317,8 @@ def run_later(
         monkeypatch.setattr(_processes, "_WORTH_SECONDS", worth)
         later = functools.partial(later_devices, device="cpu")
         storage = Storage(str(tmp_path / "studies.db"))
-        ProcessLauncher(storage, devices=later, data_root="data")(study, pass_on, run_here)
+        launcher = ProcessLauncher(storage, devices=later, data_root="data")
+        launcher(study, observer_of(pass_on), run_here)
         storage.close()
         return started
 
@@ -356,7 +359,7 @@ def test_others_that_cannot_be_started_do_not_end_the_first_trial(
 
     monkeypatch.setattr(_processes, "WorkerProcess", refuse)
     shown: list[int] = []
-    with pytest.warns(WorkerWarning, match="no process could be started"):
+    with pytest.warns(HpoMabWarning, match="no process could be started"):
         started = run_later(
             0.1, 0.2, "COMPLETE", worth=20.0, on_trial=lambda study, trial: shown.append(1)
         )
@@ -369,14 +372,14 @@ def test_the_first_trial_decides_once(
 ) -> None:
     # Of the budget nothing is left to do.
     shares = iter((0.25, 0.97))
-    monkeypatch.setattr(Target, "share_spent", lambda *args: next(shares))
+    monkeypatch.setattr(StudyTarget, "share_spent", lambda *args: next(shares))
     assert run_later(0.9, 0.95, worth=20.0) == [0, 0]
 
 
 def test_an_error_before_the_first_trial_ends_the_run(
     run_later: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Target, "share_spent", lambda *args: 1 / 0)
+    monkeypatch.setattr(StudyTarget, "share_spent", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_later(worth=0.0)
 
@@ -390,7 +393,7 @@ def test_a_total_budget_leaves_less_to_do(
 
     for worth, started in ((80.0, 0), (79.0, 1)):
         shares = iter((0.25, 0.25 + 1 / 12))
-        monkeypatch.setattr(Target, "share_spent", functools.partial(spend, shares=shares))
+        monkeypatch.setattr(StudyTarget, "share_spent", functools.partial(spend, shares=shares))
         assert run_later("COMPLETE", worth=worth) == [started]
 
 
@@ -430,7 +433,7 @@ def test_a_run_that_is_alone_shows_its_running_trial(
         here.running({1: 0.5})
         return False
 
-    Target(trials=1, total=None, epoch_examples=100).save(study)
+    StudyTarget(trials=1, total=None, epoch_examples=100).save(study)
     storage = Storage(str(tmp_path / "studies.db"))
     ProcessLauncher(storage, devices=later_devices, data_root="data")(study, progress, run_here)
     storage.close()
@@ -462,17 +465,15 @@ def test_a_worker_that_still_loads_when_the_study_is_done_is_not_waited_for(
     monkeypatch.setattr(_processes, "WorkerProcess", Loading)
     storage = Storage(str(tmp_path / "studies.db"))
     launcher = ProcessLauncher(storage, devices=["cpu"], data_root="data")
-    assert launcher(study, None, lambda on_trial, **_: False) is False
+    assert launcher(study, NOBODY, lambda observer, **_: False) is False
     storage.close()
     assert Loading.stopped == [2]
 
 
 def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: optuna.Study) -> None:
-    from hpo_mab.search._trial_loop import FinishedTrials
-
     study.add_trial(optuna.create_trial(value=0.5))
     finished: list[int] = []
-    watch = FinishedTrials(study, lambda study, trial: finished.append(trial.number))
+    watch = FinishedWatch(study, observer_of(lambda study, trial: finished.append(trial.number)))
     assert watch.report_new() == []
     study.add_trial(optuna.create_trial(value=0.5))
     assert [[trial.number for trial in watch.report_new()] for _ in range(2)] == [[2], []]
@@ -483,11 +484,9 @@ def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: opt
 def test_running_trials_of_workers_show_the_share_of_their_budget(
     progress: Any, budget: dict[str, int]
 ) -> None:
-    from hpo_mab.search._trial_loop import FinishedTrials
-
     study = optuna.create_study(direction="maximize")
     define(study, {"budget": budget})
-    watch = FinishedTrials(study, progress)
+    watch = FinishedWatch(study, progress)
     first, _ = study.ask(), study.ask()
     first.report(0.5, step=1)
     watch.report_new()

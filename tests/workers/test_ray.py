@@ -21,9 +21,11 @@ import optuna
 import pytest
 from small_studies import define, quick
 
+from hpo_mab import HpoMabWarning
 from hpo_mab.search import StudyFailedError, StudyRunner
+from hpo_mab.search._observer import NOBODY
 from hpo_mab.storage import Storage
-from hpo_mab.workers import RayLauncher, WorkerWarning, _ray
+from hpo_mab.workers import RayLauncher, _ray
 
 PASSWORD = "hunter2ever"
 _ME = str(os.getpid())
@@ -82,14 +84,14 @@ def _launch(monkeypatch: pytest.MonkeyPatch, ray: _Ended, **options: Any) -> boo
     monkeypatch.setattr(_ray, "_import_ray", lambda: ray)
     given = {"workers": 2, "data_root": "data", **options}
     launcher = RayLauncher(Storage("postgresql://host/studies"), **given)
-    return launcher(_defined(), None, lambda on_trial: False)
+    return launcher(_defined(), NOBODY, lambda observer: False)
 
 
 @pytest.mark.parametrize("ends", [(_RayError("no\ndisk"), False), (False, _RayError("no\ndisk"))])
 def test_a_worker_that_ends_with_an_error_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, ends: tuple[bool | _RayError, ...]
 ) -> None:
-    with pytest.warns(WorkerWarning, match="A worker has ended early: disk"):
+    with pytest.warns(HpoMabWarning, match="A worker has ended early: disk"):
         assert not _launch(monkeypatch, _Ended(*ends))
 
 
@@ -111,7 +113,7 @@ def test_workers_without_a_gpu_of_their_own_train_on_the_cpu(
 
 
 def test_each_worker_reserves_a_cpu_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.warns(WorkerWarning, match="No node of the Ray cluster has the 9 CPU of a worker"):
+    with pytest.warns(HpoMabWarning, match="No node of the Ray cluster has the 9 CPU of a worker"):
         assert not _launch(monkeypatch, _Ended(False, False), threads=9)
 
 
@@ -145,15 +147,15 @@ def test_two_nodes_finish_a_study_together(
 
         from hpo_mab.search import TrainingObjective
 
-        train = TrainingObjective.__call__
+        train = TrainingObjective.train
 
-        def wait_for_the_other(objective: Any, trial: Any) -> float:
+        def wait_for_the_other(objective: Any, trial: Any, recording: Any) -> float:
             pathlib.Path(here, str(os.getpid())).touch()
             while len(list(pathlib.Path(here).iterdir())) < 2:
                 time.sleep(0.05)
-            return train(objective, trial)
+            return train(objective, trial, recording)
 
-        TrainingObjective.__call__ = wait_for_the_other
+        TrainingObjective.train = wait_for_the_other
         return work(*arguments, **given)
 
     monkeypatch.setattr(_ray, "_work", work_once_both_have_a_trial)
@@ -236,7 +238,7 @@ def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
     hand.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            launcher(study, None, lambda on_trial: False)
+            launcher(study, NOBODY, lambda observer: False)
     finally:
         seconds = time.monotonic() - (pressed or [0.0])[-1]
         over.set()
@@ -260,9 +262,9 @@ def test_workers_that_no_node_can_take_are_announced(
     monkeypatch.setattr(_ray, "_work", lambda *_, **__: False)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "No node")
-        assert not RayLauncher(storage, **given)(study, None, lambda on_trial: False)
+        assert not RayLauncher(storage, **given)(study, None, lambda observer: False)
     # It would wait for such a node.
     monkeypatch.setattr(RayLauncher, "_follow", lambda *_: False)
-    with pytest.warns(WorkerWarning, match="has the 1 CPU and 0.5 GPU of a worker"):
-        RayLauncher(storage, gpus_per_worker=0.5, **given)(study, None, lambda on_trial: False)
+    with pytest.warns(HpoMabWarning, match="has the 1 CPU and 0.5 GPU of a worker"):
+        RayLauncher(storage, gpus_per_worker=0.5, **given)(study, None, lambda observer: False)
     storage.close()

@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo_mab._attributes import SLOT_KEY, has_spent_budget
 from hpo_mab._errors import ArgumentError, check_integer, plain, require
 from hpo_mab.search._ranges import holds
-from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.storage import Storage
+from hpo_mab.storage._open import STORAGE_ERRORS
 from hpo_mab.storage._optuna import add_running, id_of, running_trial
 from hpo_mab.storage._process import hold, release
 

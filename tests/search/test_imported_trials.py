@@ -11,12 +11,12 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab import MABSampler, TrialReporter, UniformSampler
+from hpo_mab import HpoMabWarning, MABSampler, TrialReporter, UniformSampler
 from hpo_mab._attributes import SLOT_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.compare import stored_comparison
 from hpo_mab.samplers import BatchSampler
-from hpo_mab.search import ShortTrialWarning, recorded_trial
+from hpo_mab.search import recorded_trial
 from hpo_mab.storage import Storage, study_names
 
 
@@ -111,7 +111,7 @@ def test_a_value_that_changes_its_kind_leaves_no_trial(storage: Storage) -> None
 
 
 def test_a_training_that_ends_early_has_failed(storage: Storage) -> None:
-    with pytest.warns(ShortTrialWarning, match="300 of 400 examples"):
+    with pytest.warns(HpoMabWarning, match="300 of 400 examples"):
         _train(storage, {"lr": 0.3}, reports=3)
     assert [trial.state for trial in _trials(storage)] == [TrialState.FAIL]
 

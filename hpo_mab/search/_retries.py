@@ -1,65 +1,19 @@
-"""Queued trials: twins, and retries of trials that were interrupted or lost their worker."""
+"""Trials whose worker is gone are closed, and trials that were cut off are queued again.
+
+Every step can be repeated: if a worker dies half way, the next one with the study's lock finishes
+the step.
+"""
 
 from __future__ import annotations
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import (
-    LOST_KEY,
-    REASON_KEY,
-    SAMPLER_KEY,
-    SLOT_KEY,
-    TWIN_KEY,
-    UNIFORM,
-    WORKER_KEY,
-)
-from hpo_mab._plan import Plan, slot_of
+from hpo_mab._attributes import LOST_KEY, REASON_KEY, SLOT_KEY, WORKER_KEY
+from hpo_mab._plan import Plan
 from hpo_mab.storage import Storage
-from hpo_mab.storage._optuna import (
-    GRID_KEYS,
-    add_copy,
-    id_of,
-    retry_of,
-    storage_of,
-    unchecked_trial,
-)
+from hpo_mab.storage._optuna import add_copy, id_of, retry_of, storage_of
 from hpo_mab.storage._process import is_gone, is_held, is_here, this_process
-
-# A twin is an ordinary trial with the slot, parameters and seed of another trial, under another
-# batch sampler. It is never pruned. It has the user attributes ``hpo_mab:twin_of`` (the slot) and
-# ``hpo_mab:sampler``. Twins count in the study's total budget, but not in ``budget.trials``. So a
-# study has as many configurations with twins as without. Their results are results of the study
-# like any other.
-#
-# In a pilot each of the first configurations gets a twin under uniform sampling once it is
-# complete. `hpo_mab.search._race` queues the twins of ``"auto"``.
-
-
-def queue_twin(
-    study: optuna.Study, trial: optuna.trial.Trial | FrozenTrial, sampler: str = UNIFORM
-) -> None:
-    """Queue the twin of a trial, all of whose parameters are known, unless it has one."""
-    slot = slot_of(study, trial)
-    if (slot, sampler) in Plan.of(study).places:
-        return
-    attrs = {SLOT_KEY: slot, TWIN_KEY: slot, SAMPLER_KEY: sampler}
-    system = storage_of(study).get_trial(id_of(trial)).system_attrs
-    twin = unchecked_trial(
-        state=TrialState.WAITING,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs=attrs,
-        # Without them, Optuna's grid search would assign another point to the twin.
-        system_attrs={key: system[key] for key in GRID_KEYS if key in system},
-    )
-    add_copy(study, twin)
-
-
-# Trials whose worker is gone are closed and queued again.
-#
-# Everything here is called with the study's lock held, so it happens once. Every step can be
-# repeated: if a worker dies half way, the next one with the lock finishes the step.
 
 
 def close_lost(study: optuna.Study, storage: Storage) -> None:

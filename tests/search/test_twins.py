@@ -11,10 +11,10 @@ from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab.advantage import Evidence
 from hpo_mab.search import StudyRunner
-from hpo_mab.search._queue import queue_twin
+from hpo_mab.search._twins import queue_twin
 from hpo_mab.storage import Storage, StudyRun, open_study
 
-pytestmark = pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:AdvantagePruner decides:hpo_mab.HpoMabWarning")
 
 _PILOT = {"search": {"initial": 4}, "budget": {"trials": 7, "epochs": 1, "evaluations": 3}}
 

@@ -31,16 +31,17 @@ from hpo_mab._attributes import (
     UNREPORTED_KEY,
     has_spent_budget,
 )
-from hpo_mab._errors import ArgumentError, failure_reason
+from hpo_mab._errors import ArgumentError, HpoMabWarning, failure_reason
 from hpo_mab._interrupts import interruptible
 from hpo_mab._plan import slot_of
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner
 from hpo_mab.pruners._reasons import reason_of
 from hpo_mab.search._checkpoint import Checkpoints, TrialCheckpoint
-from hpo_mab.storage import CurveStore
+from hpo_mab.search._space import Assignment
+from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._definition import batch_size_of, have_one_budget
 from hpo_mab.storage._examples import ExampleWriter
-from hpo_mab.storage._optuna import id_of, startup_trials, storage_of
+from hpo_mab.storage._optuna import id_of, queued_params, startup_trials, storage_of
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
 from hpo_mab.training._tally import ExampleTally
 
@@ -135,11 +136,11 @@ class TrialRecord:
 
     def add(self, evaluation: Evaluation) -> None:
         """Add an evaluation and report it."""
-        self.add_later(evaluation)
+        self.add_unwritten(evaluation)
         if self.is_due:
             self.flush()
 
-    def add_later(self, evaluation: Evaluation) -> None:
+    def add_unwritten(self, evaluation: Evaluation) -> None:
         """Add an evaluation and report it; its point of the curve waits for `flush_all`."""
         self.last = evaluation
         if self._curves is not None:
@@ -180,6 +181,7 @@ class TrialRecord:
 
     def close(self) -> None:
         """Write the rest of the curve, the trial's cost, and the cost that the curve lacks."""
+        # First: a trial whose cost is stored has its whole curve.
         self.flush()
         examples, seconds = self._unreported
         if examples or self.idle_seconds:
@@ -210,6 +212,7 @@ def warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: i
         warnings.warn(
             f"Trial {trial.number} has reports already: Optuna ignores a second report of a step, "
             "and only the last curve is kept. In a cross-validation give one fold a TrialReporter.",
+            HpoMabWarning,
             stacklevel=4,
         )
     earlier = [t for t in trials if t.number != trial.number]
@@ -221,6 +224,7 @@ def warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: i
                 f"Trial {other.number} was reported by another loop. TrialReporter and "
                 "TrainingObjective count steps from 1, and pruners compare trials at equal steps, "
                 "so begin another study.",
+                HpoMabWarning,
                 stacklevel=4,
             )
             return
@@ -237,9 +241,22 @@ def warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: i
                     f"The {name} is {given:,}, of trial {other.number} it was {known:,}. Pruners "
                     "compare trials at equal numbers of evaluations, so begin another study; "
                     "'hpo-mab report' refuses one with several budgets.",
+                    HpoMabWarning,
                     stacklevel=4,
                 )
                 return
+
+
+def warn_of_unknown(trial: optuna.trial.Trial) -> None:
+    """Warn if the trial was queued with parameters that have not been suggested."""
+    unknown = queued_params(trial).keys() - trial.params.keys()
+    if unknown:
+        warnings.warn(
+            f"Trial {trial.number} was queued with {', '.join(sorted(unknown))}, which this "
+            f"objective does not search: its parameters are {', '.join(sorted(trial.params))}.",
+            HpoMabWarning,
+            stacklevel=4,
+        )
 
 
 def warn_without_pilot(trial: optuna.trial.Trial, *, initial: int) -> None:
@@ -255,6 +272,7 @@ def warn_without_pilot(trial: optuna.trial.Trial, *, initial: int) -> None:
         warnings.warn(
             f"Earlier trials of the study have its first {initial} slots, so there is no pilot; "
             "begin another study.",
+            HpoMabWarning,
             stacklevel=4,
         )
 
@@ -267,10 +285,10 @@ NO_CHECKPOINT = "the checkpoint of the trial that it continues is gone or does n
 def train_and_record(
     trial: optuna.trial.Trial,
     training: Training,
+    assignment: Assignment,
     recording: Recording,
     *,
     checkpoint: TrialCheckpoint | None,
-    may_prune: bool,
 ) -> Evaluation:
     """Train to the end of the budget, or until the pruner stops the trial.
 
@@ -282,31 +300,43 @@ def train_and_record(
     Without a ``checkpoint`` nothing is saved. Returns the last evaluation.
 
     Raises:
-        optuna.TrialPruned: The study's pruner stops the trial.
+        optuna.TrialPruned: The study's pruner stops the trial, or it continues a complete one
+            whose checkpoint cannot be used.
         TrainingDiverged: A loss is no longer finite.
     """
-    if training.resumed:
-        # Written before the curve: a worker that dies in between has no curve and no cost.
-        trial.set_user_attr(RESUMED_KEY, len(training.resumed))
+    if assignment.budgets > 1 and not training.resumed:
+        trial.set_user_attr(REASON_KEY, NO_CHECKPOINT)
+        raise optuna.TrialPruned(NO_CHECKPOINT)
+    _begin(trial, training, recording)
     earlier = iter(training.resumed)
     with contextlib.closing(TrialRecord(trial, recording.curves)) as record:
         while True:
             evaluation = next(earlier, None) or _next_of(training, record)
             record.add(evaluation)
             ended = evaluation.index == training.evaluations
-            pruned = may_prune and not ended and record.should_prune()
+            pruned = assignment.may_prune and not ended and record.should_prune()
             stops = pruned or ended
             # Nothing is saved at an evaluation from a checkpoint. A trial that pauses there
             # continues from the old file, whose visits must not count twice.
-            pauses = isinstance(trial.study.pruner, PromotionPruner)
-            if stops and not (pauses and evaluation.index <= len(training.resumed)):
-                offer(trial, training.tally, recording.example_writer)
+            from_file = evaluation.index <= len(training.resumed)
+            continues_from_old_file = from_file and isinstance(trial.study.pruner, PromotionPruner)
+            if stops and not continues_from_old_file:
+                hand_over_sums(trial, training.tally, recording.example_writer)
             if checkpoint is not None and training.has_state:
                 checkpoint.save_if_due(record, training.state_dict, stops=stops, pruned=pruned)
             if pruned:
                 raise optuna.TrialPruned
             if ended:
                 return evaluation
+
+
+def _begin(trial: optuna.trial.Trial, training: Training, recording: Recording) -> None:
+    if (on_progress := recording.on_progress) is not None:
+        number = trial.number
+        training.on_progress = lambda share: on_progress({number: share})
+    if training.resumed:
+        # Written before the curve: a worker that dies in between has no curve and no cost.
+        trial.set_user_attr(RESUMED_KEY, len(training.resumed))
 
 
 def _next_of(training: Training, record: TrialRecord) -> Evaluation:
@@ -320,7 +350,7 @@ def _next_of(training: Training, record: TrialRecord) -> Evaluation:
         record.evaluation_seconds = training.evaluation_seconds
 
 
-def offer(
+def hand_over_sums(
     trial: optuna.trial.Trial,
     tally: ExampleTally | None,
     writer: ExampleWriter | None,

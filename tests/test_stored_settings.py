@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import hpo_mab
-from hpo_mab._attributes import DEFINITION_KEY, StudySettings
+from hpo_mab._attributes import DEFINITION_KEY
+from hpo_mab._stored_settings import StudySettings
 from hpo_mab.search import make_spec
 
 _FULL = {
@@ -79,4 +80,4 @@ def test_nothing_else_reads_keys_of_a_stored_definition() -> None:
         for path in package.rglob("*.py")
         if reads.search(path.read_text(encoding="utf-8"))
     }
-    assert found == {"_attributes.py"}
+    assert found == {"_stored_settings.py"}
